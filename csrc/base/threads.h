@@ -1,0 +1,23 @@
+/* The one thread pool: pthreads, pinned within the allowed set (JPO_PIN=0 turns that off), sized by
+ * jpo_threads_set or JPO_NUM_THREADS, else by the allowed processors. The caller's thread is never pinned: it hands
+ * work over, works along only when the pool has one thread, and waits. Results must not depend on the number of
+ * threads: cut the OUTPUT into fixed tasks; which thread runs a task is not fixed, its arithmetic is. */
+#ifndef JPO_BASE_THREADS_H
+#define JPO_BASE_THREADS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { JPO_MAX_THREADS = 256 };
+
+/* Runs one task. `thread` in [0, jpo_threads_count()) names the scratch that this call may use. */
+typedef void (*jpo_task)(void *context, int64_t task, int thread);
+
+/* Runs tasks 0..count-1 and returns when all are done. Not reentrant from a task (a nested call runs inline).
+ * Calls from several threads are served one after the other. */
+void jpo_parallel(int64_t count, jpo_task run, void *context);
+
+int jpo_threads_count(void);
+void jpo_threads_set(int count); /* clamped to 1..JPO_MAX_THREADS; joins the old workers */
+
+#endif

@@ -1,0 +1,12 @@
+#include "bind/bind.h"
+
+PyObject *jpo_raise(const jpo_error *err) {
+    if (err->code == JPO_ERR_INTERRUPTED && PyErr_Occurred()) return NULL; /* the signal handler's own exception */
+    PyObject *exceptions[] = {
+#define JPO_STATUS_EXCEPTION(code, exception) exception,
+        JPO_STATUS_LIST(JPO_STATUS_EXCEPTION)
+#undef JPO_STATUS_EXCEPTION
+    };
+    PyErr_SetString(exceptions[err->code], err->text);
+    return NULL;
+}

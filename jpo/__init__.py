@@ -1,0 +1,1 @@
+"""jpo: Joint Preference Optimization of language models on the CPU."""
