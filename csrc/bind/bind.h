@@ -15,6 +15,7 @@ PyObject *jpo_raise(const jpo_error *err);
     X(system)              \
     X(kernels)             \
     X(objective)           \
+    X(linear)              \
     X(model)               \
     X(testing)
 

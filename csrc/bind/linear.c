@@ -1,0 +1,242 @@
+/* Private hooks on ops/linear for the tests, and the measurement that `jpo doctor` and the benchmarks print. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bind/bind.h"
+#include "bind/numpy.h"
+#include "base/cpu.h"
+#include "ops/linear.h"
+
+static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
+
+static int compute_from_name(const char *name, jpo_compute *out) {
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(name, compute_names[i])) {
+            *out = (jpo_compute)i;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "compute must be \"float32\", \"int16\" or \"bfloat16\", got \"%s\"", name);
+    return -1;
+}
+
+static int dtype_from_name(const char *name, jpo_dtype *out) {
+    int code = jpo_dtype_from_name(name);
+    if (code < 0) {
+        PyErr_Format(PyExc_ValueError, "dtype must be one of F32, BF16, F16, Q8_0, Q4_0, Q4_1, got \"%s\"", name);
+        return -1;
+    }
+    *out = (jpo_dtype)code;
+    return 0;
+}
+
+/* A float32 (rows, columns) array whose columns are contiguous; its row stride in elements. */
+static int matrix(PyObject *object, const char *name, bool writable, PyArrayObject **array, int64_t *stride) {
+    PyArrayObject *a = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 2 ||
+        (PyArray_SIZE(a) && PyArray_DIM(a, 1) > 1 && PyArray_STRIDE(a, 1) != 4) || (writable && !PyArray_ISWRITEABLE(a))) {
+        PyErr_Format(PyExc_TypeError, "%s must be a%s float32 array of 2 dimensions with contiguous columns", name,
+                     writable ? " writable" : "");
+        return -1;
+    }
+    *array = a;
+    *stride = PyArray_DIM(a, 0) > 1 ? PyArray_STRIDE(a, 0) / 4 : PyArray_DIM(a, 1);
+    return 0;
+}
+
+/* The weight (n, k) over the bytes of `data`, prepared for `compute`. */
+static int weight_open(jpo_weight *w, PyObject *data, const char *dtype, const char *compute, int64_t n, int64_t k) {
+    *w = (jpo_weight){.n = n, .k = k};
+    if (dtype_from_name(dtype, &w->dtype) || compute_from_name(compute, &w->compute)) return -1;
+    PyArrayObject *bytes = (PyArrayObject *)data;
+    if (!PyArray_Check(data) || !PyArray_IS_C_CONTIGUOUS(bytes) ||
+        (size_t)PyArray_NBYTES(bytes) != (size_t)n * jpo_dtype_row_bytes(w->dtype, k)) {
+        PyErr_Format(PyExc_ValueError, "data must be a contiguous array of %zu bytes for a %s weight (%lld, %lld)",
+                     (size_t)n * jpo_dtype_row_bytes(w->dtype, k), dtype, (long long)n, (long long)k);
+        return -1;
+    }
+    w->data = PyArray_DATA(bytes);
+    jpo_error err;
+    if (jpo_weight_prepare(w, &err) == JPO_OK) return 0;
+    jpo_raise(&err);
+    return -1;
+}
+
+/* _linear_product(out, in, data, n, k, dtype, compute="float32", direction="forward", accumulate=False) */
+static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"out", "in", "data", "n", "k", "dtype", "compute", "direction", "accumulate", NULL};
+    (void)self;
+    PyObject *out_object, *in_object, *data;
+    const char *dtype, *compute = "float32", *direction = "forward";
+    long long n, k;
+    int accumulate = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLLs|ssp", names, &out_object, &in_object, &data, &n, &k, &dtype,
+                                     &compute, &direction, &accumulate))
+        return NULL;
+    PyArrayObject *out, *in;
+    int64_t ldo, ldi;
+    if (matrix(out_object, "out", true, &out, &ldo) || matrix(in_object, "in", false, &in, &ldi)) return NULL;
+    bool forward = !strcmp(direction, "forward");
+    int64_t m = PyArray_DIM(in, 0);
+    if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != (forward ? k : n) || PyArray_DIM(out, 1) != (forward ? n : k))
+        return PyErr_Format(PyExc_ValueError, "out and in must be (M, N) and (M, K) in their direction");
+    jpo_weight w;
+    if (weight_open(&w, data, dtype, compute, n, k)) return NULL;
+    jpo_scratch scratch = {0};
+    jpo_error err;
+    jpo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, &w,
+                                                                        m, accumulate, &scratch, &err);
+    jpo_scratch_free(&scratch);
+    jpo_weight_release(&w);
+    Py_END_ALLOW_THREADS
+    if (status != JPO_OK) return jpo_raise(&err);
+    Py_RETURN_NONE;
+}
+
+/* _linear_backward_weight(dw, dy, x): dw (N, K) += dy (M, N)^T x (M, K) */
+static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[3];
+    if (!PyArg_ParseTuple(args, "OOO", &objects[0], &objects[1], &objects[2])) return NULL;
+    PyArrayObject *dw, *dy, *x;
+    int64_t lddw, lddy, ldx;
+    if (matrix(objects[0], "dw", true, &dw, &lddw) || matrix(objects[1], "dy", false, &dy, &lddy) ||
+        matrix(objects[2], "x", false, &x, &ldx))
+        return NULL;
+    int64_t m = PyArray_DIM(x, 0), n = PyArray_DIM(dw, 0), k = PyArray_DIM(dw, 1);
+    if (PyArray_DIM(dy, 0) != m || PyArray_DIM(dy, 1) != n || PyArray_DIM(x, 1) != k || lddw != k)
+        return PyErr_Format(PyExc_ValueError, "expected dw (N, K) contiguous, dy (M, N), x (M, K)");
+    jpo_scratch scratch = {0};
+    jpo_error err;
+    jpo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m, &scratch,
+                                        &err);
+    jpo_scratch_free(&scratch);
+    Py_END_ALLOW_THREADS
+    if (status != JPO_OK) return jpo_raise(&err);
+    Py_RETURN_NONE;
+}
+
+/* _weight_rows(out, data, n, k, dtype, row0): out (count, K) = rows row0.. of W, widened. */
+static PyObject *weight_rows(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *out_object, *data;
+    const char *dtype;
+    long long n, k, row0;
+    if (!PyArg_ParseTuple(args, "OOLLsL", &out_object, &data, &n, &k, &dtype, &row0)) return NULL;
+    PyArrayObject *out;
+    int64_t ldo;
+    if (matrix(out_object, "out", true, &out, &ldo)) return NULL;
+    if (PyArray_DIM(out, 1) != k || ldo != k || row0 < 0 || row0 + PyArray_DIM(out, 0) > n)
+        return PyErr_Format(PyExc_ValueError, "out must be (count, %lld) with rows inside 0..%lld", k, n);
+    jpo_weight w;
+    if (weight_open(&w, data, dtype, "float32", n, k)) return NULL;
+    jpo_weight_rows(PyArray_DATA(out), &w, row0, PyArray_DIM(out, 0));
+    jpo_weight_release(&w);
+    Py_RETURN_NONE;
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Small pseudo-random numbers; quantized forms get finite scales by construction. */
+static void fill_weight(uint8_t *data, jpo_dtype dtype, size_t bytes) {
+    uint32_t state = 12345;
+    size_t block = jpo_dtype_row_bytes(dtype, jpo_dtype_block(dtype));
+    for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)((state = state * 1664525u + 1013904223u) >> 24);
+    if (jpo_dtype_block(dtype) == 1) {
+        for (size_t i = block - 1; i < bytes; i += block) data[i] = (data[i] & 0x80) | 0x3c;
+        return;
+    }
+    for (size_t i = 0; i < bytes; i += block) {
+        data[i + 1] = 0x20;
+        if (dtype == JPO_Q4_1) data[i + 3] = 0xa0;
+    }
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static jpo_status measure(const jpo_weight *w, int64_t m, bool forward, int runs, double *median, jpo_error *err) {
+    int64_t in_width = forward ? w->k : w->n, out_width = forward ? w->n : w->k;
+    float *in = calloc((size_t)(m * in_width) + 1, 4), *out = calloc((size_t)(m * out_width) + 1, 4);
+    double *times = calloc((size_t)runs, sizeof *times);
+    jpo_scratch scratch = {0};
+    jpo_status status = JPO_OK;
+    if (!in || !out || !times) status = jpo_fail(err, JPO_ERR_MEMORY, "could not allocate the measured matrices");
+    for (int64_t i = 0; status == JPO_OK && i < m * in_width; i++) in[i] = (float)(i % 251 - 125) / 125;
+    for (int run = -1; status == JPO_OK && run < runs; run++) { /* the first is not counted */
+        double start = seconds();
+        status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(out, out_width, in, in_width, w, m, false,
+                                                                            &scratch, err);
+        if (run >= 0) times[run] = seconds() - start;
+    }
+    if (status == JPO_OK) {
+        qsort(times, (size_t)runs, sizeof *times, compare_doubles);
+        *median = times[runs / 2];
+    }
+    jpo_scratch_free(&scratch);
+    free(times), free(in), free(out);
+    return status;
+}
+
+/* measure_gflops(compute, n, k, m, dtype="F32", direction="forward", runs=11) -> float */
+static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"compute", "n", "k", "m", "dtype", "direction", "runs", NULL};
+    (void)self;
+    const char *compute, *dtype = "F32", *direction = "forward";
+    long long n, k, m;
+    int runs = 11;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sLLL|ssi", names, &compute, &n, &k, &m, &dtype, &direction, &runs))
+        return NULL;
+    jpo_weight w = {.n = n, .k = k};
+    if (dtype_from_name(dtype, &w.dtype) || compute_from_name(compute, &w.compute)) return NULL;
+    if (n < 1 || k < 1 || m < 1 || runs < 1 || n > 1 << 24 || k > 1 << 24 || m > 1 << 24)
+        return PyErr_Format(PyExc_ValueError, "n, k, m and runs must be positive and at most 2^24");
+    size_t bytes = (size_t)n * jpo_dtype_row_bytes(w.dtype, k);
+    uint8_t *data = malloc(bytes + 64);
+    if (!data) return PyErr_NoMemory();
+    double median = 0;
+    jpo_error err;
+    jpo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    fill_weight(data, w.dtype, bytes);
+    w.data = data;
+    status = jpo_weight_prepare(&w, &err);
+    if (status == JPO_OK) status = measure(&w, m, !strcmp(direction, "forward"), runs, &median, &err);
+    jpo_weight_release(&w);
+    free(data);
+    Py_END_ALLOW_THREADS
+    if (status != JPO_OK) return jpo_raise(&err);
+    return PyFloat_FromDouble(2e-9 * (double)n * (double)k * (double)m / median);
+}
+
+/* _linear_isa(name) -> bool: forces the instruction set that products use; False where the machine lacks it. */
+static PyObject *linear_isa(PyObject *self, PyObject *argument) {
+    (void)self;
+    const char *name = PyUnicode_AsUTF8(argument);
+    if (!name) return NULL;
+    for (int isa = 0; isa < JPO_ISA_COUNT; isa++)
+        if (!strcmp(name, jpo_isa_name((jpo_isa)isa))) return PyBool_FromLong(jpo_cpu_choose((jpo_isa)isa));
+    return PyErr_Format(PyExc_ValueError, "no instruction set is called \"%s\"", name);
+}
+
+static PyMethodDef methods[] = {
+    {"_linear_product", (PyCFunction)(void *)linear_product, METH_VARARGS | METH_KEYWORDS, "Private: for the tests."},
+    {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
+    {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
+    {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
+    {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,
+     "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of the "
+     "median run of a product with a weight (n, k) over m rows."},
+    {NULL, NULL, 0, NULL}};
+
+int jpo_bind_linear(PyObject *module) { return PyModule_AddFunctions(module, methods); }

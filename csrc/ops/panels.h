@@ -1,0 +1,20 @@
+/* Widening: pieces of a stored weight W (N, K) to float32 rows, exactly (every stored form is a subset of float32,
+ * or a product and a sum that float32 evaluates once, in the order d q + m). */
+#ifndef JPO_OPS_PANELS_H
+#define JPO_OPS_PANELS_H
+
+#include <stdint.h>
+
+#include "base/dtype.h"
+
+/* out (count; contiguous) = values column0..column0+count-1 of the row that starts at `row`;
+ * column0 and count are multiples of the dtype's block. */
+void jpo_panel_widen_row(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
+
+/* out (rows, columns; ldo) = W[row0.., column0..]; data is W's first byte, k its width. */
+void jpo_panel_widen(float *out, int64_t ldo, jpo_dtype dtype, const void *data, int64_t k, int64_t row0, int64_t rows,
+                     int64_t column0, int64_t columns);
+
+float jpo_half_widen(uint16_t half); /* IEEE binary16 -> float32, subnormals, infinities and NaN included */
+
+#endif
