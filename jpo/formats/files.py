@@ -1,0 +1,136 @@
+"""What all formats share: JSON of bounded size, files written whole or not at all, tensors checked against a config."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from jpo.errors import FormatError
+from jpo.formats.config import tensor_shapes
+from jpo.formats.stored import StoredTensor
+
+JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
+
+
+def read_bytes(path: str, limit: int = JSON_LIMIT) -> bytes:
+    """The file's bytes; FormatError where it cannot be read or is larger than `limit`."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise FormatError(f"{path}: {size} bytes are more than the {limit} that are plausible here")
+            return file.read(limit + 1)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_text(path: str, limit: int = JSON_LIMIT) -> str:
+    """The file as UTF-8 text."""
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not valid UTF-8 at byte {error.start}") from None
+
+
+def _unique(path: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise FormatError(f"{path}: key {key!r} stands twice in one object")
+                seen.add(key)
+        return result
+
+    return build
+
+
+def parse_json_object(path: str, text: str) -> dict[str, Any]:
+    """A JSON object without duplicate keys; FormatError names `path` and the place."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique(path))
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise FormatError(f"{path}: JSON nested too deeply") from None
+    except FormatError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise FormatError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """A file that holds one JSON object."""
+    return parse_json_object(path, read_text(path, limit))
+
+
+def write_atomic(path: str, write: Callable[[str], None]) -> None:
+    """Calls write(temporary sibling), syncs it and renames it to `path`: readers see the old file or the whole new one."""
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
+    os.close(handle)
+    try:
+        write(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Makes a rename inside `folder` durable, where the system allows folders to be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str, text: str) -> None:
+    """`text` as UTF-8, atomically."""
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+    write_atomic(path, write)
+
+
+def write_json(path: str, value: Any) -> None:
+    """`value` as indented JSON, atomically; NaN is refused because no reader is bound to take it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_tensors(where: str, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+    """FormatError naming the first tensor that is missing, unexpected or of another shape than `config` demands."""
+    layers = config["num_hidden_layers"]
+    if 9 * layers > len(tensors):  # before the list of names is built: a hostile count must not cost memory
+        raise FormatError(f"{where}: num_hidden_layers = {layers} needs {9 * layers + 2} tensors or more, got {len(tensors)}")
+    shapes = tensor_shapes(config)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise FormatError(f"{where}: tensor {name} is missing")
+        if tensors[name].shape != shape:
+            raise FormatError(f"{where}: tensor {name}: the configuration needs shape {shape}, got {tensors[name].shape}")
+    for name in tensors:
+        if name not in shapes:
+            raise FormatError(f"{where}: tensor {name} is unexpected: the configuration has no place for it")
