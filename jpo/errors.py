@@ -1,17 +1,20 @@
-"""The exceptions that a user's input can cause. All are ValueErrors, so that code that knows nothing of jpo catches them."""
+"""The errors that bad user input raises; each message names what was wrong, where, what was expected and the remedy.
+
+Knows nothing else of jpo, so that every module may import it.
+"""
 
 
 class JpoError(ValueError):
-    """A user's input cannot be used; the message says what was expected, what came and the remedy."""
+    """Bad input from the user: an argument, an option, a file."""
 
 
 class FormatError(JpoError):
-    """A model, tokenizer or adapter file is malformed or uses something that jpo does not implement."""
+    """A model, tokenizer or adapter file that cannot be read: malformed, truncated, or of an unsupported kind."""
 
 
 class DataError(JpoError):
-    """A record of training or evaluation data is malformed; the message names file and line."""
+    """A record or a file of records that cannot be used; the message names file, line and key."""
 
 
 class MissingExtra(JpoError, ImportError):
-    """An optional package is missing; the message names the pip command that installs it."""
+    """An optional package is not installed; the message holds the one command that installs it."""
