@@ -99,7 +99,11 @@ class Tokenizer:
 
         folder = os.fspath(folder)
         os.makedirs(folder, exist_ok=True)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.settings}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.settings,
+        }
         settings.update({name: token for name, token in self.special.items() if token is not None})
         settings.pop("chat_template", None)
         if self.chat_template is not None:

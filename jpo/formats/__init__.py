@@ -11,8 +11,9 @@ import os
 
 from jpo.errors import FormatError, JpoError
 from jpo.formats.stored import BLOCKS, Checkpoint, StoredTensor
+from jpo.formats.writing import write_checkpoint
 
-__all__ = ["BLOCKS", "Checkpoint", "StoredTensor", "load_checkpoint"]
+__all__ = ["BLOCKS", "Checkpoint", "StoredTensor", "load_checkpoint", "write_checkpoint"]
 
 _SMOLLM2 = "smollm2-135m"
 
@@ -36,10 +37,16 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     JpoError where there is no such model; FormatError, naming file and tensor or key, where a file is malformed.
     """
     from jpo.formats.gguf import load_gguf
+    from jpo.formats.huggingface import load_directory
+    from jpo.formats.tiny import load_tiny
 
     name = os.fspath(name_or_path)
     if name == _SMOLLM2:
         return load_gguf(_installed_smollm2(), name)
+    if name == "tiny":
+        return load_tiny()
+    if os.path.isdir(name):
+        return load_directory(name)
     if os.path.isfile(name):
         return load_gguf(name)
     raise JpoError(

@@ -105,7 +105,9 @@ def token_ids(where: str, value: Any, vocab_size: int | None = None) -> list[int
 def _architecture(where: str, hf: dict[str, Any]) -> str:
     kind = hf.get("model_type")
     if kind not in ARCHITECTURES:
-        raise FormatError(f"{where}: model_type {kind!r} is not implemented; implemented are {', '.join(ARCHITECTURES)}")
+        raise FormatError(
+            f"{where}: model_type {kind!r} is not implemented; implemented are {', '.join(ARCHITECTURES)}"
+        )
     named = hf.get("architectures") or [ARCHITECTURES[kind]]
     if not isinstance(named, list) or named[0] not in (ARCHITECTURES[kind], ARCHITECTURES[kind][:-11] + "Model"):
         raise FormatError(f"{where}: architectures {named!r} is not implemented; expected [{ARCHITECTURES[kind]!r}]")
@@ -123,7 +125,9 @@ def _refuse_unimplemented(where: str, hf: dict[str, Any], kind: str) -> None:
     plain = "sliding_attention" if kind == "mistral" and hf.get("sliding_window") else "full_attention"
     if layers is not None and (not isinstance(layers, list) or any(entry != plain for entry in layers)):
         raise FormatError(f"{where}: key layer_types: layers that differ are not implemented; expected all {plain!r}")
-    if kind == "mistral":  # its blocks have no biases whatever these keys say: a file that sets them means another model
+    if (
+        kind == "mistral"
+    ):  # its blocks have no biases whatever these keys say: a file that sets them means another model
         for key in ("attention_bias", "mlp_bias"):
             if hf.get(key):
                 raise FormatError(f"{where}: key {key} = {hf[key]!r} is not implemented for model_type 'mistral'")
@@ -141,7 +145,9 @@ def _rope(where: str, hf: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         raise FormatError(f"{where}: key rope_parameters: parameters per layer type are not implemented")
     if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
         got = parameters["partial_rotary_factor"]
-        raise FormatError(f"{where}: key partial_rotary_factor = {got!r} changes the mathematics and is not implemented")
+        raise FormatError(
+            f"{where}: key partial_rotary_factor = {got!r} changes the mathematics and is not implemented"
+        )
     if hf.get("original_max_position_embeddings") is not None:
         parameters = {**parameters, "original_max_position_embeddings": hf["original_max_position_embeddings"]}
     theta = parameters.get("rope_theta") or hf.get("rope_theta")

@@ -124,13 +124,17 @@ def check_tensors(where: str, config: dict[str, Any], tensors: dict[str, StoredT
     """FormatError naming the first tensor that is missing, unexpected or of another shape than `config` demands."""
     layers = config["num_hidden_layers"]
     if 9 * layers > len(tensors):  # before the list of names is built: a hostile count must not cost memory
-        raise FormatError(f"{where}: num_hidden_layers = {layers} needs {9 * layers + 2} tensors or more, got {len(tensors)}")
+        raise FormatError(
+            f"{where}: num_hidden_layers = {layers} needs {9 * layers + 2} tensors or more, got {len(tensors)}"
+        )
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
         if name not in tensors:
             raise FormatError(f"{where}: tensor {name} is missing")
         if tensors[name].shape != shape:
-            raise FormatError(f"{where}: tensor {name}: the configuration needs shape {shape}, got {tensors[name].shape}")
+            raise FormatError(
+                f"{where}: tensor {name}: the configuration needs shape {shape}, got {tensors[name].shape}"
+            )
     for name in tensors:
         if name not in shapes:
             raise FormatError(f"{where}: tensor {name} is unexpected: the configuration has no place for it")

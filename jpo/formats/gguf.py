@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jpo.errors import FormatError
-from jpo.formats.config import boolean, integer, normalize, number
+from jpo.formats.config import integer, normalize, number
 from jpo.formats.files import check_tensors
 from jpo.formats.gguf_tokenizer import tokenizer_from_metadata
 from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
@@ -24,7 +24,19 @@ from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
 _OTHER_TYPES = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"}
 # metadata value type -> NumPy's little-endian dtype; 8 is a string, 9 an array
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _STRING, _ARRAY = 8, 9
 
 # llama.* keys that the reader uses or that change nothing; any other key is refused unless it is zero, false or empty
@@ -225,7 +237,9 @@ def _uniform(file: GGUFFile, key: str) -> Any:
 
 def _refuse_unknown(file: GGUFFile) -> None:
     if file.metadata.get("split.count", 0) not in (0, 1):
-        raise FormatError(f"{file.path}: split.count = {file.metadata['split.count']}: join the parts (llama-gguf-split --merge)")
+        raise FormatError(
+            f"{file.path}: split.count = {file.metadata['split.count']}: join the parts (llama-gguf-split --merge)"
+        )
     for key, value in file.metadata.items():
         if not key.startswith("llama.") or key[6:] in _KNOWN_KEYS:
             continue
@@ -233,7 +247,9 @@ def _refuse_unknown(file: GGUFFile) -> None:
             continue
         empty = not np.any(value) if isinstance(value, (np.ndarray, int, float)) else not value
         if not empty:
-            raise FormatError(f"{file.path}: metadata key {key} = {value!r} changes the mathematics and is not implemented")
+            raise FormatError(
+                f"{file.path}: metadata key {key} = {value!r} changes the mathematics and is not implemented"
+            )
 
 
 def _rope_scaling(file: GGUFFile) -> tuple[dict[str, Any] | None, float | None]:
@@ -289,14 +305,18 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
     """(the configuration in Hugging Face's spelling, factors of rope_freqs.weight that it cannot spell or None)"""
     where, get = file.path, file.metadata.get
     if get("general.architecture") != "llama":
-        raise FormatError(f"{where}: general.architecture {get('general.architecture')!r} is not implemented; expected 'llama'")
+        raise FormatError(
+            f"{where}: general.architecture {get('general.architecture')!r} is not implemented; expected 'llama'"
+        )
     _refuse_unknown(file)
     flat = {key[6:]: _uniform(file, key) for key in file.metadata if key.startswith("llama.")}
     heads, hidden = integer(where, flat, "attention.head_count"), integer(where, flat, "embedding_length")
     head_dim = integer(where, flat, "attention.key_length", hidden // heads or None)
     for key in ("attention.value_length", "rope.dimension_count"):
         if integer(where, flat, key, head_dim) != head_dim:
-            raise FormatError(f"{where}: metadata key llama.{key}: only the head size {head_dim} is implemented, got {flat[key]}")
+            raise FormatError(
+                f"{where}: metadata key llama.{key}: only the head size {head_dim} is implemented, got {flat[key]}"
+            )
     window = integer(where, flat, "attention.sliding_window", 0, least=0)
     tokens = get("tokenizer.ggml.tokens")
     embedding = file.tensors.get("token_embd.weight")
@@ -334,7 +354,9 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
             return config, None
     if np.all(factors == 1.0):
         return config, None
-    config["jpo_rope_factors"] = factors.tolist()  # a configuration that transformers cannot read: writing it is refused
+    config["jpo_rope_factors"] = (
+        factors.tolist()
+    )  # a configuration that transformers cannot read: writing it is refused
     return config, factors
 
 

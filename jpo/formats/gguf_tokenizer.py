@@ -86,7 +86,9 @@ def _merges(metadata: _Metadata, vocabulary: dict[str, int]) -> list[tuple[str, 
 
 def _byte_level(metadata: _Metadata, vocabulary: dict[str, int], pre: str) -> Tokenizer:
     if pre not in _PRE:
-        raise metadata.fail("pre", f"pre-tokenizer {pre!r} is not implemented; implemented are {', '.join(sorted(_PRE))}")
+        raise metadata.fail(
+            "pre", f"pre-tokenizer {pre!r} is not implemented; implemented are {', '.join(sorted(_PRE))}"
+        )
     kind, pattern, _ = _PRE[pre]
     # a vocabulary cut by a pattern of its own holds whole pieces that its merges do not reach
     whole = kind == "split" and pattern is not _QWEN2
@@ -127,7 +129,9 @@ def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str,
     else:
         merges = list(_splits(tokens, scores, vocabulary))
     unknown = metadata.token("unknown_token_id", tokens) or ("<unk>" if "<unk>" in vocabulary else None)
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     prefix = metadata.get("add_space_prefix", bool, True)
     steps = [normalizers.Prepend("\u2581")] if prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
@@ -150,7 +154,9 @@ def _post_processor(metadata: _Metadata, tokens: list[str], default: bool, bos: 
     """BOS in front where the file says so: kept in tokenizer.json, so that other readers see it too."""
     if not metadata.get("add_bos_token", bool, default) or bos is None:
         return None
-    return processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))])
+    return processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))]
+    )
 
 
 def _build(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int]) -> tuple[Tokenizer, bool]:

@@ -41,7 +41,9 @@ def _llama3(where: str, base: np.ndarray, parameters: dict[str, Any], original: 
     factor = _number(where, parameters, "factor")
     low, high = _number(where, parameters, "low_freq_factor"), _number(where, parameters, "high_freq_factor")
     if high <= low:
-        raise FormatError(f"{where}: RoPE parameter high_freq_factor: expected more than low_freq_factor ({low}), got {high}")
+        raise FormatError(
+            f"{where}: RoPE parameter high_freq_factor: expected more than low_freq_factor ({low}), got {high}"
+        )
     wavelength = 2 * math.pi / base
     smooth = (original / wavelength - low) / (high - low)
     medium = (1 - smooth) * base / factor + smooth * base
@@ -79,7 +81,12 @@ def _yarn(where: str, base: np.ndarray, parameters: dict[str, Any], theta: float
 
 
 def inverse_frequencies(
-    where: str, head_dim: int, theta: float, parameters: dict[str, Any], max_positions: int, factors: np.ndarray | None = None
+    where: str,
+    head_dim: int,
+    theta: float,
+    parameters: dict[str, Any],
+    max_positions: int,
+    factors: np.ndarray | None = None,
 ) -> tuple[list[float], float]:
     """(inverse frequencies (head_dim/2,), factor on cosine and sine) of `parameters`, spelled as Hugging Face does.
 
@@ -88,7 +95,9 @@ def inverse_frequencies(
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in IMPLEMENTED:
-        raise FormatError(f"{where}: RoPE scaling {kind!r} is not implemented; implemented are {', '.join(IMPLEMENTED)}")
+        raise FormatError(
+            f"{where}: RoPE scaling {kind!r} is not implemented; implemented are {', '.join(IMPLEMENTED)}"
+        )
     known = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "partial_rotary_factor"}
     for key in parameters:
         if kind != "default" and key not in known and key not in _REQUIRED[kind] + _OPTIONAL[kind]:
