@@ -85,7 +85,7 @@ class Tokenizer:
         return self.backend.id_to_token(int(token_id))
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """`messages` ({"role", "content"}, ...) through the model's chat template, as text that already holds its BOS."""
+        """`messages` ({"role", "content"}, ...) through the model's chat template: text that holds its BOS."""
         from jpo.formats.chat import render
 
         if self.chat_template is None:
@@ -94,7 +94,7 @@ class Tokenizer:
         return render(self.chat_template, messages, add_generation_prompt, names)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes tokenizer.json and tokenizer_config.json (with the chat template) into `folder`, as transformers reads them."""
+        """Writes tokenizer.json and tokenizer_config.json (chat template inside), as transformers reads them."""
         from jpo.formats.files import write_json, write_text
 
         folder = os.fspath(folder)

@@ -72,7 +72,7 @@ def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def write_atomic(path: str, write: Callable[[str], None]) -> None:
-    """Calls write(temporary sibling), syncs it and renames it to `path`: readers see the old file or the whole new one."""
+    """write(temporary sibling), sync, rename to `path`: readers see the old file or the whole new one."""
     folder = os.path.dirname(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
     os.close(handle)

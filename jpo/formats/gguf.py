@@ -363,7 +363,7 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
 def _halves_apart(tensor: StoredTensor, name: str, heads: int) -> StoredTensor:
     """Rows of a q or k matrix (or bias) from interleaved rotary pairs to Hugging Face's two halves a head.
 
-    The file's row (head, pair i, half j) is Hugging Face's (head, j, i). Whole rows move, so quantized blocks stay whole.
+    The file's row (head, pair i, half j) is Hugging Face's (head, j, i). Whole rows move, so blocks stay whole.
     """
     rows, width = tensor.shape[0], tensor.data.size // tensor.shape[0]
     pairs = tensor.data.reshape(heads, rows // heads // 2, 2, width)

@@ -90,6 +90,13 @@ def _read_shard(path: str, tensors: dict[str, StoredTensor], wanted: set[str] | 
         tensors[name] = _entry(path, name, entry, data)
 
 
+def read_safetensors(path: str) -> dict[str, StoredTensor]:
+    """All tensors of one safetensors file, as views into a memory map; FormatError names file and tensor."""
+    tensors: dict[str, StoredTensor] = {}
+    _read_shard(path, tensors, None)
+    return tensors
+
+
 def _shards(folder: str, path: str) -> dict[str, set[str]]:
     """Shard file name -> tensor names, from model.safetensors.index.json; names that leave the folder are refused."""
     places = read_json(path).get("weight_map")
@@ -234,9 +241,7 @@ def load_directory(folder: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _refuse_longer_vocabulary(folder: str, tokenizer: tokenization.Tokenizer, rows: int) -> None:
-    raise FormatError(
-        f"{folder}: tokenizer.json: {tokenizer.vocab_size} tokens are more than the embedding's {rows} rows (vocab_size)"
-    )
+    raise FormatError(f"{folder}: tokenizer.json: {tokenizer.vocab_size} tokens are more than vocab_size = {rows}")
 
 
 def _is_adapter(folder: str) -> bool:

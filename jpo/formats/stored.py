@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def tensor_bytes(where: str, name: str, dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes that `shape` takes as `dtype`; FormatError where a row is no whole number of blocks or the shape is absurd."""
+    """Bytes that `shape` takes as `dtype`; FormatError where rows are no whole blocks or the shape is absurd."""
     values, size = BLOCKS[dtype]
     count = 1
     for extent in shape:
@@ -73,7 +73,7 @@ def tensor_bytes(where: str, name: str, dtype: str, shape: tuple[int, ...]) -> i
 
 
 def aligned(data: np.ndarray, dtype: str) -> np.ndarray:
-    """`data` itself, or a copy where its address is no multiple of the element's size (a file may place it anywhere)."""
+    """`data`, or a copy where its address is no multiple of the element's size (files may place it anywhere)."""
     step = 4 if dtype == "F32" else 2
     return data.copy() if data.ctypes.data % step else data
 

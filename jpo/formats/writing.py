@@ -31,7 +31,7 @@ def hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_complete(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """JpoError naming the first tensor that is missing, surplus, or of another shape or dtype than a model of `config` has."""
+    """JpoError naming the first tensor that is missing, surplus, or not float32 of the shape that `config` gives."""
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
         if name not in tensors:
