@@ -7,6 +7,7 @@
 #include "bind/numpy.h"
 #include "base/cpu.h"
 #include "ops/linear.h"
+#include "ops/packed.h"
 
 static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
 
@@ -229,11 +230,21 @@ static PyObject *linear_isa(PyObject *self, PyObject *argument) {
     return PyErr_Format(PyExc_ValueError, "no instruction set is called \"%s\"", name);
 }
 
+/* _linear_portable(allow): int16 and bfloat16 by portable C where the instructions are missing or not chosen. */
+static PyObject *linear_portable(PyObject *self, PyObject *argument) {
+    (void)self;
+    int allow = PyObject_IsTrue(argument);
+    if (allow < 0) return NULL;
+    jpo_packed_allow_portable(allow);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"_linear_product", (PyCFunction)(void *)linear_product, METH_VARARGS | METH_KEYWORDS, "Private: for the tests."},
     {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
     {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
     {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
+    {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,
      "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of the "
      "median run of a product with a weight (n, k) over m rows."},

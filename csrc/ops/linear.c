@@ -1,52 +1,60 @@
-/* Products with a stored weight by OpenBLAS: tiles of the output, each widened and multiplied by one task. The cut
- * depends on the shapes alone. */
+/* Products with a stored weight, cut into tasks over tiles of the output: packed tiles (ops/packed), dot products for a
+ * few rows, or OpenBLAS where no table serves. Which one is a rule of shape, compute type and processor. */
 #include "ops/linear.h"
 
+#include "base/cpu.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "kernels/panels.h"
 #include "ops/blas.h"
-#include "ops/panels.h"
-
-enum { PANEL_ROWS = 512 }; /* rows of W that one widened panel of backward_input holds */
+#include "ops/packed.h"
 
 void jpo_scratch_free(jpo_scratch *scratch) {
     jpo_block_free(&scratch->shared);
     jpo_block_free(&scratch->thread);
 }
 
+static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
+static const char *const compute_needs[] = {"", "avx512_vnni", "avx512_bf16"};
+
+/* Nothing is stored: panels are packed from W on the way, which costs less than reading them back would. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
     w->packed = NULL;
     if (w->k % jpo_dtype_block(w->dtype))
         return jpo_fail(err, JPO_ERR_VALUE, "a %s weight needs rows of a multiple of %lld values, got %lld",
                         jpo_dtype_name(w->dtype), (long long)jpo_dtype_block(w->dtype), (long long)w->k);
-    if (w->compute != JPO_COMPUTE_FLOAT32)
-        return jpo_fail(err, JPO_ERR_UNSUPPORTED, "compute=\"%s\" is not built yet; use compute=\"float32\"",
-                        w->compute == JPO_COMPUTE_INT16 ? "int16" : "bfloat16");
+    if (w->compute != JPO_COMPUTE_FLOAT32 && !jpo_packed_table(w->compute))
+        return jpo_fail(err, JPO_ERR_UNSUPPORTED,
+                        "compute=\"%s\" needs the processor's %s instructions (in use: %s, best here: %s); use "
+                        "compute=\"float32\"",
+                        compute_names[w->compute], compute_needs[w->compute], jpo_isa_name(jpo_cpu_get()->chosen),
+                        jpo_isa_name(jpo_cpu_get()->best));
     return JPO_OK;
 }
 
 void jpo_weight_release(jpo_weight *w) { w->packed = NULL; }
 
-/* Columns of one output tile: at least four tiles where the width allows it, so that two threads end together. */
-static int64_t tile_width(int64_t width) {
-    int64_t tile = jpo_round_up(jpo_ceil_div(width, 4), 32);
-    return jpo_min64(jpo_max64(tile, 32), 256);
-}
+/* ---- whole products ---- */
 
 typedef struct {
-    float *out;
+    float *out; /* (m, width; ldo) */
     const float *in;
-    int64_t ldo, ldi, m, tile, total;
+    int64_t ldo, ldi, m, width, depth;
+    int64_t tile, chunk, tiles; /* columns and rows of one task's output; tiles in a row of tasks */
+    int64_t range;              /* depth of one packed tile */
     const jpo_weight *w;
-    bool accumulate;
+    bool accumulate, backward;
+    jpo_packed_rows rows;
     char *scratch;
     size_t part; /* bytes of one thread's scratch */
 } product;
 
-static jpo_status reserve_parts(product *p, size_t rows, size_t columns, jpo_scratch *scratch, jpo_error *err) {
+enum { CONVERT_ROWS = 16, DOT_TILE = 32 };
+
+static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
-    if (!jpo_size_mul3(rows, columns, sizeof(float), &p->part) ||
-        !jpo_size_mul(p->part, (size_t)jpo_threads_count(), &bytes))
+    p->part = part;
+    if (!jpo_size_mul(part, (size_t)jpo_threads_count(), &bytes))
         return jpo_fail(err, JPO_ERR_MEMORY, "the panels of a weight (%lld, %lld) do not fit the address space",
                         (long long)p->w->n, (long long)p->w->k);
     JPO_TRY(jpo_block_reserve(&scratch->thread, bytes, err));
@@ -54,54 +62,86 @@ static jpo_status reserve_parts(product *p, size_t rows, size_t columns, jpo_scr
     return JPO_OK;
 }
 
-static void forward_tile(void *context, int64_t task, int thread) {
+#ifndef TILE_MOST
+#define TILE_MOST 128
+#endif
+/* Tiles of the output. A tile's packed weight stays in the second cache; there are at least two tiles a thread, so
+ * that all end together, by cutting columns down to one panel and then rows. Packed outputs do not depend on the cut;
+ * those of OpenBLAS do, so that its cut is made as for two threads. */
+static void cut(product *p) {
+    int64_t tasks = jpo_packed_table(p->w->compute) ? 2 * jpo_max64(jpo_threads_count(), 2) : 4;
+    int64_t panel = JPO_GEMM_MAX_PANEL, panels = jpo_ceil_div(p->width, panel);
+    int64_t each = jpo_max64(jpo_min64(TILE_MOST / panel, panels / tasks), 1);
+    p->tile = jpo_ceil_div(panels, jpo_ceil_div(panels, each)) * panel;
+    p->tiles = jpo_ceil_div(p->width, p->tile);
+    int64_t chunks = jpo_max64(jpo_min64(tasks / p->tiles, p->m / 128), 1);
+    p->chunk = jpo_ceil_div(p->m, chunks);
+}
+
+static void convert_rows(void *context, int64_t task, int thread) {
     const product *p = context;
-    const jpo_weight *w = p->w;
-    int64_t n0 = task * p->tile, columns = jpo_min64(p->tile, w->n - n0);
-    const float *panel = (const float *)w->data + n0 * w->k;
-    if (w->dtype != JPO_F32) {
-        float *wide = (float *)(p->scratch + (size_t)thread * p->part);
-        jpo_panel_widen(wide, w->k, w->dtype, w->data, w->k, n0, columns, 0, w->k);
-        panel = wide;
+    (void)thread;
+    int64_t row0 = task * CONVERT_ROWS;
+    jpo_packed_rows_convert(&p->rows, row0, jpo_min64(CONVERT_ROWS, p->m - row0));
+}
+
+static void packed_tile(void *context, int64_t task, int thread) {
+    const product *p = context;
+    void *memory = p->scratch + (size_t)thread * p->part;
+    int64_t c0 = task % p->tiles * p->tile, columns = jpo_min64(p->tile, p->width - c0);
+    int64_t row0 = task / p->tiles * p->chunk, count = jpo_min64(p->chunk, p->m - row0);
+    for (int64_t d0 = 0; d0 < p->depth; d0 += p->range) {
+        int64_t depth = jpo_min64(p->range, p->depth - d0);
+        jpo_packed_tile tile;
+        if (p->backward)
+            jpo_packed_pack(&tile, memory, p->w, d0, depth, c0, columns, true);
+        else
+            jpo_packed_pack(&tile, memory, p->w, c0, columns, d0, depth, false);
+        jpo_packed_multiply_rows(p->out + row0 * p->ldo + c0, p->ldo, &p->rows, row0, count, d0, &tile,
+                                 p->accumulate || d0);
     }
-    jpo_sgemm(false, true, p->m, columns, w->k, 1, p->in, p->ldi, panel, w->k, p->accumulate, p->out + n0, p->ldo);
+}
+
+static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *err) {
+    cut(p);
+    p->range = jpo_packed_range(p->w->compute, p->depth);
+    JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));
+    size_t converted = jpo_packed_scratch_bytes(p->w, p->m, p->depth);
+    if (converted) JPO_TRY(jpo_block_reserve(&scratch->shared, converted, err));
+    jpo_packed_rows_open(&p->rows, p->w, p->in, p->ldi, p->m, p->depth, scratch->shared.data);
+    if (converted) jpo_parallel(jpo_ceil_div(p->m, CONVERT_ROWS), convert_rows, p);
+    jpo_parallel(p->tiles * jpo_ceil_div(p->m, p->chunk), packed_tile, p);
+    return JPO_OK;
+}
+
+static void dot_tile(void *context, int64_t task, int thread) {
+    const product *p = context;
+    int64_t n0 = task * DOT_TILE;
+    jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(DOT_TILE, p->w->n - n0), 0, p->w->k};
+    jpo_packed_table(JPO_COMPUTE_FLOAT32)
+        ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
 }
 
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, jpo_scratch *scratch, jpo_error *err) {
-    product p = {y, x, ldy, ldx, m, tile_width(w->n), w->n, w, accumulate, NULL, 0};
+    product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = w,
+                 .accumulate = accumulate};
     if (m == 0) return JPO_OK;
-    if (w->dtype != JPO_F32) JPO_TRY(reserve_parts(&p, (size_t)p.tile, (size_t)w->k, scratch, err));
-    jpo_parallel(jpo_ceil_div(w->n, p.tile), forward_tile, &p);
+    const jpo_gemm_table *table = jpo_packed_table(JPO_COMPUTE_FLOAT32);
+    if (!table || !table->dot || m > table->dot_rows) return packed_product(&p, scratch, err);
+    JPO_TRY(reserve_parts(&p, (size_t)jpo_round_up(w->k, 32) * 8 * sizeof(float), scratch, err));
+    jpo_parallel(jpo_ceil_div(w->n, DOT_TILE), dot_tile, &p);
     return JPO_OK;
-}
-
-static void backward_input_tile(void *context, int64_t task, int thread) {
-    const product *p = context;
-    const jpo_weight *w = p->w;
-    int64_t k0 = task * p->tile, columns = jpo_min64(p->tile, w->k - k0);
-    if (w->dtype == JPO_F32) {
-        jpo_sgemm(false, false, p->m, columns, w->n, 1, p->in, p->ldi, (const float *)w->data + k0, w->k, p->accumulate,
-                  p->out + k0, p->ldo);
-        return;
-    }
-    float *wide = (float *)(p->scratch + (size_t)thread * p->part);
-    for (int64_t n0 = 0; n0 < w->n; n0 += PANEL_ROWS) {
-        int64_t rows = jpo_min64(PANEL_ROWS, w->n - n0);
-        jpo_panel_widen(wide, columns, w->dtype, w->data, w->k, n0, rows, k0, columns);
-        jpo_sgemm(false, false, p->m, columns, rows, 1, p->in + n0, p->ldi, wide, columns, p->accumulate || n0,
-                  p->out + k0, p->ldo);
-    }
 }
 
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
                                      int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err) {
-    product p = {dx, dy, lddx, lddy, m, tile_width(w->k), w->k, w, accumulate, NULL, 0};
-    if (m == 0) return JPO_OK;
-    if (w->dtype != JPO_F32) JPO_TRY(reserve_parts(&p, PANEL_ROWS, (size_t)p.tile, scratch, err));
-    jpo_parallel(jpo_ceil_div(w->k, p.tile), backward_input_tile, &p);
-    return JPO_OK;
+    product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = w,
+                 .accumulate = accumulate, .backward = true};
+    return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
 }
+
+/* ---- gradient of a weight ---- */
 
 typedef struct {
     float *dw;
@@ -120,8 +160,9 @@ static void weight_gradient_tile(void *context, int64_t task, int thread) {
 jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
                                       int64_t k, int64_t m, jpo_scratch *scratch, jpo_error *err) {
     (void)scratch, (void)err;
-    weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile_width(n)};
-    if (m > 0) jpo_parallel(jpo_ceil_div(n, g.tile), weight_gradient_tile, &g);
+    int64_t tile = jpo_min64(jpo_round_up(jpo_ceil_div(n, 4), 32), 256);
+    weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile};
+    if (m > 0) jpo_parallel(jpo_ceil_div(n, tile), weight_gradient_tile, &g);
     return JPO_OK;
 }
 

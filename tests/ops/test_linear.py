@@ -133,6 +133,155 @@ def test_threads_do_not_change_a_bit(isa, dtype, direction):
         _core.set_num_threads(before)
 
 
+# ---- int16 and bfloat16 ----
+
+FEW = 24  # products of at most this many rows run in float32
+ROUNDED_SHAPES = [(FEW + 1, 1, 32), (33, 31, 64), (64, 200, 576), (131, 49, 1248), (70, 1300, 96)]
+
+
+@pytest.fixture(params=["portable"] + [isa for isa in ISAS if isa != "generic"])
+def rounded_isa(request):
+    """The portable definition, then each instruction set; those that lack the compute type refuse it."""
+    before = _core.system_info()["isa"]
+    _core._linear_isa("generic" if request.param == "portable" else request.param)
+    _core._linear_portable(request.param == "portable")
+    yield request.param
+    _core._linear_isa(before)
+    _core._linear_portable(False)
+
+
+def portable(*args, **kwargs):
+    before = _core.system_info()["isa"]
+    _core._linear_isa("generic")
+    _core._linear_portable(True)
+    try:
+        return product(*args, **kwargs)
+    finally:
+        _core._linear_isa(before)
+        _core._linear_portable(False)
+
+
+def offered(compute):
+    """Whether the chosen instruction set has the compute type; if not, that the refusal names what is missing."""
+    try:
+        product(np.ones((32, 32), np.float32), np.zeros(128, np.uint8), 1, 32, "F32", compute)
+        return True
+    except NotImplementedError as error:
+        assert {"int16": "avx512_vnni", "bfloat16": "avx512_bf16"}[compute] in str(error)
+        return False
+
+
+def quantization_bound(x, w):
+    """Of x (M, D) times w (D, C) where blocks of 32 along D are rounded to 13 bits and a scale on both sides."""
+    m, depth = x.shape
+    pad = -depth % 32
+    x, w = np.pad(np.abs(x), ((0, 0), (0, pad))), np.pad(np.abs(w), ((0, pad), (0, 0)))
+    half_x = np.repeat(x.reshape(m, -1, 32).max(-1), 32, 1) / 8191 * 0.51
+    half_w = np.repeat(w.reshape(-1, 32, w.shape[1]).max(1), 32, 0) / 8191 * 0.51
+    return x @ half_w + half_x @ w + half_x @ half_w + (depth / 32 + 5) * 2.0**-23 * (x @ w)
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounded_against_float64(rounded_isa, dtype, direction, compute):
+    if not offered(compute):
+        return
+    rng = np.random.default_rng(6)
+    for m, n, k in ROUNDED_SHAPES:
+        data, w = make_weight(rng, dtype, n, k)
+        w = w if direction == "backward" else w.T
+        x = (rng.standard_normal((m, w.shape[0])) * np.exp(rng.standard_normal((m, 1)) * 3)).astype(np.float32)
+        exact, scale = x.astype(np.float64) @ w, np.abs(x).astype(np.float64) @ np.abs(w)
+        bound = quantization_bound(x.astype(np.float64), w)
+        if compute == "bfloat16":
+            bound = (2.0**-7 + 2.0**-15 + (w.shape[0] + 2) * 2.0**-24) * scale
+        got = product(x, data, n, k, dtype, compute, direction)
+        assert (np.abs(got - exact) <= bound).all()
+        assert not np.array_equal(got, product(x, data, n, k, dtype, "float32", direction))  # really rounded
+        before = rng.standard_normal(exact.shape).astype(np.float32)
+        again = product(x, data, n, k, dtype, compute, direction, out=before)
+        assert (np.abs(again - (got + before)) <= 2.0**-22 * (scale + np.abs(before))).all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int16_equals_its_definition_bit_for_bit(rounded_isa, dtype, direction):
+    if rounded_isa == "portable" or not offered("int16"):
+        return
+    rng = np.random.default_rng(7)
+    for m, n, k in ROUNDED_SHAPES:
+        data, _ = make_weight(rng, dtype, n, k)
+        x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
+        x[3, :] = 0
+        x[4, :] *= 2.0**-130  # subnormal and below the smallest scale
+        got = product(x, data, n, k, dtype, "int16", direction)
+        assert np.array_equal(got, portable(x, data, n, k, dtype, "int16", direction))
+        assert (got[3:5] == 0).all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_int16_extremes_do_not_overflow(rounded_isa, direction):
+    """32 products of 8191 * 8191 with one sign: the largest sum of a block."""
+    if not offered("int16"):
+        return
+    for x_sign, w_sign in ((1, 1), (1, -1), (-1, -1)):
+        x, w = np.full((32, 64), 8191.0 * x_sign, np.float32), np.full((64, 64), 8191.0 * w_sign, np.float32)
+        got = product(x, w.view(np.uint8).reshape(-1), 64, 64, "F32", "int16", direction)
+        exact = float(np.float32(32 * 8191**2)) * 2 * x_sign * w_sign
+        assert (got == exact).all()
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_activation_spoils_its_row_and_no_other(rounded_isa, compute, bad):
+    if not offered(compute):
+        return
+    rng = np.random.default_rng(8)
+    data, w = make_weight(rng, "Q8_0", 40, 96)
+    for direction, width in (("forward", 96), ("backward", 40)):
+        x = rng.standard_normal((32, width)).astype(np.float32)
+        sound = product(x, data, 40, 96, "Q8_0", compute, direction)
+        x[5, 17] = bad
+        got = product(x, data, 40, 96, "Q8_0", compute, direction)
+        assert not np.isfinite(got[5]).any()
+        assert compute != "int16" or np.isnan(got[5]).all()
+        assert np.array_equal(np.delete(got, 5, 0), np.delete(sound, 5, 0))
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+def test_a_bad_weight_is_not_hidden(rounded_isa, compute):
+    if not offered(compute):
+        return
+    w = np.random.default_rng(9).standard_normal((40, 64)).astype(np.float32)
+    w[7, 40] = np.nan
+    data = w.view(np.uint8).reshape(-1)
+    got = product(np.ones((32, 64), np.float32), data, 40, 64, "F32", compute, "forward")
+    assert np.isnan(got[:, 7]).all() and np.isfinite(np.delete(got, 7, 1)).all()
+    got = product(np.ones((32, 40), np.float32), data, 40, 64, "F32", compute, "backward")
+    assert np.isnan(got[:, 40]).all() and np.isfinite(np.delete(got, 40, 1)).all()
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
+    if not offered(compute):
+        return
+    rng = np.random.default_rng(10)
+    threads = _core.get_num_threads()
+    try:
+        for m, n, k in [(40, 576, 192), (300, 200, 576)]:
+            data, _ = make_weight(rng, "Q4_1", n, k)
+            x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
+            outs = []
+            for count in (1, 2, 3):
+                _core.set_num_threads(count)
+                outs.append(product(x, data, n, k, "Q4_1", compute, direction))
+            assert np.array_equal(outs[0], outs[1]) and np.array_equal(outs[0], outs[2])
+    finally:
+        _core.set_num_threads(threads)
+
+
 def test_empty_batch_is_no_work():
     data, _ = make_weight(np.random.default_rng(5), "Q8_0", 8, 32)
     out = np.empty((0, 8), np.float32)

@@ -1,5 +1,5 @@
 /* Portable widening of stored weights; the packed kernels have their own, straight into their panels. */
-#include "ops/panels.h"
+#include "kernels/panels.h"
 
 #include <string.h>
 

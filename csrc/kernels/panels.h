@@ -1,7 +1,7 @@
 /* Widening: pieces of a stored weight W (N, K) to float32 rows, exactly (every stored form is a subset of float32,
  * or a product and a sum that float32 evaluates once, in the order d q + m). */
-#ifndef JPO_OPS_PANELS_H
-#define JPO_OPS_PANELS_H
+#ifndef JPO_KERNELS_PANELS_H
+#define JPO_KERNELS_PANELS_H
 
 #include <stdint.h>
 

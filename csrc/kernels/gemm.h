@@ -1,0 +1,76 @@
+/* Matrix products over packed panels: one table per instruction set.
+ *
+ * Y (M, C) = X (M, D) B (D, C), D the depth over which sums run. B comes from a stored weight W (N, K): forward products
+ * take B = W^T (D = K), input gradients B = W (D = N). A panel holds `panel` columns of B for a range of the depth,
+ * the columns past the end zero:
+ *   float32   (D, panel) float
+ *   bfloat16  (ceil(D / 2), panel) pairs of bfloat16, the earlier depth in the lower half
+ *   int16     per block of 32 along the depth: (16, panel) pairs of int16, then (panel) float scales; value = scale * q
+ * Numerical contract. float32 and bfloat16: products summed in float32 along the depth in ascending order (bfloat16: in
+ * pairs), the sum of one range added to the output once. int16: |q| <= 8191 on both sides, so that a block's
+ * sum, at most 32 * 8191^2 = 2146959392 < 2^31, is exact in an int32; blocks are then summed in float32, ascending, each
+ * by one fused multiply-add of float(sum) and the rounded product of the scales. A block that holds NaN or
+ * infinity gets the scale NaN: every output that it touches is NaN. A block whose magnitudes all lie below 2^-100 is
+ * taken as zero. */
+#ifndef JPO_KERNELS_GEMM_H
+#define JPO_KERNELS_GEMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/dtype.h"
+
+enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191 };
+
+/* A rectangle of a stored weight. */
+typedef struct {
+    const void *data; /* first byte of row 0 */
+    jpo_dtype dtype;
+    int64_t k;                             /* values in a row */
+    int64_t row0, rows, column0, columns;  /* column0 a multiple of the storage block */
+} jpo_gemm_source;
+
+/* One panel of B: forward: `rows` (<= panel) columns of B with depth `columns`; backward: `columns` (<= panel) columns of
+ * B with depth `rows`. */
+typedef void (*jpo_gemm_pack)(void *panel, const jpo_gemm_source *source);
+
+/* c (rows, columns; ldc) = or += a (rows, depth; lda) times a panel; rows <= the kernel's, columns <= panel. */
+typedef void (*jpo_gemm_tile_float32)(float *c, int64_t ldc, const float *a, int64_t lda, const void *panel,
+                                      int64_t depth, int rows, int columns, bool accumulate);
+/* a (rows, pairs; lda in pairs): pairs of bfloat16, the last one padded with zero. */
+typedef void (*jpo_gemm_tile_bfloat16)(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel,
+                                       int64_t pairs, int rows, int columns, bool accumulate);
+/* a (rows, blocks, 16; lda in pairs): pairs of int16; scale (rows, blocks; lds). */
+typedef void (*jpo_gemm_tile_int16)(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale,
+                                    int64_t lds, const void *panel, int64_t blocks, int rows, int columns,
+                                    bool accumulate);
+
+typedef struct {
+    int panel;                                         /* columns of a panel */
+    int rows_float32, rows_bfloat16, rows_int16;       /* rows of a tile */
+    jpo_gemm_tile_float32 tile_float32;
+    jpo_gemm_tile_bfloat16 tile_bfloat16; /* NULL: not offered; on x86-64 to be called only where cpu.h has the feature */
+    jpo_gemm_tile_int16 tile_int16;       /* the same */
+    jpo_gemm_pack forward[3], backward[3]; /* by compute: float32, int16, bfloat16 */
+    /* out (ceil(count / 2)) pairs = x (count) rounded to nearest even. */
+    void (*round_bfloat16)(uint32_t *out, const float *x, int64_t count);
+    /* out (blocks, 16) pairs and scale (blocks) = x (count), zero behind the end. */
+    void (*quantize_int16)(uint32_t *out, float *scale, const float *x, int64_t count);
+    /* y[j] (j < rows of W, stride 1; row stride ldy per x row) = or += x (m, K; ldx) times rows of W; m <= dot_rows;
+     * scratch holds 8 K floats. NULL: not offered. */
+    int dot_rows;
+    void (*dot)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *source,
+                bool accumulate, float *scratch);
+} jpo_gemm_table;
+
+extern const jpo_gemm_table jpo_gemm_generic; /* portable C; its integers equal every other table's, bit for bit */
+#if defined(__x86_64__)
+extern const jpo_gemm_table jpo_gemm_avx2, jpo_gemm_avx512;
+/* tile_int16 and tile_bfloat16 of the AVX-512 table, from files of their own */
+void jpo_gemm_int16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
+                           const void *panel, int64_t blocks, int rows, int columns, bool accumulate);
+void jpo_gemm_bfloat16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs,
+                              int rows, int columns, bool accumulate);
+#endif
+
+#endif

@@ -1,0 +1,385 @@
+/* Packed products with AVX-512 (F, BW, DQ, VL): float32 tiles of 12 x 32, packing for every compute type, and the dot
+ * kernel for few rows. The tiles that need VNNI or BF16 stand in files of their own. */
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels/gemm.h"
+
+#define VEC __m512
+#define LANES 16
+#define TILE_ROWS 12
+#define VEC_ZERO() _mm512_setzero_ps()
+#define VEC_LOAD(p) _mm512_loadu_ps(p)
+#define VEC_STORE(p, v) _mm512_storeu_ps(p, v)
+#define VEC_SET1(x) _mm512_set1_ps(x)
+#define VEC_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define VEC_ADD(a, b) _mm512_add_ps(a, b)
+#include "kernels/gemm_float32.inc"
+
+enum { PANEL = 32, BLOCK = JPO_GEMM_BLOCK };
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    __m512 low, high; /* values 0..15, 16..31 */
+} wide32;
+
+INLINE __m512 half_scalar(const uint8_t *p) {
+    uint16_t bits;
+    memcpy(&bits, p, 2);
+    return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
+
+/* A 4-bit block is at most 16 different values: they are computed once and looked up by nibble (vpermps reads the low
+ * four bits of each lane). */
+INLINE wide32 decode_nibbles(const uint8_t *bytes, __m512 values) {
+    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+    return (wide32){_mm512_permutexvar_ps(index, values), _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), values)};
+}
+
+INLINE __m512 ramp(float first) {
+    return _mm512_add_ps(_mm512_set1_ps(first), _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+
+/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32, count 32. */
+INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
+    const __mmask16 low = count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1);
+    const __mmask16 high = count >= 32 ? 0xffff : count > 16 ? (__mmask16)((1u << (count - 16)) - 1) : 0;
+    const uint8_t *p;
+    switch (dtype) {
+        case JPO_F32:
+            p = row + 4 * column;
+            return (wide32){_mm512_maskz_loadu_ps(low, p), _mm512_maskz_loadu_ps(high, p + 64)};
+        case JPO_BF16:
+            p = row + 2 * column;
+            return (wide32){
+                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, p)), 16)),
+                _mm512_castsi512_ps(
+                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(high, p + 32)), 16))};
+        case JPO_F16:
+            p = row + 2 * column;
+            return (wide32){_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(low, p)),
+                            _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(high, p + 32))};
+        case JPO_Q8_0: {
+            p = row + column / 32 * 34;
+            __m512 d = half_scalar(p);
+            __m512i q0 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
+            __m512i q1 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
+            return (wide32){_mm512_mul_ps(d, _mm512_cvtepi32_ps(q0)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(q1))};
+        }
+        case JPO_Q4_0:
+            p = row + column / 32 * 18;
+            return decode_nibbles(p + 2, _mm512_mul_ps(half_scalar(p), ramp(-8)));
+        case JPO_Q4_1: /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
+            p = row + column / 32 * 20;
+            return decode_nibbles(p + 4, _mm512_fmadd_ps(half_scalar(p), ramp(0), half_scalar(p + 2)));
+        default: return (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
+    }
+}
+
+/* Calls body_DTYPE with a constant dtype, so that each loop is compiled for one stored form. */
+#define FOR_DTYPE(dtype, call)                        \
+    switch (dtype) {                                  \
+        case JPO_F32: call(JPO_F32); break;           \
+        case JPO_BF16: call(JPO_BF16); break;         \
+        case JPO_F16: call(JPO_F16); break;           \
+        case JPO_Q8_0: call(JPO_Q8_0); break;         \
+        case JPO_Q4_0: call(JPO_Q4_0); break;         \
+        case JPO_Q4_1: call(JPO_Q4_1); break;         \
+        default: break;                               \
+    }
+
+static const uint8_t *source_row(const jpo_gemm_source *s, int64_t row) {
+    return (const uint8_t *)s->data + (size_t)(s->row0 + row) * jpo_dtype_row_bytes(s->dtype, s->k);
+}
+INLINE int left(int64_t total, int64_t done) { return total - done < 32 ? (int)(total - done) : 32; }
+
+/* out (16 rows; stride PANEL) = the transpose of in (16 rows; stride in dwords). */
+INLINE void transpose16(uint32_t *out, const uint32_t *in, int64_t stride) {
+    __m512i r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(in + i * stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* r[4 i + j]: columns 4 l + j of rows 4 i..4 i + 3 in 128-bit lane l */
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        _mm512_storeu_si512(out + (0 + j) * PANEL, _mm512_shuffle_i32x4(a, c, 0x88));
+        _mm512_storeu_si512(out + (8 + j) * PANEL, _mm512_shuffle_i32x4(a, c, 0xdd));
+        _mm512_storeu_si512(out + (4 + j) * PANEL, _mm512_shuffle_i32x4(b, d, 0x88));
+        _mm512_storeu_si512(out + (12 + j) * PANEL, _mm512_shuffle_i32x4(b, d, 0xdd));
+    }
+}
+
+/* ---- rounding ---- */
+
+/* To nearest even; NaN stays NaN. Integer arithmetic, so that subnormals survive as in the portable form. */
+INLINE __m512i round_bf16(__m512 x) {
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+}
+
+/* 32 values as 16 pairs. */
+INLINE __m512i pack_bf16(wide32 x) {
+    __m512i pairs = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(round_bf16(x.low))),
+                                       _mm512_cvtepi32_epi16(round_bf16(x.high)), 1);
+    return pairs;
+}
+
+/* The scale of blocks whose largest magnitude is `top`, and the factor that makes integers of their values. Where a
+ * value is not finite, top must come in as infinity or NaN. */
+INLINE __m512 block_scale(__m512 top, __m512 *inverse) {
+    __mmask16 sound = _mm512_cmp_ps_mask(top, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+    __mmask16 used = _mm512_mask_cmp_ps_mask(sound, top, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ);
+    __m512 limit = _mm512_set1_ps(JPO_GEMM_INT16_MAX);
+    *inverse = _mm512_maskz_div_ps(used, limit, top);
+    __m512 scale = _mm512_maskz_div_ps(used, top, limit);
+    return _mm512_mask_mov_ps(_mm512_set1_ps(__builtin_nanf("")), sound, scale);
+}
+
+/* Rounded to nearest even; where inverse is zero the result is zero even for infinities and NaN. */
+INLINE __m512i quantize(__m512 x, __m512 inverse) {
+    __mmask16 used = _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+    return _mm512_maskz_cvtps_epi32(used, _mm512_mul_ps(x, inverse));
+}
+
+INLINE __m512 magnitude_max(__m512 a, __m512 b) { /* integers order like magnitudes, NaN above infinity */
+    __m512i mask = _mm512_set1_epi32(0x7fffffff);
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), mask),
+                                                _mm512_and_si512(_mm512_castps_si512(b), mask)));
+}
+
+/* One block along a row: 16 pairs and its scale. */
+INLINE __m512i quantize_block(wide32 x, float *scale) {
+    __m512i tops = _mm512_castps_si512(magnitude_max(x.low, x.high));
+    __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32((int)_mm512_reduce_max_epu32(tops)));
+    __m512 inverse, s = block_scale(top, &inverse);
+    *scale = _mm512_cvtss_f32(s);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(quantize(x.low, inverse))),
+                              _mm512_cvtepi32_epi16(quantize(x.high, inverse)), 1);
+}
+
+static void quantize_int16(uint32_t *out, float *scale, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += BLOCK, out += BLOCK / 2)
+        _mm512_storeu_si512(out, quantize_block(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i)), scale++));
+}
+
+static void round_bfloat16(uint32_t *out, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += 32, out += 16) {
+        int pairs = (left(count, i) + 1) / 2;
+        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << pairs) - 1),
+                                 pack_bf16(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i))));
+    }
+}
+
+/* ---- packing: forward, B = W^T ---- */
+
+/* Depth runs along the rows of W: 32 rows are decoded side by side, then turned. */
+INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_gemm_source *s) {
+    float rows[PANEL][32];
+    memset(rows, 0, sizeof rows);
+    for (int64_t k = 0; k < s->columns; k += 32) {
+        int count = left(s->columns, k);
+        for (int r = 0; r < s->rows; r++) {
+            wide32 x = decode32(dtype, source_row(s, r), s->column0 + k, count);
+            _mm512_store_ps(rows[r], x.low), _mm512_store_ps(rows[r] + 16, x.high);
+        }
+        float turned[32][PANEL], *out = count == 32 ? panel + k * PANEL : turned[0];
+        for (int i = 0; i < 4; i++)
+            transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, (uint32_t *)rows[i % 2 * 16] + i / 2 * 16, 32);
+        if (count < 32) memcpy(panel + k * PANEL, turned, (size_t)count * sizeof turned[0]);
+    }
+}
+
+/* The same in pairs: after rounding, a row of 32 values is 16 pairs. */
+INLINE void forward_pairs_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s, const bool integers) {
+    uint32_t rows[PANEL][16];
+    float scales[PANEL] = {0};
+    memset(rows, 0, sizeof rows);
+    const int64_t stride = integers ? (BLOCK / 2 + 1) * PANEL : BLOCK / 2 * PANEL;
+    for (int64_t k = 0; k < s->columns; k += 32, panel += stride) {
+        int count = left(s->columns, k);
+        for (int r = 0; r < s->rows; r++) {
+            wide32 x = decode32(dtype, source_row(s, r), s->column0 + k, count);
+            _mm512_store_si512(rows[r], integers ? quantize_block(x, &scales[r]) : pack_bf16(x));
+        }
+        int pairs = integers ? 16 : (count + 1) / 2;
+        uint32_t turned[16][PANEL], *out = pairs == 16 ? panel : turned[0];
+        transpose16(out, rows[0], 16);
+        transpose16(out + 16, rows[16], 16);
+        if (pairs < 16) memcpy(panel, turned, (size_t)pairs * sizeof turned[0]);
+        if (integers) memcpy(panel + 16 * PANEL, scales, sizeof scales);
+    }
+}
+
+static void forward_float32(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) forward_float32_of(dtype, panel, s)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+static void forward_int16(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) forward_pairs_of(dtype, panel, s, true)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+static void forward_bfloat16(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) forward_pairs_of(dtype, panel, s, false)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+
+/* ---- packing: backward, B = W ---- */
+
+INLINE void backward_float32_of(const jpo_dtype dtype, float *panel, const jpo_gemm_source *s) {
+    const uint8_t *row = source_row(s, 0);
+    size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
+    for (int64_t r = 0; r < s->rows; r++, row += stride, panel += PANEL) {
+        wide32 x = decode32(dtype, row, s->column0, (int)s->columns);
+        _mm512_storeu_ps(panel, x.low), _mm512_storeu_ps(panel + 16, x.high);
+    }
+}
+
+/* Two rows of 16 integers as 16 pairs, the earlier row in the lower half. */
+INLINE __m512i pair_up(__m512i even, __m512i odd) {
+    return _mm512_or_si512(_mm512_and_si512(even, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(odd, 16));
+}
+
+INLINE void backward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+    for (int64_t r = 0; r < s->rows; r += 2, panel += PANEL) {
+        wide32 even = decode32(dtype, source_row(s, r), s->column0, (int)s->columns), odd = {0};
+        if (r + 1 < s->rows) odd = decode32(dtype, source_row(s, r + 1), s->column0, (int)s->columns);
+        _mm512_storeu_si512(panel, pair_up(round_bf16(even.low), round_bf16(odd.low)));
+        _mm512_storeu_si512(panel + 16, pair_up(round_bf16(even.high), round_bf16(odd.high)));
+    }
+}
+
+/* A block is 32 rows of one column: magnitudes, scales and rounding run down the columns. */
+INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+    __m512 rows[BLOCK][2];
+    for (int64_t r0 = 0; r0 < s->rows; r0 += BLOCK, panel += (BLOCK / 2 + 1) * PANEL) {
+        int count = left(s->rows, r0);
+        __m512 top[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, inverse[2], scale[2];
+        for (int r = 0; r < BLOCK; r++) {
+            wide32 x = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+            if (r < count) x = decode32(dtype, source_row(s, r0 + r), s->column0, (int)s->columns);
+            rows[r][0] = x.low, rows[r][1] = x.high;
+            top[0] = magnitude_max(top[0], x.low), top[1] = magnitude_max(top[1], x.high);
+        }
+        for (int v = 0; v < 2; v++) scale[v] = block_scale(top[v], &inverse[v]);
+        for (int r = 0; r < BLOCK; r += 2)
+            for (int v = 0; v < 2; v++)
+                _mm512_storeu_si512(panel + r / 2 * PANEL + v * 16, pair_up(quantize(rows[r][v], inverse[v]),
+                                                                            quantize(rows[r + 1][v], inverse[v])));
+        for (int v = 0; v < 2; v++) _mm512_storeu_ps((float *)panel + 16 * PANEL + v * 16, scale[v]);
+    }
+}
+
+static void backward_float32(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) backward_float32_of(dtype, panel, s)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+static void backward_int16(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) backward_int16_of(dtype, panel, s)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
+#define CALL(dtype) backward_bfloat16_of(dtype, panel, s)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+
+/* ---- few rows: dot products along the rows of W ---- */
+
+enum { DOT_ROWS = 24, DOT_W = 4, DOT_X = 4 };
+
+/* y (m <= DOT_X rows of x, 4 rows of W): sums run in 16 lanes along K, two vectors in turn, then across the lanes. */
+INLINE void dot_tile(const int m, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw,
+                     int64_t k, int rows, bool accumulate) {
+    __m512 sum[DOT_X][DOT_W];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < k; c += 16) {
+        __mmask16 mask = k - c >= 16 ? 0xffff : (__mmask16)((1u << (k - c)) - 1);
+        __m512 wide[DOT_W];
+#pragma GCC unroll 4
+        for (int j = 0; j < DOT_W; j++) wide[j] = _mm512_maskz_loadu_ps(mask, w + j * ldw + c);
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) {
+            __m512 xi = _mm512_maskz_loadu_ps(mask, x + i * ldx + c);
+#pragma GCC unroll 4
+            for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_fmadd_ps(xi, wide[j], sum[i][j]);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < rows; j++) {
+            float total = _mm512_reduce_add_ps(sum[i][j]);
+            y[i * ldy + j] = accumulate ? y[i * ldy + j] + total : total;
+        }
+}
+
+/* Four rows of W widened once (scratch), then multiplied with every row of x. */
+INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m,
+                   const jpo_gemm_source *s, bool accumulate, float *scratch) {
+    int64_t ldw = (s->k + 31) / 32 * 32;
+    for (int64_t j = 0; j < s->rows; j += DOT_W) {
+        int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
+        for (int r = 0; r < DOT_W; r++) {
+            const uint8_t *row = source_row(s, j + (r < rows ? r : 0)); /* rows past the end: any sound row */
+            for (int64_t c = 0; c < s->k; c += 32) {
+                wide32 value = decode32(dtype, row, c, left(s->k, c));
+                _mm512_storeu_ps(scratch + r * ldw + c, value.low);
+                _mm512_storeu_ps(scratch + r * ldw + c + 16, value.high);
+            }
+        }
+        for (int64_t i = 0; i < m; i += DOT_X) {
+            float *out = y + i * ldy + j;
+            const float *in = x + i * ldx;
+            switch (m - i) {
+                case 1: dot_tile(1, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+                case 2: dot_tile(2, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+                case 3: dot_tile(3, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+                default: dot_tile(4, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+            }
+        }
+    }
+}
+
+static void dot(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *s, bool accumulate,
+                float *scratch) {
+#define CALL(dtype) dot_of(dtype, y, ldy, x, ldx, m, s, accumulate, scratch)
+    FOR_DTYPE(s->dtype, CALL)
+#undef CALL
+}
+
+const jpo_gemm_table jpo_gemm_avx512 = {
+    .panel = PANEL,
+    .rows_float32 = TILE_ROWS,
+    .rows_bfloat16 = 12,
+    .rows_int16 = 6,
+    .tile_float32 = float32_tile,
+    .tile_bfloat16 = jpo_gemm_bfloat16_avx512,
+    .tile_int16 = jpo_gemm_int16_avx512,
+    .forward = {forward_float32, forward_int16, forward_bfloat16},
+    .backward = {backward_float32, backward_int16, backward_bfloat16},
+    .round_bfloat16 = round_bfloat16,
+    .quantize_int16 = quantize_int16,
+    .dot_rows = DOT_ROWS,
+    .dot = dot,
+};
+#endif

@@ -1,0 +1,59 @@
+/* The int16 tile by AVX512-VNNI: vpdpwssd adds the two products of a pair to an int32. */
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#include <immintrin.h>
+
+#include "kernels/gemm.h"
+
+enum { PANEL = 32, PAIRS = JPO_GEMM_BLOCK / 2, TILE_ROWS = 6 };
+#define UNROLLED _Pragma("GCC unroll 6")
+
+/* 12 integer sums and 12 float sums stay in registers: a block's integers are widened once in 16 steps. */
+static inline __attribute__((always_inline)) void tile_rows(
+    const int rows, float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
+    const uint32_t *b, int64_t blocks, int columns, bool accumulate) {
+    __m512 sum[TILE_ROWS][2];
+    const uint32_t *group[2] = {a, a + 3 * lda};
+    const float *scales[2] = {scale, scale + 3 * lds};
+    UNROLLED for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (int64_t block = 0; block < blocks; block++) {
+        __m512i part[TILE_ROWS][2];
+        UNROLLED for (int r = 0; r < rows; r++) part[r][0] = part[r][1] = _mm512_setzero_si512();
+        for (int p = 0; p < PAIRS; p++, b += PANEL) {
+            __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 16);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                __m512i x = _mm512_set1_epi32((int)group[r / 3][r % 3 * lda]);
+                part[r][0] = _mm512_dpwssd_epi32(part[r][0], x, b0);
+                part[r][1] = _mm512_dpwssd_epi32(part[r][1], x, b1);
+            }
+            group[0]++, group[1]++;
+        }
+        __m512 s0 = _mm512_loadu_ps((const float *)b), s1 = _mm512_loadu_ps((const float *)b + 16);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            __m512 x = _mm512_set1_ps(scales[r / 3][r % 3 * lds]);
+            sum[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][0]), _mm512_mul_ps(x, s0), sum[r][0]);
+            sum[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][1]), _mm512_mul_ps(x, s1), sum[r][1]);
+        }
+        scales[0]++, scales[1]++;
+        b += PANEL;
+    }
+    const uint32_t mask = columns < 32 ? (1u << columns) - 1 : 0xffffffffu;
+    UNROLLED for (int r = 0; r < rows; r++) {
+        for (int v = 0; v < 2; v++) {
+            __mmask16 lanes = (__mmask16)(mask >> (16 * v));
+            float *out = c + r * ldc + 16 * v;
+            __m512 y = sum[r][v];
+            if (accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, out), y);
+            _mm512_mask_storeu_ps(out, lanes, y);
+        }
+    }
+}
+
+#define ROWS(R) \
+    case R: tile_rows(R, c, ldc, a, lda, scale, lds, panel, blocks, columns, accumulate); return;
+
+void jpo_gemm_int16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
+                 const void *panel, int64_t blocks, int rows, int columns, bool accumulate) {
+    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
+}
+#endif

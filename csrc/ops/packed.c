@@ -1,0 +1,206 @@
+/* Packed tiles and their products: which table serves which compute type, the layout of a tile, the walk over it. */
+#include "ops/packed.h"
+
+#include "base/cpu.h"
+#include "base/size.h"
+#include "ops/blas.h"
+#include "kernels/panels.h"
+
+enum { BLOCK = JPO_GEMM_BLOCK };
+
+static bool portable_allowed;
+void jpo_packed_allow_portable(bool allow) { portable_allowed = allow; }
+
+static const jpo_gemm_table *native_table(jpo_compute compute) {
+#if defined(__x86_64__)
+    const jpo_cpu *cpu = jpo_cpu_get();
+    if (cpu->chosen == JPO_ISA_AVX512 && (compute != JPO_COMPUTE_INT16 || cpu->avx512_vnni) &&
+        (compute != JPO_COMPUTE_BFLOAT16 || cpu->avx512_bf16))
+        return &jpo_gemm_avx512;
+#endif
+    (void)compute;
+    return NULL;
+}
+
+const jpo_gemm_table *jpo_packed_table(jpo_compute compute) {
+    const jpo_gemm_table *table = native_table(compute);
+    if (!table && compute != JPO_COMPUTE_FLOAT32 && portable_allowed) table = &jpo_gemm_generic;
+    return table;
+}
+
+/* ---- layout: ranges of the depth, in each the panels one after the other ---- */
+
+#ifndef RANGE32
+#define RANGE32 576
+#endif
+#ifndef RANGE16
+#define RANGE16 576
+#endif
+int64_t jpo_packed_range(jpo_compute compute, int64_t depth) {
+    int64_t most = compute == JPO_COMPUTE_FLOAT32 ? RANGE32 : RANGE16;
+    return jpo_max64(jpo_round_up(jpo_ceil_div(depth, jpo_ceil_div(depth, most)), BLOCK), BLOCK);
+}
+
+/* Bytes of one panel over `depth`. */
+static size_t panel_bytes(const jpo_gemm_table *table, jpo_compute compute, int64_t depth) {
+    size_t line = (size_t)table->panel * 4;
+    switch (compute) {
+        case JPO_COMPUTE_INT16: return (size_t)jpo_ceil_div(depth, BLOCK) * (BLOCK / 2 + 1) * line;
+        case JPO_COMPUTE_BFLOAT16: return (size_t)jpo_ceil_div(depth, 2) * line;
+        default: return (size_t)depth * line;
+    }
+}
+
+size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns) {
+    const jpo_gemm_table *table = jpo_packed_table(w->compute);
+    if (!table) return (size_t)jpo_round_up(w->dtype == JPO_F32 ? 0 : depth * columns * 4, 64);
+    int64_t range = jpo_packed_range(w->compute, depth), ranges = jpo_ceil_div(depth, range);
+    size_t bytes = panel_bytes(table, w->compute, range) * (size_t)(ranges - 1) +
+                   panel_bytes(table, w->compute, depth - range * (ranges - 1));
+    return (bytes * (size_t)jpo_ceil_div(columns, table->panel) + 63) / 64 * 64;
+}
+
+static void pack_portable(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
+                          int64_t column0, int64_t columns) {
+    if (w->dtype == JPO_F32) {
+        tile->data = (const float *)w->data + row0 * w->k + column0;
+        tile->ld = w->k;
+        return;
+    }
+    jpo_panel_widen(memory, columns, w->dtype, w->data, w->k, row0, rows, column0, columns);
+    tile->data = memory;
+    tile->ld = columns;
+}
+
+void jpo_packed_pack(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
+                     int64_t column0, int64_t columns, bool backward) {
+    const jpo_gemm_table *table = jpo_packed_table(w->compute);
+    *tile = (jpo_packed_tile){table, w->compute, backward ? rows : columns, backward ? columns : rows, memory, 0, !backward};
+    if (!table) {
+        pack_portable(tile, memory, w, row0, rows, column0, columns);
+        return;
+    }
+    jpo_gemm_pack pack = (backward ? table->backward : table->forward)[w->compute];
+    jpo_gemm_source source = {w->data, w->dtype, w->k, row0, rows, column0, columns};
+    int64_t range = jpo_packed_range(w->compute, tile->depth);
+    char *out = memory;
+    for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
+        int64_t depth = jpo_min64(range, tile->depth - d0);
+        for (int64_t c0 = 0; c0 < tile->columns; c0 += table->panel) {
+            int64_t width = jpo_min64(table->panel, tile->columns - c0);
+            source.row0 = row0 + (backward ? d0 : c0), source.rows = backward ? depth : width;
+            source.column0 = column0 + (backward ? c0 : d0), source.columns = backward ? width : depth;
+            pack(out, &source);
+            out += panel_bytes(table, w->compute, depth);
+        }
+    }
+}
+
+/* ---- activations ---- */
+
+static int64_t row_pairs(jpo_compute compute, int64_t depth) {
+    if (compute == JPO_COMPUTE_INT16) return jpo_ceil_div(depth, BLOCK) * (BLOCK / 2);
+    return jpo_ceil_div(depth, 2);
+}
+
+size_t jpo_packed_scratch_bytes(const jpo_weight *w, int64_t m, int64_t depth) {
+    if (w->compute == JPO_COMPUTE_FLOAT32) return 0;
+    size_t blocks = w->compute == JPO_COMPUTE_INT16 ? (size_t)jpo_ceil_div(depth, BLOCK) : 0;
+    return ((size_t)m * ((size_t)row_pairs(w->compute, depth) + blocks) * 4 + 63) / 64 * 64;
+}
+
+static void rows_open(jpo_packed_rows *rows, const jpo_gemm_table *table, jpo_compute compute, const float *x,
+                      int64_t ldx, int64_t m, int64_t depth, void *memory) {
+    *rows = (jpo_packed_rows){table, compute, depth, x, ldx, memory, NULL, row_pairs(compute, depth), 0};
+    if (compute != JPO_COMPUTE_INT16) return;
+    rows->scale = (float *)(rows->pairs + m * rows->ldp);
+    rows->lds = jpo_ceil_div(depth, BLOCK);
+}
+
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, const float *x, int64_t ldx, int64_t m,
+                          int64_t depth, void *memory) {
+    rows_open(rows, jpo_packed_table(w->compute), w->compute, x, ldx, m, depth, memory);
+}
+
+void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count) {
+    if (rows->compute == JPO_COMPUTE_FLOAT32) return;
+    for (int64_t i = row0; i < row0 + count; i++) {
+        if (rows->compute == JPO_COMPUTE_INT16)
+            rows->table->quantize_int16(rows->pairs + i * rows->ldp, rows->scale + i * rows->lds, rows->x + i * rows->ldx,
+                                        rows->depth);
+        else
+            rows->table->round_bfloat16(rows->pairs + i * rows->ldp, rows->x + i * rows->ldx, rows->depth);
+    }
+}
+
+/* ---- products ---- */
+
+typedef struct {
+    const jpo_packed_rows *rows;
+    const jpo_packed_tile *tile;
+    float *y;
+    int64_t ldy, row0, count;
+    int group; /* rows of a full tile */
+} walk;
+
+static int group_rows(const jpo_gemm_table *table, jpo_compute compute) {
+    return compute == JPO_COMPUTE_FLOAT32 ? table->rows_float32
+           : compute == JPO_COMPUTE_INT16 ? table->rows_int16
+                                          : table->rows_bfloat16;
+}
+
+static void multiply_group(const walk *w, int64_t i, int rows, int64_t d0, int64_t depth, const void *panel, int64_t c0,
+                           int columns, bool accumulate) {
+    const jpo_packed_rows *r = w->rows;
+    const jpo_gemm_table *table = w->tile->table;
+    float *out = w->y + i * w->ldy + c0;
+    int64_t row = w->row0 + i;
+    if (r->compute == JPO_COMPUTE_FLOAT32)
+        table->tile_float32(out, w->ldy, r->x + row * r->ldx + d0, r->ldx, panel, depth, rows, columns, accumulate);
+    else if (r->compute == JPO_COMPUTE_BFLOAT16)
+        table->tile_bfloat16(out, w->ldy, r->pairs + row * r->ldp + d0 / 2, r->ldp, panel, jpo_ceil_div(depth, 2),
+                                 rows, columns, accumulate);
+    else
+        table->tile_int16(out, w->ldy, r->pairs + row * r->ldp + d0 / 2, r->ldp, r->scale + row * r->lds + d0 / BLOCK,
+                              r->lds, panel, jpo_ceil_div(depth, BLOCK), rows, columns, accumulate);
+}
+
+/* One panel for all rows: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt to groups
+ * evenly, so that none is left alone. */
+static void multiply_panel(const walk *w, int64_t d0, int64_t depth, const void *panel, int64_t c0, int columns,
+                           bool accumulate) {
+    int64_t groups = jpo_ceil_div(w->count, w->group);
+    for (int64_t g = 0, i = 0; g < groups; g++) {
+        int rows = (int)jpo_ceil_div(w->count - i, groups - g);
+        multiply_group(w, i, rows, d0, depth, panel, c0, columns, accumulate);
+        i += rows;
+    }
+}
+
+void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows, int64_t row0, int64_t count,
+                              int64_t depth0, const jpo_packed_tile *tile, bool accumulate) {
+    if (!tile->table) {
+        jpo_sgemm(false, tile->turned, count, tile->columns, tile->depth, 1, rows->x + row0 * rows->ldx + depth0, rows->ldx,
+                  tile->data, tile->ld, accumulate, y, ldy);
+        return;
+    }
+    walk w = {rows, tile, y, ldy, row0, count, group_rows(tile->table, tile->compute)};
+    int64_t range = jpo_packed_range(tile->compute, tile->depth);
+    const char *panel = tile->data;
+    for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
+        int64_t depth = jpo_min64(range, tile->depth - d0);
+        for (int64_t c0 = 0; c0 < tile->columns; c0 += tile->table->panel) {
+            int columns = (int)jpo_min64(tile->table->panel, tile->columns - c0);
+            multiply_panel(&w, depth0 + d0, depth, panel, c0, columns, accumulate || d0);
+            panel += panel_bytes(tile->table, tile->compute, depth);
+        }
+    }
+}
+
+void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_packed_tile *tile,
+                         bool accumulate, void *scratch) {
+    jpo_packed_rows rows;
+    rows_open(&rows, tile->table, tile->compute, x, ldx, m, tile->depth, scratch);
+    jpo_packed_rows_convert(&rows, 0, m);
+    jpo_packed_multiply_rows(y, ldy, &rows, 0, m, 0, tile, accumulate);
+}

@@ -1,0 +1,72 @@
+/* Packed products, callable inside a task: no threads, no allocation. ops/linear cuts whole products into these; the
+ * fused head packs a tile of the vocabulary once and runs many chunks of rows over it:
+ *
+ *     jpo_packed_tile up, down;                                   // logits = H W_t^T; dH += P W_t
+ *     jpo_packed_pack(&up, memory, w, v0, count, 0, w->k, false); // memory: jpo_packed_tile_bytes(w, w->k, count)
+ *     jpo_packed_pack(&down, other, w, v0, count, 0, w->k, true); // memory: jpo_packed_tile_bytes(w, count, w->k)
+ *     for each chunk of m rows:
+ *         jpo_packed_multiply(logits, ldl, h, ldh, m, &up, false, scratch);   // scratch: jpo_packed_scratch_bytes(...)
+ *         ...
+ *         jpo_packed_multiply(dh, ldd, p, ldp, m, &down, true, scratch);
+ *
+ * The weight's compute type decides what a tile holds (kernels/gemm.h has the numerical contract). Where no table
+ * offers the product (generic, NEON), a tile is a widened float32 rectangle (or W itself where it is stored so) and
+ * OpenBLAS multiplies. An output's sums run in an order that depends on the depth alone: not on m, on the cut of rows or
+ * columns, or on threads. (OpenBLAS: on the shape of the call.) */
+#ifndef JPO_OPS_PACKED_H
+#define JPO_OPS_PACKED_H
+
+#include "kernels/gemm.h"
+#include "ops/linear.h"
+
+typedef struct {
+    const jpo_gemm_table *table; /* NULL: OpenBLAS */
+    jpo_compute compute;
+    int64_t depth, columns; /* of B: sums run over `depth`, outputs are (m, columns) */
+    const void *data;       /* not owned */
+    int64_t ld;             /* OpenBLAS: row stride of the rectangle */
+    bool turned;            /* OpenBLAS: the rectangle is (columns, depth) */
+} jpo_packed_tile;
+
+/* Rows of activations in the form that a compute type multiplies: x itself, or pairs and scales in memory of the caller. */
+typedef struct {
+    const jpo_gemm_table *table;
+    jpo_compute compute;
+    int64_t depth;
+    const float *x; /* (m, depth; ldx) */
+    int64_t ldx;
+    uint32_t *pairs; /* (m, ldp) */
+    float *scale;    /* (m, lds) */
+    int64_t ldp, lds;
+} jpo_packed_rows;
+
+/* The table that serves `compute` with the chosen instruction set; NULL where OpenBLAS has to (float32 only), or where
+ * the compute type is not offered at all. */
+const jpo_gemm_table *jpo_packed_table(jpo_compute compute);
+/* For the tests: int16 and bfloat16 by portable C where the instructions are missing or JPO_CPU is below them. */
+void jpo_packed_allow_portable(bool allow);
+
+size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns); /* a multiple of 64 */
+/* The tile of W's rows row0.. and columns column0.. (a multiple of 32, as `columns` unless it reaches the end): forward
+ * (depth = columns, outputs = rows) or backward (depth = rows, outputs = columns). memory: 64-byte aligned. */
+void jpo_packed_pack(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
+                     int64_t column0, int64_t columns, bool backward);
+
+size_t jpo_packed_scratch_bytes(const jpo_weight *w, int64_t m, int64_t depth); /* 0 for float32 */
+/* y (m, columns; ldy) = or += x (m, depth; ldx) times the tile. */
+void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_packed_tile *tile,
+                         bool accumulate, void *scratch);
+
+/* The same in two steps, so that several tiles share the rounded rows. open: prepares `rows` over memory of
+ * jpo_packed_scratch_bytes; convert: rounds rows row0..row0+count-1 (nothing for float32). */
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, const float *x, int64_t ldx, int64_t m,
+                          int64_t depth, void *memory);
+void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count);
+/* y (count, columns; ldy) = or += rows row0.. , from depth0 (a multiple of 32) on, times the tile. */
+void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows, int64_t row0, int64_t count,
+                              int64_t depth0, const jpo_packed_tile *tile, bool accumulate);
+
+/* The depth is cut into equal ranges, each packed and summed for itself: the length of all but the last. */
+int64_t jpo_packed_range(jpo_compute compute, int64_t depth);
+
+#endif
