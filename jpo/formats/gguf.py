@@ -352,7 +352,7 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
         config["rope_scaling"] = _llama3_scaling(file, config["rope_theta"], head_dim, factors)
         if config["rope_scaling"]:
             return config, None
-    if np.all(factors == 1.0):
+    if np.all(factors == 1.0) and len(factors) == head_dim // 2:
         return config, None
     config["jpo_rope_factors"] = (
         factors.tolist()
