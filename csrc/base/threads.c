@@ -12,19 +12,22 @@
 #define CPU_RELAX() ((void)0)
 #endif
 
-/* A worker spins this many polls (about 20 microseconds) before it sleeps: the regions of a decoding step follow
- * one another closely. */
-enum { SPIN_POLLS = 1500 };
+/* A waiting thread spins this many polls (about 100 microseconds) before it sleeps: regions follow one another closely,
+ * and to wake a sleeper costs 50 microseconds on a virtual machine. */
+enum { SPIN_POLLS = 8000 };
 
 static struct {
     pthread_mutex_t caller; /* one parallel region at a time */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    int wanted, running; /* threads asked for; workers alive (0 when wanted == 1) */
+    int wanted, running; /* threads asked for, the caller's among them; workers alive */
     pthread_t worker[JPO_MAX_THREADS];
+    int place[JPO_MAX_THREADS + 1]; /* the processor of each worker, and last the caller's; -1: not pinned */
     atomic_ulong region; /* generation number: workers wait for it to change */
     atomic_long next;    /* next task to hand out */
     atomic_int busy;     /* workers that have not finished the region */
+    atomic_int sleepers; /* workers that wait on `wake` */
+    atomic_bool waiting; /* the caller waits on `done` */
     atomic_bool stop;
     long count;
     jpo_task run;
@@ -44,19 +47,28 @@ static void drain(int thread) {
     region_thread = -1;
 }
 
+/* Sleeping is announced before the last look at `region`, and announce() looks at `sleepers` after it has changed
+ * `region`: one of the two sees the other. `waiting` and `busy` work the same way. */
+static void wait_for_region(unsigned long seen) {
+    int polls = 0;
+    while (atomic_load_explicit(&pool.region, memory_order_acquire) == seen && polls++ < SPIN_POLLS) CPU_RELAX();
+    if (atomic_load(&pool.region) != seen) return;
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&pool.sleepers, 1);
+    while (atomic_load(&pool.region) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+    atomic_fetch_sub(&pool.sleepers, 1);
+    pthread_mutex_unlock(&pool.lock);
+}
+
 static void *work(void *argument) {
     int thread = (int)(intptr_t)argument;
     unsigned long seen = 0;
     for (;;) {
-        int polls = 0;
-        while (atomic_load_explicit(&pool.region, memory_order_acquire) == seen && polls++ < SPIN_POLLS) CPU_RELAX();
-        pthread_mutex_lock(&pool.lock);
-        while (atomic_load(&pool.region) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
-        pthread_mutex_unlock(&pool.lock);
+        wait_for_region(seen);
         seen = atomic_load(&pool.region);
         if (atomic_load(&pool.stop)) return NULL;
         drain(thread);
-        if (atomic_fetch_sub(&pool.busy, 1) == 1) {
+        if (atomic_fetch_sub(&pool.busy, 1) == 1 && atomic_load(&pool.waiting)) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
             pthread_mutex_unlock(&pool.lock);
@@ -64,27 +76,57 @@ static void *work(void *argument) {
     }
 }
 
-static void pin(pthread_t thread, int index) {
-#if defined(__linux__)
-    const char *setting = getenv("JPO_PIN");
-    cpu_set_t allowed, one;
-    if ((setting && setting[0] == '0') || sched_getaffinity(0, sizeof allowed, &allowed)) return;
-    int left = index % CPU_COUNT(&allowed);
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed) || left-- > 0) continue;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        pthread_setaffinity_np(thread, sizeof one, &one);
-        return;
-    }
-#else
-    (void)thread, (void)index;
-#endif
+static void wait_for_workers(void) {
+    int polls = 0;
+    while (atomic_load_explicit(&pool.busy, memory_order_acquire) && polls++ < SPIN_POLLS) CPU_RELAX();
+    if (!atomic_load(&pool.busy)) return;
+    pthread_mutex_lock(&pool.lock);
+    atomic_store(&pool.waiting, true);
+    while (atomic_load(&pool.busy)) pthread_cond_wait(&pool.done, &pool.lock);
+    atomic_store(&pool.waiting, false);
+    pthread_mutex_unlock(&pool.lock);
 }
 
+#if defined(__linux__)
+static bool pin(pthread_t thread, int cpu) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    return !pthread_setaffinity_np(thread, sizeof one, &one);
+}
+
+/* Deals the allowed processors: the caller's own to the caller, the others to the workers in turn. */
+static void pin_workers(void) {
+    const char *setting = getenv("JPO_PIN");
+    cpu_set_t allowed;
+    int own = sched_getcpu(), cpu = own;
+    for (int i = 0; i <= JPO_MAX_THREADS; i++) pool.place[i] = -1;
+    if ((setting && setting[0] == '0') || own < 0 || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    pool.place[JPO_MAX_THREADS] = own;
+    for (int i = 0; i < pool.running; i++) {
+        do cpu = (cpu + 1) % CPU_SETSIZE;
+        while (!CPU_ISSET(cpu, &allowed));
+        if (pin(pool.worker[i], cpu)) pool.place[i] = cpu;
+    }
+}
+
+/* Where the kernel has moved the caller onto a worker's processor, the two change places. */
+static void make_room(void) {
+    int own = sched_getcpu(), *home = &pool.place[JPO_MAX_THREADS];
+    if (own < 0 || *home < 0 || own == *home) return;
+    for (int i = 0; i < pool.running; i++)
+        if (pool.place[i] == own && pin(pool.worker[i], *home)) pool.place[i] = *home;
+    *home = own;
+}
+#else
+static void pin_workers(void) {}
+static void make_room(void) {}
+#endif
+
 static void announce(void) {
-    pthread_mutex_lock(&pool.lock);
     atomic_fetch_add(&pool.region, 1);
+    if (!atomic_load(&pool.sleepers)) return;
+    pthread_mutex_lock(&pool.lock);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
 }
@@ -105,6 +147,8 @@ static void after_fork_child(void) {
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
     pool.running = 0;
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.waiting, false);
     region_thread = -1;
 }
 static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
@@ -131,11 +175,11 @@ static void make_ready(void) {
 
 static void start_workers(void) {
     atomic_store(&pool.region, 0);
-    for (int i = 0; i < pool.wanted && pool.wanted > 1; i++) {
-        if (pthread_create(&pool.worker[i], NULL, work, (void *)(intptr_t)i)) break; /* fewer threads, same result */
-        pin(pool.worker[i], i);
+    for (int i = 0; i < pool.wanted - 1; i++) {
+        if (pthread_create(&pool.worker[i], NULL, work, (void *)(intptr_t)(i + 1))) break; /* fewer threads, same result */
         pool.running = i + 1;
     }
+    pin_workers();
 }
 
 int jpo_threads_count(void) {
@@ -168,13 +212,11 @@ void jpo_parallel(int64_t count, jpo_task run, void *context) {
     if (!pool.running || count == 1) {
         drain(0);
     } else {
+        make_room();
         atomic_store(&pool.busy, pool.running);
         announce();
-        int polls = 0;
-        while (atomic_load_explicit(&pool.busy, memory_order_acquire) && polls++ < SPIN_POLLS) CPU_RELAX();
-        pthread_mutex_lock(&pool.lock);
-        while (atomic_load(&pool.busy)) pthread_cond_wait(&pool.done, &pool.lock);
-        pthread_mutex_unlock(&pool.lock);
+        drain(0);
+        wait_for_workers();
     }
     pthread_mutex_unlock(&pool.caller);
 }

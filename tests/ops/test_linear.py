@@ -238,7 +238,7 @@ def test_a_bad_activation_spoils_its_row_and_no_other(rounded_isa, compute, bad)
     if not offered(compute):
         return
     rng = np.random.default_rng(8)
-    data, w = make_weight(rng, "Q8_0", 40, 96)
+    data, _ = make_weight(rng, "Q8_0", 40, 96)
     for direction, width in (("forward", 96), ("backward", 40)):
         x = rng.standard_normal((32, width)).astype(np.float32)
         sound = product(x, data, 40, 96, "Q8_0", compute, direction)
