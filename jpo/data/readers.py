@@ -1,0 +1,263 @@
+"""Files and iterables of records: JSON Lines, JSON, Parquet, mappings. Every record remembers where it came from.
+
+Knows bytes, JSON and rows; never what the keys of a record mean (jpo.data.records does).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from jpo.errors import DataError, MissingExtra
+
+EXAMPLE = "example"  # the name of the embedded preference pairs
+_SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class Record(dict):
+    """One record, an ordinary dict; `where` says where it stands ("pairs.jsonl, line 12")."""
+
+    __slots__ = ("source", "place")
+
+    def __init__(self, values: Mapping[str, Any], source: str, place: str):
+        super().__init__(values)
+        self.source = source
+        self.place = place
+
+    @property
+    def where(self) -> str:
+        """File and line (row of a Parquet file, index in an iterable)."""
+        return f"{self.source}{self.place}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, (dict(self), self.source, self.place)
+
+
+def read_records(source: Any) -> list[Record]:
+    """All records of a file, of the embedded "example", of an iterable of mappings, or the union of a list of those.
+
+    Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .parquet. Iterables
+    include `datasets.Dataset`, `pandas.DataFrame` and `pyarrow.Table`. UTF-8 with or without a byte order mark.
+    DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.
+    """
+    records = list(iter_records(source))
+    if not records:
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
+        raise DataError(f"{name}: holds no records; at least one is needed")
+    return records
+
+
+def iter_records(source: Any) -> Iterator[Record]:
+    """The records of `source` one by one, as `read_records` understands it; a source without records is allowed."""
+    if isinstance(source, (str, os.PathLike)):
+        yield from _read_file(os.fspath(source))
+        return
+    if isinstance(source, Mapping):
+        kind = "splits: choose one, such as data['train']" if _holds_tables(source) else "keys: put one record in a list"
+        raise DataError(f"records: expected an iterable of mappings, got one mapping of {kind}")
+    if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
+        raise DataError(f"records: expected a path or an iterable of mappings, got {type(source).__name__}")
+    for index, item in enumerate(_rows_of(source)):
+        if isinstance(item, (str, os.PathLike)):
+            yield from _read_file(os.fspath(item))
+        elif isinstance(item, Record):
+            yield item
+        elif isinstance(item, Mapping):
+            yield Record(item, "records", f"[{index}]")
+        else:
+            raise DataError(f"records[{index}]: expected a mapping (or a path), got {type(item).__name__}")
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes JSON Lines beside `path`, syncs and renames: readers see the old file or the whole new one. The count."""
+    from jpo.formats.files import write_atomic
+
+    path = os.fspath(path)
+    if not path.lower().endswith((".jsonl", ".ndjson")):
+        raise DataError(f"{path}: records are written as JSON Lines; give a name that ends in .jsonl")
+    count = 0
+
+    def write(temporary: str) -> None:
+        nonlocal count
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+                count += 1
+
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomic(path, write)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    return count
+
+
+def _holds_tables(source: Mapping[Any, Any]) -> bool:
+    return any(not isinstance(value, (str, Mapping)) and hasattr(value, "__len__") for value in source.values())
+
+
+def _rows_of(source: Any) -> Iterable[Any]:
+    """Tables whose iteration yields columns are turned into their rows."""
+    if hasattr(source, "to_pylist") and hasattr(source, "column_names"):  # pyarrow.Table
+        return source.to_pylist()
+    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # pandas.DataFrame
+        return source.to_dict("records")
+    return source
+
+
+def _read_file(path: str) -> Iterator[Record]:
+    if path == EXAMPLE:
+        from jpo.data.example import example_path
+
+        yield from _json_lines(example_path(), EXAMPLE)
+        return
+    kind = _SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if os.path.isdir(path):
+        raise DataError(f"{path}: is a folder; give a .jsonl, .json or .parquet file")
+    if kind is None:
+        raise DataError(f"{path}: expected a name that ends in .jsonl, .json or .parquet (unpacked), or {EXAMPLE!r}")
+    reader = {"lines": _json_lines, "json": _json_file, "parquet": _parquet}[kind]
+    try:
+        yield from reader(path, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _json_lines(path: str, name: str) -> Iterator[Record]:
+    """One object a line; lines end at \\n alone, so that U+2028 inside a text does not cut it."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = _without_mark(line, name)
+            if line.strip():
+                yield _record(_parse(_text(line, f"{name}, line {number}"), name, number), name, number)
+
+
+def _json_file(path: str, name: str) -> Iterator[Record]:
+    """An array of objects; a file that begins with an object is taken as JSON Lines, as many exporters write it."""
+    with open(path, "rb") as file:
+        data = _without_mark(file.read(), name)
+    if data.lstrip()[:1] != b"[":
+        del data
+        yield from _json_lines(path, name)
+        return
+    text = _text(data, name)
+    del data
+    at = text.index("[") + 1
+    line, counted = 1, 0  # the line of text[counted]
+    first = True
+    while True:
+        at = _skip_space(text, at)
+        if text[at : at + 1] == "]" and first:
+            at += 1
+            break
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = _decode_at(text, at, name, line)
+        yield _record(value, name, line)
+        first = False
+        at = _skip_space(text, at)
+        mark = text[at : at + 1]
+        at += 1
+        if mark == "]":
+            break
+        if mark != ",":
+            line += text.count("\n", counted, at)
+            raise DataError(f"{name}, line {line}: expected ',' or ']' after a record, got {mark or 'the end'!r}")
+    if _skip_space(text, at) != len(text):
+        raise DataError(f"{name}: text after the closing ']' of the array")
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _parquet(path: str, name: str) -> Iterator[Record]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra(f"{name}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            row = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield Record(value, name, f", row {row}")
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name}: not a readable Parquet file: {reason}") from None
+
+
+def _without_mark(data: bytes, name: str) -> bytes:
+    if data.startswith(_UTF16):
+        raise DataError(f"{name}: is UTF-16; save it as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start)
+        place = f"{where}, line {line + 1}" if ", line " not in where else where
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1)
+        raise DataError(f"{place}: byte {column} (0x{data[error.start]:02x}) is no valid UTF-8") from None
+
+
+def _record(value: Any, name: str, line: int) -> Record:
+    if not isinstance(value, dict):
+        kind = {"list": "array", "str": "string", "NoneType": "null"}.get(type(value).__name__, "number or boolean")
+        raise DataError(f"{name}, line {line}: expected a JSON object, got a JSON {kind}")
+    return Record(value, name, f", line {line}")
+
+
+def _parse(text: str, name: str, line: int) -> Any:
+    stripped = text.strip(" \t\r\n")
+    value, end = _decode_at(stripped, 0, name, line)
+    if end != len(stripped):
+        raise DataError(f"{name}, line {line}: column {end + 1}: text after the JSON object; write one record a line")
+    return value
+
+
+class _Refused(Exception):
+    """Something that JSON texts here must not hold; without the place, which only the caller knows."""
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise _Refused(f"{constant} is no JSON; write null or leave the key out")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Refused(f"key {twice!r} stands twice in one object")
+    return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _decode_at(text: str, at: int, name: str, line: int) -> tuple[Any, int]:
+    """The JSON value that begins at text[at], which stands in `line`, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except _Refused as error:
+        raise DataError(f"{name}, line {line}: {error}") from None
+    except json.JSONDecodeError as error:
+        line += text.count("\n", at, error.pos)
+        column = error.pos - max(text.rfind("\n", 0, error.pos) + 1, 0) + 1
+        cut = "; is the file cut off?" if error.pos >= len(text) or error.msg.startswith("Unterminated") else ""
+        raise DataError(f"{name}, line {line}, column {column}: not JSON: {error.msg}{cut}") from None
+    except RecursionError:
+        raise DataError(f"{name}, line {line}: JSON nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{name}, line {line}: {error}") from None

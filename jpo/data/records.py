@@ -1,0 +1,388 @@
+"""What the keys of a record mean: each stage's records checked and brought to one form.
+
+Text that cannot be used (missing keys, wrong types, half a surrogate pair) is an error naming file, line and key;
+text that can be but teaches nothing (blank, both sides equal) is dropped and counted. Knows no tokens and no files.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from jpo.data.readers import Record
+from jpo.data.report import Report
+from jpo.errors import DataError
+
+Messages = tuple[dict[str, str], ...]
+Text = str | Messages  # a plain text, or a conversation that has more than the one turn which a plain text says
+
+_PAPER = ("i_chosen", "r_chosen", "i_reject", "r_reject")
+_ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """(i_chosen, r_chosen) is preferred to (i_reject, r_reject); equal instructions make it a conditional pair."""
+
+    i_chosen: Text
+    r_chosen: Text
+    i_reject: Text
+    r_reject: Text
+    weak: bool = False  # paired by construction, not by an annotator
+    extra: dict[str, Any] = field(default_factory=dict)  # the record's other keys
+    where: str = ""  # file and line
+
+    @property
+    def joint(self) -> bool:
+        """Whether the two instructions differ."""
+        return self.i_chosen != self.i_reject
+
+    def to_record(self) -> dict[str, Any]:
+        """As it is written to a file, under the paper's names."""
+        values = (self.i_chosen, self.r_chosen, self.i_reject, self.r_reject)
+        record = {key: _plain(value) for key, value in zip(_PAPER, values, strict=True)}
+        return {**record, **({"weak": True} if self.weak else {}), **self.extra}
+
+
+@dataclass(frozen=True)
+class Example:
+    """An instruction and the response to learn."""
+
+    instruction: Text
+    response: Text
+    extra: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two answers to compare: to one instruction (conditional), or each to its own (joint)."""
+
+    instruction_0: Text
+    response_0: Text
+    instruction_1: Text
+    response_1: Text
+    label_0: str | None = None  # "chosen" or "rejected" in the item's conditional pair
+    label_1: str | None = None
+    feedback: int | None = None  # 0, 1, 2 (equal); None: not asked, or failed
+    joint: bool = False  # the record's form: two instructions were given
+    extra: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class TestItem:
+    """An instruction to answer in an evaluation, and the answer to compare with."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+    instruction: Text
+    gold_response: Text
+    extra: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+class _Drop(Exception):
+    """A well-formed record of no use; the message is the reason counted."""
+
+
+T = TypeVar("T")
+
+
+def preference_pairs(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[Pair]:
+    """Preference records in every form that is read, as pairs.
+
+    Forms: the paper's {i_chosen, r_chosen, i_reject, r_reject}; TRL's {prompt, chosen, rejected}; TRL's implicit
+    prompt {chosen, rejected}, whose common beginning is the prompt; each of these with conversations (lists of
+    {role, content}) for texts. Without a common beginning, conversations are joint pairs: each side's last turn is
+    its response. Other keys go to `extra`. Blank texts and equal sides are dropped, counted in `report`, or warned of
+    where none is given.
+    """
+    return _collect(_pair, records, source, report)
+
+
+def sft_examples(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[Example]:
+    """{instruction, response}, {prompt, completion} or {messages} (the last turn is the response), as examples."""
+    return _collect(_example, records, source, report)
+
+
+def candidates(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[Candidate]:
+    """Conditional {instruction, response_0, response_1} and joint {instruction_0, response_0, instruction_1,
+    response_1} candidates, with label_0, label_1 and feedback where they carry them."""
+    return _collect(_candidate, records, source, report)
+
+
+def feedback_candidates(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[Candidate]:
+    """Candidates that must carry the key `feedback`: 0, 1, 2, or null where the annotator failed."""
+    return _collect(functools.partial(_candidate, judged=True), records, source, report)
+
+
+def items_to_test(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[TestItem]:
+    """{instruction, gold_response, ...}, as test items."""
+    return _collect(_test_item, records, source, report)
+
+
+def _collect(
+    convert: Callable[[dict[str, Any], str], T],
+    records: Iterable[Mapping[str, Any]],
+    source: str,
+    report: Report | None,
+) -> list[T]:
+    own = Report() if report is None else report
+    result = []
+    for index, record in enumerate(records):
+        where = record.where if isinstance(record, Record) else f"{source}[{index}]"
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}: expected a mapping, got {type(record).__name__}")
+        own.records += 1
+        present = {key: value for key, value in record.items() if value is not None}  # tables fill up with nulls
+        try:
+            result.append(convert(present, where))
+        except _Drop as reason:
+            own.drop(str(reason), where)
+    own.kept += len(result)
+    if report is None:
+        own.warn()
+    return result
+
+
+def _pair(record: dict[str, Any], where: str) -> Pair:
+    if "chosen" in record and "rejected" in record and not any(key in record for key in _PAPER):
+        used: tuple[str, ...] = ("prompt", "chosen", "rejected")
+        texts = _trl_texts(record, where)
+    elif any(key in record for key in _PAPER):
+        used = _PAPER
+        texts = tuple(_text(record, key, where) for key in _PAPER)
+    else:
+        expected = "i_chosen, r_chosen, i_reject, r_reject, or prompt, chosen, rejected, or chosen, rejected"
+        raise DataError(f"{where}: no preference record: expected the keys {expected}; got {_keys(record)}")
+    if texts[0] == texts[2] and texts[1] == texts[3]:
+        raise _Drop("both sides are equal")
+    weak = record.get("weak", False)
+    if not isinstance(weak, bool):
+        raise DataError(f"{where}: weak: expected true or false, got {weak!r}")
+    return Pair(*texts, weak=weak, extra=_rest(record, (*used, "weak")), where=where)
+
+
+def _trl_texts(record: dict[str, Any], where: str) -> tuple[Text, Text, Text, Text]:
+    """TRL's forms as (i_chosen, r_chosen, i_reject, r_reject).
+
+    A conversational `chosen` beside a plain `prompt` holds its prompt itself, as TRL too takes it.
+    """
+    sides = [_messages(record[key]) for key in ("chosen", "rejected")]
+    if (sides[0] is None) != (sides[1] is None):
+        raise DataError(f"{where}: chosen and rejected: expected both texts or both conversations")
+    if "prompt" in record:
+        if sides[0] is None or _messages(record["prompt"]) is not None:
+            prompt = _text(record, "prompt", where)
+            return prompt, _text(record, "chosen", where), prompt, _text(record, "rejected", where)
+    if sides[0] is None:
+        for key in ("chosen", "rejected"):
+            _text(record, key, where)
+        prompt, chosen, rejected = _split_text(record["chosen"], record["rejected"], where)
+        return prompt, chosen, prompt, rejected
+    turns = [_checked(record[key], key, where) for key in ("chosen", "rejected")]
+    return _split_turns(turns[0], turns[1], where)
+
+
+def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
+    """(prompt, chosen, rejected): the common beginning up to a word's end; the one space after it goes to the answers.
+
+    TRL cuts at the first unequal character, also within a word; here the word goes to the answers as a whole.
+    """
+    if chosen == rejected:
+        raise _Drop("both sides are equal")
+    shortest = min(len(chosen), len(rejected))
+    end = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
+    while end and not chosen[end - 1].isspace() and not all(side[end : end + 1].isspace() for side in (chosen, rejected)):
+        end -= 1
+    if chosen[end - 1 : end] == " ":
+        end -= 1
+    if not chosen[:end].strip():
+        raise DataError(f"{where}: chosen and rejected: no common beginning to take as the prompt; give the key prompt")
+    if not chosen[end:].strip() or not rejected[end:].strip():
+        raise _Drop("blank response")
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _split_turns(chosen: Messages, rejected: Messages, where: str) -> tuple[Text, Text, Text, Text]:
+    """The common turns are the prompt; where there are none (or nothing else), each side's last turn is its response."""
+    if chosen == rejected:
+        raise _Drop("both sides are equal")
+    shortest = min(len(chosen), len(rejected)) - 1  # a response of one turn at least
+    end = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
+    if end > 0 and chosen[end - 1]["role"] != "assistant" and _asks(chosen[:end]):
+        halves = [(side[:end], side[end:]) for side in (chosen, rejected)]
+    else:
+        halves = [(side[:-1], side[-1:]) for side in (chosen, rejected)]
+    texts: list[Text] = []
+    for key, (prompt, answer) in zip(("chosen", "rejected"), halves, strict=True):
+        if not prompt or answer[0]["role"] != "assistant":
+            raise DataError(f"{where}: {key}: expected a prompt's turns and then the assistant's, got {_roles(prompt + answer)}")
+        texts += [_shortest(prompt, "user"), _shortest(answer, "assistant")]
+    return texts[0], texts[1], texts[2], texts[3]
+
+
+def _asks(turns: Messages) -> bool:
+    return any(turn["role"] != "system" for turn in turns)
+
+
+def _example(record: dict[str, Any], where: str) -> Example:
+    for used in (("instruction", "response"), ("prompt", "completion")):
+        if any(key in record for key in used):
+            instruction, response = (_text(record, key, where) for key in used)
+            return Example(instruction, response, _rest(record, used), where)
+    if "messages" not in record:
+        expected = "instruction, response, or prompt, completion, or messages"
+        raise DataError(f"{where}: no example: expected the keys {expected}; got {_keys(record)}")
+    turns = _checked(record["messages"], "messages", where)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise DataError(f"{where}: messages: expected a prompt's turns and then the assistant's, got {_roles(turns)}")
+    prompt, answer = _shortest(turns[:-1], "user"), _shortest(turns[-1:], "assistant")
+    return Example(prompt, answer, _rest(record, ("messages",)), where)
+
+
+def _candidate(record: dict[str, Any], where: str, judged: bool = False) -> Candidate:
+    joint = "instruction_0" in record or "instruction_1" in record
+    names = ("instruction_0", "response_0", "instruction_1", "response_1")
+    if not joint:
+        if "instruction" not in record and "response_0" not in record:
+            expected = "instruction, response_0, response_1, or instruction_0, response_0, instruction_1, response_1"
+            raise DataError(f"{where}: no candidate: expected the keys {expected}; got {_keys(record)}")
+        names = ("instruction", "response_0", "instruction", "response_1")
+    elif "instruction" in record:
+        raise DataError(f"{where}: both instruction and instruction_0 or instruction_1; expected one of the two forms")
+    if judged and "feedback" not in record:
+        # null was taken away with the other nulls: it says that the annotator failed, absence that nobody was asked
+        record = {**record, "feedback": None}
+    texts = tuple(_text(record, key, where) for key in names)
+    labels = [_label(record, key, where) for key in ("label_0", "label_1")]
+    rest = _rest(record, (*names, "label_0", "label_1", "feedback"))
+    return Candidate(*texts, *labels, _feedback(record.get("feedback"), where), joint, rest, where)
+
+
+def _label(record: dict[str, Any], key: str, where: str) -> str | None:
+    label = record.get(key)
+    if label not in (None, "chosen", "rejected"):
+        raise DataError(f"{where}: {key}: expected 'chosen', 'rejected' or null, got {label!r}")
+    return label
+
+
+def _feedback(value: Any, where: str) -> int | None:
+    if value is None or value != value:  # NaN is how tables write null
+        return None
+    if isinstance(value, bool) or value not in (0, 1, 2):
+        raise DataError(f"{where}: feedback: expected 0, 1, 2 (equal) or null (failed), got {value!r}")
+    return int(value)
+
+
+def _test_item(record: dict[str, Any], where: str) -> TestItem:
+    used = ("instruction", "gold_response")
+    if not any(key in record for key in used):
+        raise DataError(f"{where}: no test item: expected the keys {', '.join(used)}; got {_keys(record)}")
+    instruction, gold = (_text(record, key, where) for key in used)
+    return TestItem(instruction, gold, _rest(record, used), where)
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
+    """The text or conversation under `key`: present, of the right type, encodable, not blank."""
+    if key not in record:
+        raise DataError(f"{where}: key {key!r} is missing or null; got {_keys(record)}")
+    value = record[key]
+    if isinstance(value, str):
+        _check_unicode(value, key, where)
+        if not value.strip():
+            raise _Drop(f"blank {key}")
+        return str(value)
+    if _messages(value) is None:
+        raise DataError(f"{where}: {key}: expected a string (or a list of messages), got {_type(value)}")
+    answer = key.startswith(("r_", "response", "gold")) or key in ("chosen", "rejected", "completion")
+    turns = _checked(value, key, where)
+    if answer and turns[0]["role"] != "assistant":
+        raise DataError(f"{where}: {key}: expected the assistant's turns alone, got {_roles(turns)}")
+    return _shortest(turns, "assistant" if answer else "user")
+
+
+def _messages(value: Any) -> list[Any] | None:
+    """`value` as a list if it is one (tuple, array), else None."""
+    if hasattr(value, "tolist") and not isinstance(value, str):  # NumPy arrays, out of pandas
+        value = value.tolist()
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def _checked(value: Any, key: str, where: str) -> Messages:
+    turns = []
+    for index, turn in enumerate(_messages(value) or []):
+        place = f"{where}: {key}[{index}]"
+        if not isinstance(turn, Mapping) or "role" not in turn:
+            raise DataError(f"{place}: expected a message {{'role': ..., 'content': ...}}, got {_type(turn)}")
+        if turn["role"] not in _ROLES:
+            raise DataError(f"{place}: role: expected one of {', '.join(_ROLES)}; got {turn['role']!r}")
+        content = _content(turn.get("content"), f"{place}: content")
+        _check_unicode(content, f"{key}[{index}]", where)
+        rest = {name: entry for name, entry in turn.items() if name not in ("role", "content") and entry is not None}
+        turns.append({"role": turn["role"], "content": content, **rest})
+    if not turns or not any(turn["content"].strip() for turn in turns):
+        raise _Drop(f"blank {key}")
+    return tuple(turns)
+
+
+def _content(content: Any, place: str) -> str:
+    """A message's text; a list of text parts is joined, anything that is no text is refused."""
+    if isinstance(content, str):
+        return content
+    parts = _messages(content)
+    if parts is None:
+        raise DataError(f"{place}: expected a string, got {_type(content)}")
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise DataError(f"{place}: expected text parts alone; images, audio and tool results are not implemented")
+    return "".join(part["text"] for part in parts)
+
+
+def _shortest(turns: Messages, role: str) -> Text:
+    """One bare turn of the expected role is its text; anything more stays a conversation, for a chat template."""
+    if len(turns) == 1 and turns[0]["role"] == role and len(turns[0]) == 2:
+        return turns[0]["content"]
+    return turns
+
+
+def _check_unicode(text: str, key: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {key}: character {error.start} is half of a surrogate pair, which is no text") from None
+
+
+def _rest(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in used}
+
+
+def _plain(text: Text) -> Any:
+    return text if isinstance(text, str) else list(text)
+
+
+def _keys(record: Mapping[str, Any]) -> str:
+    names = sorted(map(str, record))
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
+
+
+def _roles(turns: Messages) -> str:
+    return ", ".join(turn["role"] for turn in turns)
+
+
+def _type(value: Any) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

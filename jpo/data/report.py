@@ -1,0 +1,55 @@
+"""What became of the records: kept, cut, dropped and why, counted and printable, so that no loss is silent."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+_SHOWN = 3  # places named for each reason
+
+
+@dataclass
+class Report:
+    """Counts over one or more data sets. "Sequences" are (prompt, response): a pair has two, an SFT example one."""
+
+    records: int = 0  # read
+    kept: int = 0  # records that go on
+    sequences: int = 0  # encoded, of the kept records
+    cut_prompts: int = 0  # sequences whose instruction lost tokens
+    cut_responses: int = 0  # sequences whose response lost its end, and with it EOS
+    tokens: int = 0  # over the kept sequences, prompts counted for each
+    longest: int = 0  # tokens of the longest kept sequence
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> records
+    places: dict[str, list[str]] = field(default_factory=dict)  # reason -> where, the first few
+
+    def drop(self, reason: str, where: str = "") -> None:
+        """Counts one record that does not go on."""
+        self.dropped[reason] += 1
+        shown = self.places.setdefault(reason, [])
+        if where and len(shown) < _SHOWN:
+            shown.append(where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        names = ("records", "kept", "sequences", "cut_prompts", "cut_responses", "tokens", "longest")
+        return {**{name: getattr(self, name) for name in names}, "dropped": dict(self.dropped)}
+
+    def __str__(self) -> str:
+        lines = [f"{self.kept} of {self.records} records kept"]
+        for reason, count in self.dropped.most_common():
+            shown = self.places.get(reason, [])
+            more = ", ..." if count > len(shown) else ""
+            lines.append(f"  dropped {count}: {reason}" + (f" ({'; '.join(shown)}{more})" if shown else ""))
+        if self.sequences:
+            mean = self.tokens / self.sequences
+            lines.append(f"{self.tokens} tokens in {self.sequences} sequences (mean {mean:.1f}, longest {self.longest})")
+            lines.append(f"  cut: {self.cut_prompts} prompts, {self.cut_responses} responses (without EOS)")
+        return "\n".join(lines)
+
+    def warn(self) -> None:
+        """The drops as one UserWarning, for a caller who asked for no report."""
+        if self.dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+            warnings.warn(f"{sum(self.dropped.values())} of {self.records} records dropped: {reasons}", stacklevel=3)
