@@ -6,7 +6,6 @@ text that can be but teaches nothing (blank, both sides equal) is dropped and co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -124,7 +123,12 @@ def feedback_candidates(
     records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
 ) -> list[Candidate]:
     """Candidates that must carry the key `feedback`: 0, 1, 2, or null where the annotator failed."""
-    return _collect(functools.partial(_candidate, judged=True), records, source, report)
+    listed = list(records)
+    for index, record in enumerate(listed):
+        if isinstance(record, Mapping) and "feedback" not in record:
+            where = record.where if isinstance(record, Record) else f"{source}[{index}]"
+            raise DataError(f"{where}: the key feedback is missing; jpo feedback adds it to candidates")
+    return _collect(_candidate, listed, source, report)
 
 
 def items_to_test(
@@ -205,9 +209,12 @@ def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
     if chosen == rejected:
         raise _Drop("both sides are equal")
     shortest = min(len(chosen), len(rejected))
-    end = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
-    while end and not chosen[end - 1].isspace() and not all(side[end : end + 1].isspace() for side in (chosen, rejected)):
+    cut = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
+    end = cut
+    while end and chosen[end - 1].isalnum() and any(side[end : end + 1].isalnum() or end == len(side) for side in (chosen, rejected)):
         end -= 1
+    if not chosen[:end].strip() and not chosen[:cut].isascii():
+        end = cut  # scripts without spaces
     if chosen[end - 1 : end] == " ":
         end -= 1
     if not chosen[:end].strip():
@@ -254,7 +261,7 @@ def _example(record: dict[str, Any], where: str) -> Example:
     return Example(prompt, answer, _rest(record, ("messages",)), where)
 
 
-def _candidate(record: dict[str, Any], where: str, judged: bool = False) -> Candidate:
+def _candidate(record: dict[str, Any], where: str) -> Candidate:
     joint = "instruction_0" in record or "instruction_1" in record
     names = ("instruction_0", "response_0", "instruction_1", "response_1")
     if not joint:
@@ -264,9 +271,6 @@ def _candidate(record: dict[str, Any], where: str, judged: bool = False) -> Cand
         names = ("instruction", "response_0", "instruction", "response_1")
     elif "instruction" in record:
         raise DataError(f"{where}: both instruction and instruction_0 or instruction_1; expected one of the two forms")
-    if judged and "feedback" not in record:
-        # null was taken away with the other nulls: it says that the annotator failed, absence that nobody was asked
-        record = {**record, "feedback": None}
     texts = tuple(_text(record, key, where) for key in names)
     labels = [_label(record, key, where) for key in ("label_0", "label_1")]
     rest = _rest(record, (*names, "label_0", "label_1", "feedback"))

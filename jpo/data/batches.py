@@ -1,0 +1,151 @@
+"""The order of data, and how the records of one optimizer step are cut into slots and micro-batches.
+
+Everything here is a pure function of its arguments: (seed, epoch, step) give the order, token lengths the cut. That
+is what makes resumption exact and results independent of threads and processes. Knows lengths; never the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jpo.data.encoding import Encoded
+from jpo.errors import JpoError
+
+T = TypeVar("T")
+_MASK = (1 << 64) - 1
+
+
+def raw_words(count: int, seed: int, *stream: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """(count,) uint64 words of the counter-based generator Philox at (seed, stream): the same on every NumPy version,
+    which promises that for the words of its generators but not for its shuffles."""
+    counter = [0, *(part & _MASK for part in stream)]
+    if len(counter) > 4:
+        raise JpoError(f"stream: expected at most 3 numbers, got {len(stream)}")
+    counter += [0] * (4 - len(counter))
+    key = np.array([seed & _MASK, (seed >> 64) & _MASK], dtype=np.uint64)
+    return np.random.Philox(counter=np.array(counter, dtype=np.uint64), key=key).random_raw(count)
+
+
+def permutation(count: int, seed: int, *stream: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(count,) int64: a permutation of range(count), a pure function of its arguments."""
+    return np.argsort(raw_words(count, seed, *stream), kind="stable")
+
+
+class Order:
+    """Which records make up each optimizer step: a new permutation for each epoch, its last step may be smaller."""
+
+    def __init__(self, count: int, batch_size: int, seed: int):
+        for name, value in (("count", count), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise JpoError(f"{name}: expected a positive integer, got {value!r}")
+        self.count, self.batch_size, self.seed = int(count), int(batch_size), int(seed)
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every record once."""
+        return -(-self.count // self.batch_size)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, to which optimizer step `step`, from 0, belongs."""
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the records of optimizer step `step`, from 0."""
+        if step < 0:
+            raise JpoError(f"step: expected 0 or more, got {step}")
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation, self._epoch = permutation(self.count, self.seed, epoch), epoch
+        first = within * self.batch_size
+        return [int(index) for index in self._permutation[first : first + self.batch_size]]
+
+
+class _Bin:
+    """Records that share one forest: equal prompts stand there once, and so do equal (prompt, response)."""
+
+    def __init__(self) -> None:
+        self.members: list[int] = []
+        self.rows = 0
+        self.seen: set[tuple[bytes, bytes | None]] = set()
+
+    def added(self, segments: Sequence[tuple[tuple[bytes, bytes | None], int]]) -> int:
+        return sum(rows for key, rows in segments if key not in self.seen)
+
+    def put(self, member: int, segments: Sequence[tuple[tuple[bytes, bytes | None], int]]) -> None:
+        self.rows += self.added(segments)
+        self.seen.update(key for key, _ in segments)
+        self.members.append(member)
+
+
+def _segments(sequences: Sequence[Encoded]) -> list[tuple[tuple[bytes, bytes | None], int]]:
+    """The distinct segments of one record's sequences, with their rows."""
+    distinct: dict[tuple[bytes, bytes | None], int] = {}
+    for sequence in sequences:
+        prompt = sequence.prompt.tobytes()
+        distinct[prompt, None] = len(sequence.prompt)
+        distinct[prompt, sequence.response.tobytes()] = len(sequence.response)
+    return list(distinct.items())
+
+
+def forest_rows(records: Sequence[Sequence[Encoded]]) -> int:
+    """Rows that the forest of these records computes at most, after sharing equal prompts and equal sequences."""
+    whole = _Bin()
+    for member, sequences in enumerate(records):
+        whole.put(member, _segments(sequences))
+    return whole.rows
+
+
+def micro_batches(records: Sequence[Sequence[Encoded]], token_budget: int) -> list[list[int]]:
+    """Cuts records (each a pair's two sequences, or one) into groups of at most `token_budget` rows after sharing.
+
+    Longest first, each into the group where it adds the fewest rows; a record longer than the budget stands alone.
+    The sequences of a record stay together. Groups hold indices, ascending, and are ordered by their first.
+    """
+    if isinstance(token_budget, bool) or not isinstance(token_budget, (int, np.integer)) or token_budget < 1:
+        raise JpoError(f"token_budget: expected a positive integer, got {token_budget!r}")
+    groups: list[_Bin] = []
+    for member, segments in _longest_first(records):
+        fitting = [group for group in groups if group.rows + group.added(segments) <= token_budget]
+        if not fitting:
+            groups.append(_Bin())
+            fitting = groups[-1:]
+        min(fitting, key=lambda group: (group.added(segments), -group.rows)).put(member, segments)
+    return sorted(sorted(group.members) for group in groups)
+
+
+def cut_slots(records: Sequence[Sequence[Encoded]], slots: int) -> list[list[int]]:
+    """Cuts one step's records into `slots` (a power of two) of about equal rows: longest first, to the least loaded.
+
+    Independent of threads and processes, so that 1, 2 or 4 processes add the same slots in the same tree. Some slots
+    are empty where there are fewer records.
+    """
+    if slots < 1 or slots & (slots - 1):
+        raise JpoError(f"slots: expected a power of two, got {slots}")
+    bins = [_Bin() for _ in range(slots)]
+    for member, segments in _longest_first(records):
+        min(bins, key=lambda slot: slot.rows + slot.added(segments)).put(member, segments)
+    return [sorted(slot.members) for slot in bins]
+
+
+def _longest_first(
+    records: Sequence[Sequence[Encoded]],
+) -> Iterator[tuple[int, list[tuple[tuple[bytes, bytes | None], int]]]]:
+    segments = [_segments(sequences) for sequences in records]
+    rows = [sum(count for _, count in found) for found in segments]
+    for member in sorted(range(len(records)), key=lambda index: (-rows[index], index)):
+        yield member, segments[member]
+
+
+def tree_reduce(values: Sequence[T], add: Callable[[T, T], T]) -> T:
+    """Adds neighbours, then neighbours of the sums, and so on: one fixed order of rounding for any number of workers."""
+    if not values:
+        raise JpoError("values: expected at least one, got none")
+    level = list(values)
+    while len(level) > 1:
+        sums = [add(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+        level = sums + level[len(level) - len(level) % 2 :]
+    return level[0]

@@ -1,0 +1,266 @@
+"""Texts to token ids under a length bound: what the model is trained on, and a report of what was cut or dropped.
+
+The cut of a prompt depends on the prompt alone, so that equal prompts stay equal; the response gets the rest. Knows
+the template and the tokenizer; never batches or the model.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jpo.data.records import Example, Messages, Pair, Text
+from jpo.data.report import Report
+from jpo.data.templates import Template
+from jpo.errors import DataError, JpoError
+
+TRUNCATION = ("keep_start", "keep_end", "drop")
+_PROMPTS_KEPT = 1 << 16  # equal prompts are encoded once; the oldest is forgotten beyond this
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sequence: prompt (with BOS) and response (with EOS unless cut), encoded apart. 4 bytes a token."""
+
+    prompt: array[int]
+    response: array[int]
+    cut_prompt: bool = False
+    cut_response: bool = False
+    too_long: str = ""  # under truncation "drop", what exceeds its bound
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids of the prompt."""
+        return tuple(self.prompt)
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        """Token ids of the response."""
+        return tuple(self.response)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A preference pair in tokens; `index` is its place in the list that was encoded."""
+
+    chosen: Encoded
+    rejected: Encoded
+    weak: bool = False
+    index: int = 0
+
+    @property
+    def sequences(self) -> tuple[Encoded, Encoded]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
+
+    @property
+    def tokens(self) -> int:
+        """|I_w| + |R_w| + |I_l| + |R_l|, template, BOS and EOS included, before any sharing."""
+        return len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    instruction: Text  # after the cut
+    text: str
+    ids: array[int]
+    cut: bool
+    too_long: str
+
+
+@dataclass
+class Encoder:
+    """Encodes under a template; `truncation` says which end of a too long instruction stays, or to drop its record.
+
+    At most `max_length` tokens in all and `max_prompt_length` of prompt, template and BOS included. Tokens are taken
+    from the instruction, never from the template; a response that is cut ends without EOS, for it did not end there.
+    """
+
+    tokenizer: Any
+    template: Template = field(default_factory=Template)
+    max_length: int = 1024
+    max_prompt_length: int = 512
+    truncation: str = "keep_start"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_prompt_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise JpoError(f"{name}: expected a positive integer, got {value!r}")
+        if self.max_prompt_length >= self.max_length:
+            raise JpoError(
+                f"max_prompt_length: expected less than max_length = {self.max_length}, because the response needs "
+                f"room; got {self.max_prompt_length}"
+            )
+        if self.truncation not in TRUNCATION:
+            raise JpoError(f"truncation: expected one of {', '.join(TRUNCATION)}; got {self.truncation!r}")
+        if self.tokenizer.eos_token_id is None:
+            raise JpoError("tokenizer: has no end-of-sequence token, without which no response can end")
+        self.template.check(self.tokenizer)
+        self._report = Report()
+        self._prompts: dict[str, _Prompt] = {}
+        if self.template.kind == "text":
+            own = len(self._ids(self.template.prompt_text("")))
+            if own >= self.max_prompt_length:
+                raise JpoError(
+                    f"max_prompt_length: the template alone has {own} tokens; expected more than that, got "
+                    f"{self.max_prompt_length}"
+                )
+
+    def report(self) -> Report:
+        """What this encoder has kept, cut and dropped so far."""
+        return self._report
+
+    def prompt_text(self, instruction: Text) -> str:
+        """The prompt as text, cut as for training: generation from it meets the same tokens (BOS not spelled out)."""
+        return self._prompt(instruction).text
+
+    def prompt_ids(self, instruction: Text) -> tuple[int, ...]:
+        """The prompt's token ids, BOS included, cut as for training."""
+        return tuple(self._prompt(instruction).ids)
+
+    def encode(self, instruction: Text, response: Text) -> Encoded:
+        """One sequence. Under truncation "drop" nothing is cut, and `too_long` says what exceeds its bound."""
+        prompt = self._prompt(instruction)
+        text, end = self.template.response_text(prompt.instruction, response, self.tokenizer)
+        ids = self.tokenizer.encode(text)
+        ids.append(self.tokenizer.eos_token_id if end is None else end)
+        room = max(self.max_length - len(prompt.ids), 0)
+        if self.truncation == "drop":
+            too_long = prompt.too_long or ("response too long" if len(ids) > room else "")
+            return Encoded(prompt.ids, array("i", ids), too_long=too_long)
+        cut = len(ids) > room
+        return Encoded(prompt.ids, array("i", ids[:room] if cut else ids), prompt.cut, cut, prompt.too_long)
+
+    def pairs(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """All pairs that fit, in order; the others are counted in the report. DataError if none is left."""
+        result = []
+        known: dict[tuple[str, str], Encoded] = {}  # an (I, R) that several pairs hold
+        for index, pair in enumerate(pairs):
+            sides = ((pair.i_chosen, pair.r_chosen), (pair.i_reject, pair.r_reject))
+            sequences = [self._known(known, instruction, response, pair.where) for instruction, response in sides]
+            if self._keep(sequences, pair.where):
+                result.append(EncodedPair(sequences[0], sequences[1], pair.weak, index))
+        self._check_left(result, len(pairs), "pairs")
+        return result
+
+    def examples(self, examples: Sequence[Example]) -> list[Encoded]:
+        """All examples that fit, in order; the others are counted in the report. DataError if none is left."""
+        result = []
+        for example in examples:
+            encoded = self._located(example.instruction, example.response, example.where)
+            if self._keep([encoded], example.where):
+                result.append(encoded)
+        self._check_left(result, len(examples), "examples")
+        return result
+
+    def _known(self, known: dict[tuple[str, str], Encoded], instruction: Text, response: Text, where: str) -> Encoded:
+        key = (_key(instruction), _key(response))
+        if key not in known:
+            known[key] = self._located(instruction, response, where)
+        return known[key]
+
+    def _located(self, instruction: Text, response: Text, where: str) -> Encoded:
+        try:
+            return self.encode(instruction, response)
+        except JpoError as error:
+            raise DataError(f"{where}: {error}" if where else str(error)) from None
+
+    def _keep(self, sequences: Sequence[Encoded], where: str) -> bool:
+        report = self._report
+        report.records += 1
+        reason = next((sequence.too_long for sequence in sequences if sequence.too_long), "")
+        if reason:
+            report.drop(reason, where)
+            return False
+        report.kept += 1
+        for sequence in sequences:
+            report.sequences += 1
+            report.cut_prompts += sequence.cut_prompt
+            report.cut_responses += sequence.cut_response
+            report.tokens += len(sequence)
+            report.longest = max(report.longest, len(sequence))
+        return True
+
+    def _check_left(self, result: Sequence[Any], count: int, noun: str) -> None:
+        if not result:
+            reasons = "; ".join(f"{reason}: {times}" for reason, times in self._report.dropped.items())
+            raise DataError(f"none of {count} {noun} is left to train on ({reasons or 'the data are empty'})")
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        return [self.tokenizer.bos_token_id, *ids] if self.tokenizer.adds_bos else ids
+
+    def _prompt(self, instruction: Text) -> _Prompt:
+        key = _key(instruction)
+        found = self._prompts.get(key)
+        if found is None:
+            found = self._encode_prompt(instruction)
+            if len(self._prompts) >= _PROMPTS_KEPT:
+                del self._prompts[next(iter(self._prompts))]
+            self._prompts[key] = found
+        return found
+
+    def _encode_prompt(self, instruction: Text) -> _Prompt:
+        text = self.template.prompt_text(instruction, self.tokenizer)
+        ids = self._ids(text)
+        excess = len(ids) - self.max_prompt_length
+        if excess <= 0:
+            return _Prompt(instruction, text, array("i", ids), False, "")
+        if self.truncation == "drop":
+            return _Prompt(instruction, text, array("i", ids), False, "prompt too long")
+        left = sum(len(self.tokenizer.encode(part)) for part in _parts(instruction))
+        while excess > 0 and left > 0:  # the joints may encode differently, so that one round need not be enough
+            left = max(left - excess, 0)
+            short = self._shorten(instruction, left)
+            text = self.template.prompt_text(short, self.tokenizer)
+            ids = self._ids(text)
+            excess = len(ids) - self.max_prompt_length
+        if excess > 0:
+            return _Prompt(short, text, array("i", ids), True, "prompt too long without its instruction")
+        return _Prompt(short, text, array("i", ids), True, "")
+
+    def _shorten(self, instruction: Text, left: int) -> Text:
+        """The instruction with `left` tokens of its turns, from the end that `truncation` keeps; system turns stay."""
+        if isinstance(instruction, str):
+            return self._shorten_text(instruction, left)
+        order = list(range(len(instruction)))
+        if self.truncation == "keep_end":
+            order.reverse()
+        turns: list[dict[str, str]] = list(instruction)
+        for index in order:
+            turn = instruction[index]
+            if turn["role"] != "system":
+                size = len(self.tokenizer.encode(turn["content"]))
+                turns[index] = {**turn, "content": self._shorten_text(turn["content"], min(left, size))}
+                left -= min(left, size)
+        return tuple(turns)
+
+    def _shorten_text(self, text: str, left: int) -> str:
+        """At most about `left` tokens of `text`, cut where its own tokens end and between characters."""
+        ids = self.tokenizer.encode(text)
+        start = self.truncation == "keep_start"
+        if left >= len(ids):
+            return text
+        for count in range(left, max(left - 8, 0), -1):
+            part = self.tokenizer.decode(ids[:count] if start else ids[-count:])
+            part = part.rstrip("\ufffd") if start else part.lstrip("\ufffd")  # a character cut in two
+            if part and (text.startswith(part) if start else text.endswith(part)):
+                return part
+        size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
+        return text[:size] if start else text[len(text) - size :]
+
+
+def _key(text: Text) -> str:
+    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
+
+
+def _parts(instruction: Text) -> list[str]:
+    turns: Messages = ({"role": "user", "content": instruction},) if isinstance(instruction, str) else instruction
+    return [turn["content"] for turn in turns if turn["role"] != "system"]

@@ -1,0 +1,149 @@
+"""The prompt template: how an instruction and a response become the two texts that the model reads.
+
+One stored parameter: training, sampling and evaluation all read it from the adapter's directory, so that they cannot
+differ. Knows texts and conversations; never token ids or lengths (jpo.data.encoding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jpo.data.records import Messages, Text
+from jpo.errors import DataError, JpoError
+
+PAPER_PROMPT = "### Instructions: {instruction}\n\n### Response:"
+TLDR_PROMPT = PAPER_PROMPT.replace(
+    "{instruction}", "You are given a social media post, summarize it accordingly. \nPost: {instruction}"
+)
+
+
+def _halves(text: Any, name: str, slot: str) -> tuple[str, str]:
+    """What stands before and after the one `slot`; every other brace is an ordinary character."""
+    if not isinstance(text, str):
+        raise JpoError(f"template: {name}: expected a string, got {type(text).__name__}")
+    if text.count(slot) != 1:
+        raise JpoError(f"template: {name}: expected {slot} exactly once, got it {text.count(slot)} times in {text!r}")
+    before, after = text.split(slot)
+    return before, after
+
+
+@dataclass(frozen=True)
+class Template:
+    """Kind "text": `prompt` with {instruction}, `response` with {response}; kind "chat": the tokenizer's chat template.
+
+    The default is the paper's, also for instruction-tuned models. `chat_sha256` pins the chat template of kind "chat".
+    """
+
+    prompt: str = PAPER_PROMPT
+    response: str = " {response}"
+    kind: str = "text"
+    chat_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("text", "chat"):
+            raise JpoError(f"template: kind: expected 'text' or 'chat', got {self.kind!r}")
+        _halves(self.prompt, "prompt", "{instruction}")
+        _halves(self.response, "response", "{response}")
+        if self.chat_sha256 is not None and not isinstance(self.chat_sha256, str):
+            raise JpoError(f"template: chat_sha256: expected a string, got {type(self.chat_sha256).__name__}")
+
+    @classmethod
+    def named(cls, name: str, tokenizer: Any = None) -> Template:
+        """"paper" (the default), "tldr" (the paper's, around a post to summarize), "raw" (texts as they are) or "chat"."""
+        if name == "chat":
+            if tokenizer is None or tokenizer.chat_template is None:
+                raise JpoError("template: 'chat' needs a tokenizer with a chat template, and this one has none")
+            return cls(kind="chat", chat_sha256=_digest(tokenizer))
+        known = {
+            "paper": cls(),
+            "tldr": cls(prompt=TLDR_PROMPT),
+            "raw": cls(prompt="{instruction}", response="{response}"),
+        }
+        if name not in known:
+            raise JpoError(f"template: expected one of {', '.join([*known, 'chat'])}; got {name!r}")
+        return known[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is stored with an adapter."""
+        if self.kind == "chat":
+            return {"kind": "chat", "chat_sha256": self.chat_sha256}
+        return {"kind": "text", "prompt": self.prompt, "response": self.response}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Template:
+        """What `to_dict` wrote; JpoError for unknown keys and wrong types."""
+        if not isinstance(stored, Mapping):
+            raise JpoError(f"template: expected an object, got {type(stored).__name__}")
+        unknown = sorted(set(stored) - {"kind", "prompt", "response", "chat_sha256"})
+        if unknown:
+            raise JpoError(f"template: unknown key {unknown[0]!r}; expected kind, prompt, response, chat_sha256")
+        return cls(**stored)
+
+    def check(self, tokenizer: Any) -> None:
+        """JpoError unless `tokenizer` can fill this template in as it was when the template was stored."""
+        if self.kind != "chat":
+            return
+        if tokenizer.chat_template is None:
+            raise JpoError("template: kind 'chat' needs a tokenizer with a chat template, and this one has none")
+        if self.chat_sha256 is not None and self.chat_sha256 != _digest(tokenizer):
+            raise JpoError(
+                "template: the tokenizer's chat template is not the one that was stored; use the model trained from"
+            )
+
+    def prompt_text(self, instruction: Text, tokenizer: Any = None) -> str:
+        """The text before the response. A BOS that the tokenizer will add is not spelled out."""
+        if self.kind == "chat":
+            return _without_bos(tokenizer.apply_chat_template(_turns(instruction, "user")), tokenizer)
+        before, after = _halves(self.prompt, "prompt", "{instruction}")
+        return f"{before}{_plain(instruction)}{after}"
+
+    def response_text(self, instruction: Text, response: Text, tokenizer: Any = None) -> tuple[str, int | None]:
+        """The text after the prompt, and the id that ends it (None: the tokenizer's EOS).
+
+        The template's leading space is not doubled where the response brings one.
+        """
+        if self.kind == "chat":
+            return self._chat_response(instruction, response, tokenizer)
+        before, after = _halves(self.response, "response", "{response}")
+        text = _plain(response)
+        if before.endswith(" ") and text.startswith(" "):
+            before = before[:-1]
+        return f"{before}{text}{after}", None
+
+    def _chat_response(self, instruction: Text, response: Text, tokenizer: Any) -> tuple[str, int | None]:
+        prompt = self.prompt_text(instruction, tokenizer)
+        turns = [*_turns(instruction, "user"), *_turns(response, "assistant")]
+        whole = _without_bos(tokenizer.apply_chat_template(turns, add_generation_prompt=False), tokenizer)
+        if not whole.startswith(prompt):
+            raise JpoError(
+                "template: this chat template writes a prompt differently once the answer follows; use a text template"
+            )
+        text = whole[len(prompt) :]
+        for token_id in tokenizer.eos_token_ids:
+            token = tokenizer.id_to_token(token_id)
+            if token and text.rstrip().endswith(token):
+                return text.rstrip()[: -len(token)], token_id
+        return text, None
+
+
+def _digest(tokenizer: Any) -> str:
+    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+
+
+def _without_bos(text: str, tokenizer: Any) -> str:
+    token = tokenizer.id_to_token(tokenizer.bos_token_id) if tokenizer.adds_bos else None
+    return text.removeprefix(token) if token else text
+
+
+def _turns(text: Text, role: str) -> Messages:
+    return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+
+def _plain(text: Text) -> str:
+    if not isinstance(text, str):
+        roles = ", ".join(turn["role"] for turn in text)
+        raise DataError(f"a conversation ({roles}) does not fit a text template; use the template 'chat'")
+    return text
