@@ -141,7 +141,7 @@ def _longest_first(
 
 
 def tree_reduce(values: Sequence[T], add: Callable[[T, T], T]) -> T:
-    """Adds neighbours, then neighbours of the sums, and so on: one fixed order of rounding for any number of workers."""
+    """Adds neighbours, then neighbours of the sums, and so on: one order of rounding for any number of workers."""
     if not values:
         raise JpoError("values: expected at least one, got none")
     level = list(values)

@@ -249,7 +249,7 @@ class Encoder:
         if left >= len(ids):
             return text
         for count in range(left, max(left - 8, 0), -1):
-            part = self.tokenizer.decode(ids[:count] if start else ids[-count:])
+            part: str = self.tokenizer.decode(ids[:count] if start else ids[-count:])
             part = part.rstrip("\ufffd") if start else part.lstrip("\ufffd")  # a character cut in two
             if part and (text.startswith(part) if start else text.endswith(part)):
                 return part

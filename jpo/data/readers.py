@@ -18,10 +18,10 @@ _SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet":
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-class Record(dict):
+class Record(dict[str, Any]):
     """One record, an ordinary dict; `where` says where it stands ("pairs.jsonl, line 12")."""
 
-    __slots__ = ("source", "place")
+    __slots__ = ("place", "source")
 
     def __init__(self, values: Mapping[str, Any], source: str, place: str):
         super().__init__(values)
@@ -57,7 +57,9 @@ def iter_records(source: Any) -> Iterator[Record]:
         yield from _read_file(os.fspath(source))
         return
     if isinstance(source, Mapping):
-        kind = "splits: choose one, such as data['train']" if _holds_tables(source) else "keys: put one record in a list"
+        kind = (
+            "splits: choose one, such as data['train']" if _holds_tables(source) else "keys: put one record in a list"
+        )
         raise DataError(f"records: expected an iterable of mappings, got one mapping of {kind}")
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
         raise DataError(f"records: expected a path or an iterable of mappings, got {type(source).__name__}")
@@ -102,11 +104,12 @@ def _holds_tables(source: Mapping[Any, Any]) -> bool:
 
 def _rows_of(source: Any) -> Iterable[Any]:
     """Tables whose iteration yields columns are turned into their rows."""
+    rows: Iterable[Any] = source
     if hasattr(source, "to_pylist") and hasattr(source, "column_names"):  # pyarrow.Table
-        return source.to_pylist()
-    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # pandas.DataFrame
-        return source.to_dict("records")
-    return source
+        rows = source.to_pylist()
+    elif hasattr(source, "to_dict") and hasattr(source, "iloc"):  # pandas.DataFrame
+        rows = source.to_dict("records")
+    return rows
 
 
 def _read_file(path: str) -> Iterator[Record]:

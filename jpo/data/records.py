@@ -6,6 +6,7 @@ text that can be but teaches nothing (blank, both sides equal) is dropped and co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -151,7 +152,7 @@ def _collect(
         if not isinstance(record, Mapping):
             raise DataError(f"{where}: expected a mapping, got {type(record).__name__}")
         own.records += 1
-        present = {key: value for key, value in record.items() if value is not None}  # tables fill up with nulls
+        present = {key: value for key, value in record.items() if not _absent(value)}
         try:
             result.append(convert(present, where))
         except _Drop as reason:
@@ -162,13 +163,18 @@ def _collect(
     return result
 
 
+def _absent(value: Any) -> bool:
+    """Null, and the NaN that pandas writes for it: tables fill up with them where records differ in their keys."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _pair(record: dict[str, Any], where: str) -> Pair:
     if "chosen" in record and "rejected" in record and not any(key in record for key in _PAPER):
         used: tuple[str, ...] = ("prompt", "chosen", "rejected")
         texts = _trl_texts(record, where)
     elif any(key in record for key in _PAPER):
         used = _PAPER
-        texts = tuple(_text(record, key, where) for key in _PAPER)
+        texts = _four(record, _PAPER, where)
     else:
         expected = "i_chosen, r_chosen, i_reject, r_reject, or prompt, chosen, rejected, or chosen, rejected"
         raise DataError(f"{where}: no preference record: expected the keys {expected}; got {_keys(record)}")
@@ -188,10 +194,9 @@ def _trl_texts(record: dict[str, Any], where: str) -> tuple[Text, Text, Text, Te
     sides = [_messages(record[key]) for key in ("chosen", "rejected")]
     if (sides[0] is None) != (sides[1] is None):
         raise DataError(f"{where}: chosen and rejected: expected both texts or both conversations")
-    if "prompt" in record:
-        if sides[0] is None or _messages(record["prompt"]) is not None:
-            prompt = _text(record, "prompt", where)
-            return prompt, _text(record, "chosen", where), prompt, _text(record, "rejected", where)
+    if "prompt" in record and (sides[0] is None or _messages(record["prompt"]) is not None):
+        prompt = _text(record, "prompt", where)
+        return prompt, _text(record, "chosen", where), prompt, _text(record, "rejected", where)
     if sides[0] is None:
         for key in ("chosen", "rejected"):
             _text(record, key, where)
@@ -210,8 +215,8 @@ def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
         raise _Drop("both sides are equal")
     shortest = min(len(chosen), len(rejected))
     cut = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
-    end = cut
-    while end and chosen[end - 1].isalnum() and any(side[end : end + 1].isalnum() or end == len(side) for side in (chosen, rejected)):
+    end, sides = cut, (chosen, rejected)
+    while end and chosen[end - 1].isalnum() and any(s[end : end + 1].isalnum() or end == len(s) for s in sides):
         end -= 1
     if not chosen[:end].strip() and not chosen[:cut].isascii():
         end = cut  # scripts without spaces
@@ -225,7 +230,7 @@ def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
 
 
 def _split_turns(chosen: Messages, rejected: Messages, where: str) -> tuple[Text, Text, Text, Text]:
-    """The common turns are the prompt; where there are none (or nothing else), each side's last turn is its response."""
+    """The common turns are the prompt; where there are none, each side's last turn alone is its response."""
     if chosen == rejected:
         raise _Drop("both sides are equal")
     shortest = min(len(chosen), len(rejected)) - 1  # a response of one turn at least
@@ -237,7 +242,9 @@ def _split_turns(chosen: Messages, rejected: Messages, where: str) -> tuple[Text
     texts: list[Text] = []
     for key, (prompt, answer) in zip(("chosen", "rejected"), halves, strict=True):
         if not prompt or answer[0]["role"] != "assistant":
-            raise DataError(f"{where}: {key}: expected a prompt's turns and then the assistant's, got {_roles(prompt + answer)}")
+            raise DataError(
+                f"{where}: {key}: expected a prompt's turns and then the assistant's, got {_roles(prompt + answer)}"
+            )
         texts += [_shortest(prompt, "user"), _shortest(answer, "assistant")]
     return texts[0], texts[1], texts[2], texts[3]
 
@@ -271,10 +278,10 @@ def _candidate(record: dict[str, Any], where: str) -> Candidate:
         names = ("instruction", "response_0", "instruction", "response_1")
     elif "instruction" in record:
         raise DataError(f"{where}: both instruction and instruction_0 or instruction_1; expected one of the two forms")
-    texts = tuple(_text(record, key, where) for key in names)
-    labels = [_label(record, key, where) for key in ("label_0", "label_1")]
+    texts = _four(record, names, where)
+    label_0, label_1 = (_label(record, key, where) for key in ("label_0", "label_1"))
     rest = _rest(record, (*names, "label_0", "label_1", "feedback"))
-    return Candidate(*texts, *labels, _feedback(record.get("feedback"), where), joint, rest, where)
+    return Candidate(*texts, label_0, label_1, _feedback(record.get("feedback"), where), joint, rest, where)
 
 
 def _label(record: dict[str, Any], key: str, where: str) -> str | None:
@@ -285,7 +292,7 @@ def _label(record: dict[str, Any], key: str, where: str) -> str | None:
 
 
 def _feedback(value: Any, where: str) -> int | None:
-    if value is None or value != value:  # NaN is how tables write null
+    if value is None:
         return None
     if isinstance(value, bool) or value not in (0, 1, 2):
         raise DataError(f"{where}: feedback: expected 0, 1, 2 (equal) or null (failed), got {value!r}")
@@ -317,6 +324,11 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
     if answer and turns[0]["role"] != "assistant":
         raise DataError(f"{where}: {key}: expected the assistant's turns alone, got {_roles(turns)}")
     return _shortest(turns, "assistant" if answer else "user")
+
+
+def _four(record: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Text, Text, Text, Text]:
+    first, second, third, fourth = (_text(record, key, where) for key in names)
+    return first, second, third, fourth
 
 
 def _messages(value: Any) -> list[Any] | None:
@@ -367,7 +379,7 @@ def _check_unicode(text: str, key: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {key}: character {error.start} is half of a surrogate pair, which is no text") from None
+        raise DataError(f"{where}: {key}: character {error.start} is half a surrogate pair, which is no text") from None
 
 
 def _rest(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Report:
             lines.append(f"  dropped {count}: {reason}" + (f" ({'; '.join(shown)}{more})" if shown else ""))
         if self.sequences:
             mean = self.tokens / self.sequences
-            lines.append(f"{self.tokens} tokens in {self.sequences} sequences (mean {mean:.1f}, longest {self.longest})")
+            longest = f"mean {mean:.1f}, longest {self.longest}"
+            lines.append(f"{self.tokens} tokens in {self.sequences} sequences ({longest})")
             lines.append(f"  cut: {self.cut_prompts} prompts, {self.cut_responses} responses (without EOS)")
         return "\n".join(lines)
 

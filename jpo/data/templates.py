@@ -52,7 +52,10 @@ class Template:
 
     @classmethod
     def named(cls, name: str, tokenizer: Any = None) -> Template:
-        """"paper" (the default), "tldr" (the paper's, around a post to summarize), "raw" (texts as they are) or "chat"."""
+        """The template called "paper" (the default), "tldr" (the paper's, around a post), "raw" or "chat".
+
+        "raw" adds nothing; "chat" is the chat template of `tokenizer`, pinned.
+        """
         if name == "chat":
             if tokenizer is None or tokenizer.chat_template is None:
                 raise JpoError("template: 'chat' needs a tokenizer with a chat template, and this one has none")
