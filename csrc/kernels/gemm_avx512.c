@@ -306,56 +306,87 @@ static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-enum { DOT_ROWS = 24, DOT_W = 4, DOT_X = 4 };
+enum { DOT_ROWS = 24, DOT_W = 4, DOT_X = 6 };
 
-/* y (m <= DOT_X rows of x, 4 rows of W): sums run in 16 lanes along K, two vectors in turn, then across the lanes. */
+/* The sums across the lanes of four vectors, in their order. */
+INLINE __m128 across_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* y (m <= DOT_X rows of x, 4 rows of W): sums run in 16 lanes along K, then across the lanes. `lanes` masks the last
+ * vector of x; the widened rows w are padded with zeros. */
 INLINE void dot_tile(const int m, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw,
                      int64_t k, int rows, bool accumulate) {
-    __m512 sum[DOT_X][DOT_W];
+    __m512 sum[DOT_X][DOT_W], wide[DOT_W];
+    const float *group[2] = {x, x + 3 * ldx};
+    const int64_t whole = k / 16 * 16;
+#pragma GCC unroll 6
     for (int i = 0; i < m; i++)
         for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < k; c += 16) {
-        __mmask16 mask = k - c >= 16 ? 0xffff : (__mmask16)((1u << (k - c)) - 1);
-        __m512 wide[DOT_W];
+    for (int64_t c = 0; c < whole; c += 16) {
 #pragma GCC unroll 4
-        for (int j = 0; j < DOT_W; j++) wide[j] = _mm512_maskz_loadu_ps(mask, w + j * ldw + c);
-#pragma GCC unroll 4
+        for (int j = 0; j < DOT_W; j++) wide[j] = _mm512_loadu_ps(w + j * ldw + c);
+#pragma GCC unroll 6
         for (int i = 0; i < m; i++) {
-            __m512 xi = _mm512_maskz_loadu_ps(mask, x + i * ldx + c);
+            __m512 xi = _mm512_loadu_ps(group[i / 3] + i % 3 * ldx + c);
 #pragma GCC unroll 4
             for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_fmadd_ps(xi, wide[j], sum[i][j]);
         }
     }
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < rows; j++) {
-            float total = _mm512_reduce_add_ps(sum[i][j]);
-            y[i * ldy + j] = accumulate ? y[i * ldy + j] + total : total;
+    if (whole < k) {
+        __mmask16 lanes = (__mmask16)((1u << (k - whole)) - 1);
+#pragma GCC unroll 6
+        for (int i = 0; i < m; i++) {
+            __m512 xi = _mm512_maskz_loadu_ps(lanes, x + i * ldx + whole);
+#pragma GCC unroll 4
+            for (int j = 0; j < DOT_W; j++)
+                sum[i][j] = _mm512_fmadd_ps(xi, _mm512_loadu_ps(w + j * ldw + whole), sum[i][j]);
         }
+    }
+    const __mmask8 outputs = (__mmask8)((1u << rows) - 1);
+#pragma GCC unroll 6
+    for (int i = 0; i < m; i++) {
+        __m128 total = across_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+        if (accumulate) total = _mm_add_ps(_mm_maskz_loadu_ps(outputs, y + i * ldy), total);
+        _mm_mask_storeu_ps(y + i * ldy, outputs, total);
+    }
+}
+
+/* Four rows of W from row j on, widened and padded with zeros to whole blocks; rows past the end repeat the first. */
+INLINE void dot_widen(const jpo_dtype dtype, float *wide, int64_t ldw, const jpo_gemm_source *s, int64_t j) {
+    for (int r = 0; r < DOT_W; r++, wide += ldw) {
+        const uint8_t *row = source_row(s, j + r < s->rows ? j + r : j);
+        for (int64_t c = 0; c < s->k; c += 32) {
+            wide32 value = decode32(dtype, row, c, left(s->k, c));
+            _mm512_storeu_ps(wide + c, value.low), _mm512_storeu_ps(wide + c + 16, value.high);
+        }
+    }
 }
 
 /* Four rows of W widened once (scratch), then multiplied with every row of x. */
 INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m,
                    const jpo_gemm_source *s, bool accumulate, float *scratch) {
-    int64_t ldw = (s->k + 31) / 32 * 32;
+    const int64_t ldw = (s->k + 31) / 32 * 32;
     for (int64_t j = 0; j < s->rows; j += DOT_W) {
         int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
-        for (int r = 0; r < DOT_W; r++) {
-            const uint8_t *row = source_row(s, j + (r < rows ? r : 0)); /* rows past the end: any sound row */
-            for (int64_t c = 0; c < s->k; c += 32) {
-                wide32 value = decode32(dtype, row, c, left(s->k, c));
-                _mm512_storeu_ps(scratch + r * ldw + c, value.low);
-                _mm512_storeu_ps(scratch + r * ldw + c + 16, value.high);
-            }
-        }
-        for (int64_t i = 0; i < m; i += DOT_X) {
+        dot_widen(dtype, scratch, ldw, s, j);
+        for (int64_t i = 0, groups = (m + DOT_X - 1) / DOT_X; groups > 0; groups--) {
+            int64_t count = (m - i + groups - 1) / groups; /* dealt evenly */
             float *out = y + i * ldy + j;
             const float *in = x + i * ldx;
-            switch (m - i) {
-                case 1: dot_tile(1, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
-                case 2: dot_tile(2, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
-                case 3: dot_tile(3, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
-                default: dot_tile(4, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+            switch (count) {
+#define DOT_CASE(M) \
+    case M: dot_tile(M, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
+                DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6)
+#undef DOT_CASE
             }
+            i += count;
         }
     }
 }
