@@ -20,7 +20,7 @@
 
 #include "base/dtype.h"
 
-enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191 };
+enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191, JPO_GEMM_DOT_SCRATCH = 4096 };
 
 /* A rectangle of a stored weight. */
 typedef struct {
@@ -57,7 +57,7 @@ typedef struct {
     /* out (blocks, 16) pairs and scale (blocks) = x (count), zero behind the end. */
     void (*quantize_int16)(uint32_t *out, float *scale, const float *x, int64_t count);
     /* y[j] (j < rows of W, stride 1; row stride ldy per x row) = or += x (m, K; ldx) times rows of W; m <= dot_rows;
-     * scratch holds 8 K floats. NULL: not offered. */
+     * scratch holds JPO_GEMM_DOT_SCRATCH floats. NULL: not offered. */
     int dot_rows;
     void (*dot)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *source,
                 bool accumulate, float *scratch);

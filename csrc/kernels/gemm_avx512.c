@@ -306,7 +306,7 @@ static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-enum { DOT_ROWS = 24, DOT_W = 4, DOT_X = 6 };
+enum { DOT_ROWS = 32, DOT_W = 4, DOT_X = 6, DOT_RANGE = 640 };
 
 /* The sums across the lanes of four vectors, in their order. */
 INLINE __m128 across_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -358,39 +358,52 @@ INLINE void dot_tile(const int m, float *y, int64_t ldy, const float *x, int64_t
     }
 }
 
-/* Four rows of W from row j on, widened and padded with zeros to whole blocks; rows past the end repeat the first. */
-INLINE void dot_widen(const jpo_dtype dtype, float *wide, int64_t ldw, const jpo_gemm_source *s, int64_t j) {
+/* Columns k0..k0 + depth of four rows of W from row j on, widened and padded with zeros to whole blocks; rows past the end
+ * repeat the first. */
+INLINE void dot_widen(const jpo_dtype dtype, float *wide, int64_t ldw, const jpo_gemm_source *s, int64_t j, int64_t k0,
+                      int64_t depth) {
     for (int r = 0; r < DOT_W; r++, wide += ldw) {
         const uint8_t *row = source_row(s, j + r < s->rows ? j + r : j);
-        for (int64_t c = 0; c < s->k; c += 32) {
-            wide32 value = decode32(dtype, row, c, left(s->k, c));
+        for (int64_t c = 0; c < depth; c += 32) {
+            wide32 value = decode32(dtype, row, k0 + c, left(depth, c));
             _mm512_storeu_ps(wide + c, value.low), _mm512_storeu_ps(wide + c + 16, value.high);
         }
     }
 }
 
-/* Four rows of W widened once (scratch), then multiplied with every row of x. */
+/* All rows of x (m, depth) times four widened rows; groups of rows are dealt evenly. */
+INLINE void dot_rows_of_x(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const float *wide, int64_t ldw,
+                          int64_t depth, int rows, bool accumulate) {
+    for (int64_t i = 0, groups = (m + DOT_X - 1) / DOT_X; groups > 0; groups--) {
+        int64_t count = (m - i + groups - 1) / groups;
+        float *out = y + i * ldy;
+        const float *in = x + i * ldx;
+        switch (count) {
+#define DOT_CASE(M) \
+    case M: dot_tile(M, out, ldy, in, ldx, wide, ldw, depth, rows, accumulate); break;
+            DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6)
+#undef DOT_CASE
+        }
+        i += count;
+    }
+}
+
+/* Four rows of W widened once (scratch), then multiplied with every row of x; K in equal ranges, so that both stay in
+ * the first cache. */
 INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m,
                    const jpo_gemm_source *s, bool accumulate, float *scratch) {
-    const int64_t ldw = (s->k + 31) / 32 * 32;
-    for (int64_t j = 0; j < s->rows; j += DOT_W) {
-        int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
-        dot_widen(dtype, scratch, ldw, s, j);
-        for (int64_t i = 0, groups = (m + DOT_X - 1) / DOT_X; groups > 0; groups--) {
-            int64_t count = (m - i + groups - 1) / groups; /* dealt evenly */
-            float *out = y + i * ldy + j;
-            const float *in = x + i * ldx;
-            switch (count) {
-#define DOT_CASE(M) \
-    case M: dot_tile(M, out, ldy, in, ldx, scratch, ldw, s->k, rows, accumulate); break;
-                DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6)
-#undef DOT_CASE
-            }
-            i += count;
+    const int64_t ranges = (s->k + DOT_RANGE - 1) / DOT_RANGE, range = ((s->k + ranges - 1) / ranges + 31) / 32 * 32;
+    for (int64_t k0 = 0; k0 < s->k; k0 += range) {
+        int64_t depth = s->k - k0 < range ? s->k - k0 : range;
+        for (int64_t j = 0; j < s->rows; j += DOT_W) {
+            int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
+            dot_widen(dtype, scratch, range, s, j, k0, depth);
+            dot_rows_of_x(y + j, ldy, x + k0, ldx, m, scratch, range, depth, rows, accumulate || k0);
         }
     }
 }
 
+/* scratch: 4 * 640 floats at most */
 static void dot(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *s, bool accumulate,
                 float *scratch) {
 #define CALL(dtype) dot_of(dtype, y, ldy, x, ldx, m, s, accumulate, scratch)

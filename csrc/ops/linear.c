@@ -62,19 +62,14 @@ static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, j
     return JPO_OK;
 }
 
-#ifndef TILE_MOST
-#define TILE_MOST 128
-#endif
-/* Tiles of the output. A tile's packed weight stays in the second cache; there are at least two tiles a thread, so
- * that all end together, by cutting columns down to one panel and then rows. Packed outputs do not depend on the cut;
- * those of OpenBLAS do, so that its cut is made as for two threads. */
+/* Tiles of the output: packed, one panel wide, and fewer rows where that leaves less than two tiles a thread, down to
+ * 128 rows, as each tile packs its panel anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its
+ * cut is one of shape alone: four tiles or more. */
 static void cut(product *p) {
-    int64_t tasks = jpo_packed_table(p->w->compute) ? 2 * jpo_max64(jpo_threads_count(), 2) : 4;
-    int64_t panel = JPO_GEMM_MAX_PANEL, panels = jpo_ceil_div(p->width, panel);
-    int64_t each = jpo_max64(jpo_min64(TILE_MOST / panel, panels / tasks), 1);
-    p->tile = jpo_ceil_div(panels, jpo_ceil_div(panels, each)) * panel;
+    const jpo_gemm_table *table = jpo_packed_table(p->w->compute);
+    p->tile = table ? table->panel : jpo_min64(jpo_round_up(jpo_ceil_div(p->width, 4), 32), 128);
     p->tiles = jpo_ceil_div(p->width, p->tile);
-    int64_t chunks = jpo_max64(jpo_min64(tasks / p->tiles, p->m / 128), 1);
+    int64_t chunks = table ? jpo_max64(jpo_min64(2 * jpo_threads_count() / p->tiles, p->m / 128), 1) : 1;
     p->chunk = jpo_ceil_div(p->m, chunks);
 }
 
@@ -129,7 +124,7 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
     if (m == 0) return JPO_OK;
     const jpo_gemm_table *table = jpo_packed_table(JPO_COMPUTE_FLOAT32);
     if (!table || !table->dot || m > table->dot_rows) return packed_product(&p, scratch, err);
-    JPO_TRY(reserve_parts(&p, (size_t)jpo_round_up(w->k, 32) * 8 * sizeof(float), scratch, err));
+    JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
     jpo_parallel(jpo_ceil_div(w->n, DOT_TILE), dot_tile, &p);
     return JPO_OK;
 }
