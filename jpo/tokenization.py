@@ -64,8 +64,11 @@ class Tokenizer:
             raise JpoError(f"text: expected a str, got {type(text).__name__}")
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
-            raise JpoError(f"text: character {error.start} is a lone surrogate, which UTF-8 cannot hold") from None
+        except (TypeError, UnicodeEncodeError):  # the package's ways to say that a str is no valid Unicode
+            place = next((index for index, letter in enumerate(text) if 0xD800 <= ord(letter) < 0xE000), None)
+            if place is None:
+                raise
+            raise JpoError(f"text: character {place} is a lone surrogate, which UTF-8 cannot hold") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids (n,); bytes that are no UTF-8 become U+FFFD. Special tokens are spelled out by default."""

@@ -270,7 +270,8 @@ def adapter_tensors(modules=("q_proj", "v_proj"), layers=2, r=4, seed=0):
     tensors = {}
     for layer in range(layers):
         for module in modules:
-            start = f"base_model.model.model.layers.{layer}.{'mlp' if module in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}."
+            part = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            start = f"base_model.model.model.layers.{layer}.{part}."
             tensors[f"{start}{module}.lora_A.weight"] = random.standard_normal((r, 64)).astype(np.float32)
             tensors[f"{start}{module}.lora_B.weight"] = random.standard_normal((32, r)).astype(np.float32)
     return tensors

@@ -104,12 +104,17 @@ def token_ids(where: str, value: Any, vocab_size: int | None = None) -> list[int
 
 def _architecture(where: str, hf: dict[str, Any]) -> str:
     kind = hf.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise FormatError(
             f"{where}: model_type {kind!r} is not implemented; implemented are {', '.join(ARCHITECTURES)}"
         )
-    named = hf.get("architectures") or [ARCHITECTURES[kind]]
-    if not isinstance(named, list) or named[0] not in (ARCHITECTURES[kind], ARCHITECTURES[kind][:-11] + "Model"):
+    named = hf.get("architectures")
+    named = [ARCHITECTURES[kind]] if named is None else named
+    if (
+        not isinstance(named, list)
+        or not named
+        or named[0] not in (ARCHITECTURES[kind], ARCHITECTURES[kind][:-11] + "Model")
+    ):
         raise FormatError(f"{where}: architectures {named!r} is not implemented; expected [{ARCHITECTURES[kind]!r}]")
     return kind
 
@@ -175,11 +180,10 @@ def normalize(
     *,
     generation: dict[str, Any] | None = None,
     rope_factors: np.ndarray | None = None,
-    rope_attention: float | None = None,
 ) -> dict[str, Any]:
     """The normalized configuration of a Hugging Face one (`hf`, kept under the key of that name).
 
-    `rope_factors` (head_dim/2,) and `rope_attention` come from GGUF files. FormatError names `where` and the key.
+    `rope_factors` (head_dim/2,) divide the frequencies and come from GGUF files. FormatError names `where` and the key.
     """
     kind = _architecture(where, hf)
     _refuse_unimplemented(where, hf, kind)
@@ -207,7 +211,7 @@ def normalize(
         "rms_norm_eps": number(where, hf, "rms_norm_eps", 1e-6),
         "hidden_act": "silu",
         "inv_freq": inv_freq,
-        "rope_attention_factor": attention if rope_attention is None else rope_attention,
+        "rope_attention_factor": attention,
         "sliding_window": 0 if window is None else integer(where, {"sliding_window": window}, "sliding_window"),
         "tie_word_embeddings": boolean(where, hf, "tie_word_embeddings"),
         "max_position_embeddings": positions,

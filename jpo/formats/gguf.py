@@ -228,6 +228,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 def _uniform(file: GGUFFile, key: str) -> Any:
     """A metadata value that may also stand once per layer, then equal in all."""
     value = file.metadata.get(key)
+    if isinstance(value, list):
+        raise FormatError(f"{file.path}: metadata key {key}: expected a number, got an array of strings")
     if isinstance(value, np.ndarray):
         if not value.size or (value != value[0]).any():
             raise FormatError(f"{file.path}: metadata key {key}: layers that differ are not implemented")
@@ -252,33 +254,31 @@ def _refuse_unknown(file: GGUFFile) -> None:
             )
 
 
-def _rope_scaling(file: GGUFFile) -> tuple[dict[str, Any] | None, float | None]:
-    """(scaling in Hugging Face's spelling, factor on cosine and sine where the file overrides it)"""
-    get = file.metadata.get
-    kind = get("llama.rope.scaling.type") or ("linear" if get("llama.rope.scale_linear") else "none")
-    factor = get("llama.rope.scaling.factor") or get("llama.rope.scale_linear") or 1.0
+def _rope_scaling(where: str, flat: dict[str, Any]) -> dict[str, Any] | None:
+    """RoPE's scaling in Hugging Face's spelling, from the llama.* entries."""
+    factor = number(where, flat, "rope.scaling.factor", number(where, flat, "rope.scale_linear", 1.0))
+    kind = flat.get("rope.scaling.type")
+    if kind is None:
+        kind = "none" if factor == 1.0 else "linear"
     if kind == "none" or (kind == "linear" and factor == 1.0):
-        return None, None
+        return None
     if kind not in ("linear", "yarn"):
-        raise FormatError(f"{file.path}: metadata key llama.rope.scaling.type = {kind!r} is not implemented")
+        raise FormatError(f"{where}: metadata key llama.rope.scaling.type = {kind!r} is not implemented")
     scaling: dict[str, Any] = {"rope_type": kind, "type": kind, "factor": factor}
     if kind == "linear":
-        return scaling, None
-    original = get("llama.rope.scaling.original_context_length")
+        return scaling
+    original = integer(where, flat, "rope.scaling.original_context_length", 0, least=0)
     if original:
         scaling["original_max_position_embeddings"] = original
-    for key, name in (("beta_fast", "beta_fast"), ("beta_slow", "beta_slow")):
-        value = get(f"llama.rope.scaling.yarn_{key}")
-        if value is not None and value >= 0:
-            scaling[name] = value
-    if get("llama.rope.scaling.yarn_ext_factor", -1.0) not in (-1.0, 1.0):
-        raise FormatError(f"{file.path}: metadata key llama.rope.scaling.yarn_ext_factor is not implemented")
-    extra = get("llama.rope.scaling.attn_factor") or get("llama.rope.scaling.yarn_attn_factor") or 1.0
-    where = {"attn_factor": extra}
-    extra = number(file.path, where, "attn_factor", 1.0)
+    for name in ("beta_fast", "beta_slow"):
+        if flat.get(f"rope.scaling.yarn_{name}", -1.0) != -1.0:  # -1: unset, as llama.cpp writes it
+            scaling[name] = number(where, flat, f"rope.scaling.yarn_{name}", 1.0)
+    if flat.get("rope.scaling.yarn_ext_factor", -1.0) not in (-1.0, 1.0):
+        raise FormatError(f"{where}: metadata key llama.rope.scaling.yarn_ext_factor is not implemented")
+    extra = number(where, flat, "rope.scaling.attn_factor", number(where, flat, "rope.scaling.yarn_attn_factor", 1.0))
     if extra != 1.0:  # llama.cpp multiplies it onto YaRN's own
         scaling["attention_factor"] = extra * (0.1 * float(np.log(max(factor, 1.0))) + 1.0)
-    return scaling, None
+    return scaling
 
 
 def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int, factors: np.ndarray) -> dict[str, Any] | None:
@@ -301,6 +301,12 @@ def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int, factors: np.nda
     }  # fmt: skip
 
 
+def _token_id(file: GGUFFile, name: str) -> Any:
+    """tokenizer.ggml.{name}_token_id, old converters' 2^32-1 being none."""
+    value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return None if value == 0xFFFFFFFF else value
+
+
 def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | None]:
     """(the configuration in Hugging Face's spelling, factors of rope_freqs.weight that it cannot spell or None)"""
     where, get = file.path, file.metadata.get
@@ -318,12 +324,13 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
                 f"{where}: metadata key llama.{key}: only the head size {head_dim} is implemented, got {flat[key]}"
             )
     window = integer(where, flat, "attention.sliding_window", 0, least=0)
-    tokens = get("tokenizer.ggml.tokens")
     embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise FormatError(f"{where}: tensor token_embd.weight is missing")
     config: dict[str, Any] = {
         "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
         "model_type": "mistral" if window else "llama",
-        "vocab_size": embedding.shape[0] if embedding is not None else len(tokens or ()),
+        "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": integer(where, flat, "feed_forward_length"),
         "num_hidden_layers": integer(where, flat, "block_count"),
@@ -335,13 +342,13 @@ def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | N
         "max_position_embeddings": integer(where, flat, "context_length"),
         "rope_theta": number(where, flat, "rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": get("tokenizer.ggml.eos_token_id"),
+        "bos_token_id": _token_id(file, "bos"),
+        "eos_token_id": _token_id(file, "eos"),
     }
     config["sliding_window" if window else "attention_bias"] = window or "blk.0.attn_q.bias" in file.tensors
     if not window:
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-    config["rope_scaling"], _ = _rope_scaling(file)
+    config["rope_scaling"] = _rope_scaling(where, flat)
     stored = file.tensors.get("rope_freqs.weight")
     if stored is None:
         return config, None

@@ -94,7 +94,7 @@ def inverse_frequencies(
     as every implementation holds them, and returned as float64. FormatError names `where` and the parameter.
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in IMPLEMENTED:
+    if not isinstance(kind, str) or kind not in IMPLEMENTED:
         raise FormatError(
             f"{where}: RoPE scaling {kind!r} is not implemented; implemented are {', '.join(IMPLEMENTED)}"
         )
