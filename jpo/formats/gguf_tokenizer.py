@@ -6,7 +6,6 @@ Two kinds: "gpt2" (byte-level BPE with merges, cut beforehand by the pattern tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -105,17 +104,19 @@ def _byte_level(metadata: _Metadata, vocabulary: dict[str, int], pre: str) -> To
     return backend
 
 
-def _splits(tokens: list[str], scores: np.ndarray, vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The merges that SentencePiece's scores imply: best score first, every way to cut a token into two tokens."""
-    for index in np.argsort(-scores, kind="stable"):
-        token = tokens[index]
-        cuts = [
-            (vocabulary[token[:cut]], vocabulary[token[cut:]], cut)
-            for cut in range(1, min(len(token), 256))
-            if token[:cut] in vocabulary and token[cut:] in vocabulary
-        ]
-        for _, _, cut in sorted(cuts):
-            yield token[:cut], token[cut:]
+def _splits(tokens: list[str], scores: np.ndarray, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges that SentencePiece's scores imply: best score first, every way to cut a token into two tokens.
+
+    Among equal scores longer parts come first, as in transformers.
+    """
+    merges = []
+    for token, score in zip(tokens, scores.tolist(), strict=True):
+        for cut in range(1, min(len(token), 256)):
+            left, right = token[:cut], token[cut:]
+            if left in vocabulary and right in vocabulary:
+                merges.append((-score, -len(left), -len(right), left, right))
+    merges.sort(key=lambda merge: merge[:3])
+    return [(left, right) for *_, left, right in merges]
 
 
 def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int]) -> Tokenizer:
@@ -127,7 +128,7 @@ def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str,
     elif not np.isfinite(scores).all():
         raise metadata.fail("scores", "expected finite numbers")
     else:
-        merges = list(_splits(tokens, scores, vocabulary))
+        merges = _splits(tokens, scores, vocabulary)
     unknown = metadata.token("unknown_token_id", tokens) or ("<unk>" if "<unk>" in vocabulary else None)
     backend = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
