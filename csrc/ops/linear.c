@@ -62,12 +62,28 @@ static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, j
     return JPO_OK;
 }
 
-/* Tiles of the output: packed, one panel wide, and fewer rows where that leaves less than two tiles a thread, down to
- * 128 rows, as each tile packs its panel anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its
- * cut is one of shape alone: four tiles or more. */
+#ifndef TILE_PANELS
+#define TILE_PANELS 4
+#endif
+/* Panels of a packed tile: at most four, which share the rows that they are multiplied with while those are in the
+ * second cache; of these the number that lets the threads end together, with two tiles a thread or more. */
+static int64_t panels_of_tile(int64_t panels) {
+    int64_t best = 1, cost = INT64_MAX, threads = jpo_threads_count();
+    for (int64_t each = 1; each <= TILE_PANELS; each++) {
+        int64_t tiles = jpo_ceil_div(panels, each), busiest = jpo_ceil_div(tiles, threads) * each;
+        if (busiest > cost || (each > 1 && tiles < 2 * threads)) continue;
+        best = each, cost = busiest;
+    }
+    return best;
+}
+
+/* Tiles of the output, and fewer rows where there are less than two tiles a thread, down to 128, as each
+ * tile packs its panels anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its cut is one of shape
+ * alone: four tiles or more. */
 static void cut(product *p) {
     const jpo_gemm_table *table = jpo_packed_table(p->w->compute);
-    p->tile = table ? table->panel : jpo_min64(jpo_round_up(jpo_ceil_div(p->width, 4), 32), 128);
+    p->tile = table ? panels_of_tile(jpo_ceil_div(p->width, table->panel)) * table->panel
+                    : jpo_min64(jpo_round_up(jpo_ceil_div(p->width, 4), 32), 128);
     p->tiles = jpo_ceil_div(p->width, p->tile);
     int64_t chunks = table ? jpo_max64(jpo_min64(2 * jpo_threads_count() / p->tiles, p->m / 128), 1) : 1;
     p->chunk = jpo_ceil_div(p->m, chunks);

@@ -165,13 +165,22 @@ static void multiply_group(const walk *w, int64_t i, int rows, int64_t d0, int64
                               r->lds, panel, jpo_ceil_div(depth, BLOCK), rows, columns, accumulate);
 }
 
-/* One panel for all rows: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt to groups
- * evenly, so that none is left alone. */
-static void multiply_panel(const walk *w, int64_t d0, int64_t depth, const void *panel, int64_t c0, int columns,
-                           bool accumulate) {
-    int64_t groups = jpo_ceil_div(w->count, w->group);
-    for (int64_t g = 0, i = 0; g < groups; g++) {
-        int rows = (int)jpo_ceil_div(w->count - i, groups - g);
+#ifndef BLOCK_BYTES
+#define BLOCK_BYTES (256 << 10)
+#endif
+/* Rows of activations that stay in the second cache while the panels of one range pass: whole groups. */
+static int64_t block_rows(const walk *w, int64_t depth) {
+    int64_t bytes = depth * (w->tile->compute == JPO_COMPUTE_FLOAT32 ? 4 : 2);
+    return jpo_max64(BLOCK_BYTES / bytes / w->group, 1) * w->group;
+}
+
+/* One panel for rows first..end: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt to
+ * groups evenly, so that none is left alone. */
+static void multiply_panel(const walk *w, int64_t first, int64_t end, int64_t d0, int64_t depth, const void *panel,
+                           int64_t c0, int columns, bool accumulate) {
+    int64_t groups = jpo_ceil_div(end - first, w->group);
+    for (int64_t g = 0, i = first; g < groups; g++) {
+        int rows = (int)jpo_ceil_div(end - i, groups - g);
         multiply_group(w, i, rows, d0, depth, panel, c0, columns, accumulate);
         i += rows;
     }
@@ -184,16 +193,17 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
                   tile->data, tile->ld, accumulate, y, ldy);
         return;
     }
-    walk w = {rows, tile, y, ldy, row0, count, group_rows(tile->table, tile->compute)};
-    int64_t range = jpo_packed_range(tile->compute, tile->depth);
-    const char *panel = tile->data;
+    const walk w = {rows, tile, y, ldy, row0, count, group_rows(tile->table, tile->compute)};
+    const int64_t range = jpo_packed_range(tile->compute, tile->depth), panel = tile->table->panel;
+    const char *data = tile->data;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
-        int64_t depth = jpo_min64(range, tile->depth - d0);
-        for (int64_t c0 = 0; c0 < tile->columns; c0 += tile->table->panel) {
-            int columns = (int)jpo_min64(tile->table->panel, tile->columns - c0);
-            multiply_panel(&w, depth0 + d0, depth, panel, c0, columns, accumulate || d0);
-            panel += panel_bytes(tile->table, tile->compute, depth);
-        }
+        int64_t depth = jpo_min64(range, tile->depth - d0), block = block_rows(&w, depth);
+        size_t bytes = panel_bytes(tile->table, tile->compute, depth);
+        for (int64_t i = 0; i < count; i += block)
+            for (int64_t c0 = 0; c0 < tile->columns; c0 += panel)
+                multiply_panel(&w, i, jpo_min64(i + block, count), depth0 + d0, depth, data + (size_t)(c0 / panel) * bytes,
+                               c0, (int)jpo_min64(panel, tile->columns - c0), accumulate || d0);
+        data += (size_t)jpo_ceil_div(tile->columns, panel) * bytes;
     }
 }
 
