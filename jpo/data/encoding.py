@@ -6,13 +6,12 @@ the template and the tokenizer; never batches or the model.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.data.records import Example, Messages, Pair, Text
+from jpo.data.records import Example, Messages, Pair, Text, text_key
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import DataError, JpoError
@@ -161,7 +160,7 @@ class Encoder:
         return result
 
     def _known(self, known: dict[tuple[str, str], Encoded], instruction: Text, response: Text, where: str) -> Encoded:
-        key = (_key(instruction), _key(response))
+        key = (text_key(instruction), text_key(response))
         if key not in known:
             known[key] = self._located(instruction, response, where)
         return known[key]
@@ -198,7 +197,7 @@ class Encoder:
         return [self.tokenizer.bos_token_id, *ids] if self.tokenizer.adds_bos else ids
 
     def _prompt(self, instruction: Text) -> _Prompt:
-        key = _key(instruction)
+        key = text_key(instruction)
         found = self._prompts.get(key)
         if found is None:
             found = self._encode_prompt(instruction)
@@ -255,10 +254,6 @@ class Encoder:
                 return part
         size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
         return text[:size] if start else text[len(text) - size :]
-
-
-def _key(text: Text) -> str:
-    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
 
 
 def _parts(instruction: Text) -> list[str]:

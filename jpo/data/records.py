@@ -6,6 +6,7 @@ text that can be but teaches nothing (blank, both sides equal) is dropped and co
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Pair:
     def to_record(self) -> dict[str, Any]:
         """As it is written to a file, under the paper's names."""
         values = (self.i_chosen, self.r_chosen, self.i_reject, self.r_reject)
-        record = {key: _plain(value) for key, value in zip(_PAPER, values, strict=True)}
+        record = {key: plain(value) for key, value in zip(_PAPER, values, strict=True)}
         return {**record, **({"weak": True} if self.weak else {}), **self.extra}
 
 
@@ -386,7 +387,8 @@ def _rest(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in used}
 
 
-def _plain(text: Text) -> Any:
+def plain(text: Text) -> Any:
+    """As JSON holds it: a string, or a list of messages."""
     return text if isinstance(text, str) else list(text)
 
 
@@ -402,3 +404,8 @@ def _roles(turns: Messages) -> str:
 def _type(value: Any) -> str:
     shown = repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
+
+
+def text_key(text: Text) -> str:
+    """A text or conversation as a string that equals another's only where they are equal."""
+    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
