@@ -6,6 +6,7 @@
 #include "bind/bind.h"
 #include "bind/numpy.h"
 #include "base/cpu.h"
+#include "ops/blas.h"
 #include "ops/linear.h"
 #include "ops/packed.h"
 
@@ -140,6 +141,29 @@ static PyObject *weight_rows(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* _sgemm(c, a, b, ta, tb, alpha, beta, runs=1): c = alpha op(a) op(b) + beta c, `runs` times in one thread. */
+static PyObject *sgemm(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[3];
+    int ta, tb, runs = 1;
+    float alpha, beta;
+    if (!PyArg_ParseTuple(args, "OOOppff|i", &objects[0], &objects[1], &objects[2], &ta, &tb, &alpha, &beta, &runs))
+        return NULL;
+    PyArrayObject *c, *a, *b;
+    int64_t ldc, lda, ldb;
+    if (matrix(objects[0], "c", true, &c, &ldc) || matrix(objects[1], "a", false, &a, &lda) ||
+        matrix(objects[2], "b", false, &b, &ldb))
+        return NULL;
+    int64_t m = PyArray_DIM(c, 0), n = PyArray_DIM(c, 1), k = PyArray_DIM(a, ta ? 0 : 1);
+    if (PyArray_DIM(a, ta ? 1 : 0) != m || PyArray_DIM(b, tb ? 0 : 1) != n || PyArray_DIM(b, tb ? 1 : 0) != k)
+        return PyErr_Format(PyExc_ValueError, "the shapes of c, op(a) and op(b) do not agree");
+    Py_BEGIN_ALLOW_THREADS
+    for (int run = 0; run < runs; run++)
+        jpo_sgemm(ta, tb, m, n, k, alpha, PyArray_DATA(a), lda, PyArray_DATA(b), ldb, beta, PyArray_DATA(c), ldc);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -242,6 +266,7 @@ static PyObject *linear_portable(PyObject *self, PyObject *argument) {
 static PyMethodDef methods[] = {
     {"_linear_product", (PyCFunction)(void *)linear_product, METH_VARARGS | METH_KEYWORDS, "Private: for the tests."},
     {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
+    {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
     {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
     {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},

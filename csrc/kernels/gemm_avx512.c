@@ -95,11 +95,11 @@ static const uint8_t *source_row(const jpo_gemm_source *s, int64_t row) {
 }
 INLINE int left(int64_t total, int64_t done) { return total - done < 32 ? (int)(total - done) : 32; }
 
-/* out (16 rows; stride PANEL) = the transpose of in (16 rows; stride in dwords). */
-INLINE void transpose16(uint32_t *out, const uint32_t *in, int64_t stride) {
+/* out (16, 16; ldo) = the transpose of in (16, 16; ldi), in dwords. */
+INLINE void transpose16(uint32_t *out, int64_t ldo, const uint32_t *in, int64_t ldi) {
     __m512i r[16], t[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(in + i * stride);
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(in + i * ldi);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
@@ -116,11 +116,23 @@ INLINE void transpose16(uint32_t *out, const uint32_t *in, int64_t stride) {
     for (int j = 0; j < 4; j++) {
         __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
         __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-        _mm512_storeu_si512(out + (0 + j) * PANEL, _mm512_shuffle_i32x4(a, c, 0x88));
-        _mm512_storeu_si512(out + (8 + j) * PANEL, _mm512_shuffle_i32x4(a, c, 0xdd));
-        _mm512_storeu_si512(out + (4 + j) * PANEL, _mm512_shuffle_i32x4(b, d, 0x88));
-        _mm512_storeu_si512(out + (12 + j) * PANEL, _mm512_shuffle_i32x4(b, d, 0xdd));
+        _mm512_storeu_si512(out + (0 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0x88));
+        _mm512_storeu_si512(out + (8 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0xdd));
+        _mm512_storeu_si512(out + (4 + j) * ldo, _mm512_shuffle_i32x4(b, d, 0x88));
+        _mm512_storeu_si512(out + (12 + j) * ldo, _mm512_shuffle_i32x4(b, d, 0xdd));
     }
+}
+
+static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i += 16)
+        for (int64_t j = 0; j < columns; j += 16) {
+            if (rows - i >= 16 && columns - j >= 16) {
+                transpose16((uint32_t *)out + i * ldo + j, ldo, (const uint32_t *)in + j * ldi + i, ldi);
+                continue;
+            }
+            for (int64_t r = i; r < rows && r < i + 16; r++)
+                for (int64_t c = j; c < columns && c < j + 16; c++) out[r * ldo + c] = in[c * ldi + r];
+        }
 }
 
 /* ---- rounding ---- */
@@ -200,7 +212,8 @@ INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_ge
         }
         float turned[32][PANEL], *out = count == 32 ? panel + k * PANEL : turned[0];
         for (int i = 0; i < 4; i++)
-            transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, (uint32_t *)rows[i % 2 * 16] + i / 2 * 16, 32);
+            transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, PANEL, (uint32_t *)rows[i % 2 * 16] + i / 2 * 16,
+                        32);
         if (count < 32) memcpy(panel + k * PANEL, turned, (size_t)count * sizeof turned[0]);
     }
 }
@@ -219,8 +232,8 @@ INLINE void forward_pairs_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
         }
         int pairs = integers ? 16 : (count + 1) / 2;
         uint32_t turned[16][PANEL], *out = pairs == 16 ? panel : turned[0];
-        transpose16(out, rows[0], 16);
-        transpose16(out + 16, rows[16], 16);
+        transpose16(out, PANEL, rows[0], 16);
+        transpose16(out + 16, PANEL, rows[16], 16);
         if (pairs < 16) memcpy(panel, turned, (size_t)pairs * sizeof turned[0]);
         if (integers) memcpy(panel + 16 * PANEL, scales, sizeof scales);
     }
@@ -392,9 +405,9 @@ INLINE void dot_rows_of_x(float *y, int64_t ldy, const float *x, int64_t ldx, in
  * the first cache. */
 INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m,
                    const jpo_gemm_source *s, bool accumulate, float *scratch) {
-    const int64_t ranges = (s->k + DOT_RANGE - 1) / DOT_RANGE, range = ((s->k + ranges - 1) / ranges + 31) / 32 * 32;
-    for (int64_t k0 = 0; k0 < s->k; k0 += range) {
-        int64_t depth = s->k - k0 < range ? s->k - k0 : range;
+    const int64_t ranges = (s->columns + DOT_RANGE - 1) / DOT_RANGE, range = ((s->columns + ranges - 1) / ranges + 31) / 32 * 32;
+    for (int64_t k0 = 0; k0 < s->columns; k0 += range) {
+        int64_t depth = s->columns - k0 < range ? s->columns - k0 : range;
         for (int64_t j = 0; j < s->rows; j += DOT_W) {
             int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
             dot_widen(dtype, scratch, range, s, j, k0, depth);
@@ -423,6 +436,7 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .backward = {backward_float32, backward_int16, backward_bfloat16},
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
+    .turn = turn,
     .dot_rows = DOT_ROWS,
     .dot = dot,
 };

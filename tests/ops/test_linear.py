@@ -133,6 +133,28 @@ def test_threads_do_not_change_a_bit(isa, dtype, direction):
         _core.set_num_threads(before)
 
 
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("tb", [False, True])
+def test_general_product_against_float64(isa, ta, tb):
+    rng = np.random.default_rng(11)
+    shapes = [(1, 5, 3), (7, 33, 64), (40, 8, 700), (200, 97, 8), (33, 64, 1201), (3, 17, 16)]
+    for m, n, k in shapes:
+        a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+        exact, scale = a.astype(np.float64) @ b, np.abs(a).astype(np.float64) @ np.abs(b)
+        stored_a, stored_b = (np.ascontiguousarray(x.T) if turned else x for x, turned in ((a, ta), (b, tb)))
+        for alpha, beta in ((1, 0), (1, 1), (0.7, 1), (2, 0.5)):
+            padded = np.full((m + 2, n + 3), 77, np.float32)
+            c = padded[1:-1, 1:-2]
+            before = rng.standard_normal((m, n)).astype(np.float32) if beta else np.full((m, n), np.nan, np.float32)
+            c[:] = before
+            _core._sgemm(c, stored_a, stored_b, ta, tb, alpha, beta)
+            expected = alpha * exact + (beta * before if beta else 0)
+            bound = (k + 6) * 2.0**-24 * (alpha * scale + np.abs(expected))
+            assert (np.abs(c - expected) <= bound).all()
+            c[:] = 77
+            assert (padded == 77).all()
+
+
 # ---- int16 and bfloat16 ----
 
 FEW = 32  # products of at most this many rows run in float32
