@@ -25,10 +25,7 @@ class Tokenizer:
         self,
         backend: tokenizers.Tokenizer,
         *,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
-        unk_token: str | None = None,
-        pad_token: str | None = None,
+        special: Mapping[str, str | None] | None = None,
         eos_token_ids: Iterable[int] = (),
         adds_bos: bool | None = None,
         chat_template: str | None = None,
@@ -37,16 +34,20 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
-        self.special = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
+        self.special = dict(special or {})  # bos_token, eos_token, unk_token, pad_token -> spelling or None
         self.settings = dict(settings or {})  # the tokenizer_config.json that it came with
         self.chat_template = chat_template
-        self.bos_token_id = None if bos_token is None else backend.token_to_id(bos_token)
-        self.eos_token_id = None if eos_token is None else backend.token_to_id(eos_token)
+        self.bos_token_id = self._special_id("bos_token")
+        self.eos_token_id = self._special_id("eos_token")
         ids = [] if self.eos_token_id is None else [self.eos_token_id]
         self.eos_token_ids = list(dict.fromkeys([*ids, *eos_token_ids]))
         if self.eos_token_id is None and self.eos_token_ids:
             self.eos_token_id = self.eos_token_ids[0]
         self.adds_bos = self._processor_adds_bos() if adds_bos is None else adds_bos and self.bos_token_id is not None
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special.get(name)
+        return None if token is None else self.backend.token_to_id(token)
 
     def _processor_adds_bos(self) -> bool:
         """Whether the post-processor puts BOS in front: asked by encoding, because it has many forms."""

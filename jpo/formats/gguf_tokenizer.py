@@ -93,11 +93,11 @@ def _byte_level(metadata: _Metadata, vocabulary: dict[str, int], pre: str) -> To
     whole = kind == "split" and pattern is not _QWEN2
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(metadata, vocabulary), ignore_merges=whole))
     if kind == "split":
-        first = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
     else:
-        first = pre_tokenizers.Digits(individual_digits=True) if kind == "digits" else None
+        steps = [pre_tokenizers.Digits(individual_digits=True)] if kind == "digits" else []
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "split")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([first, last]) if first else last
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, last]) if steps else last
     if pre in ("qwen2", "deepseek-r1-qwen"):
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
@@ -200,7 +200,7 @@ def tokenizer_from_metadata(where: str, entries: dict[str, Any], vocab_size: int
     template = entries.get("tokenizer.chat_template")
     return tokenization.Tokenizer(
         backend,
-        **names,
+        special=names,
         eos_token_ids=[vocabulary[end] for end in ends if end is not None],
         chat_template=template if isinstance(template, str) else None,
     )

