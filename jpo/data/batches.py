@@ -102,8 +102,8 @@ def forest_rows(records: Sequence[Sequence[Encoded]]) -> int:
 def micro_batches(records: Sequence[Sequence[Encoded]], token_budget: int) -> list[list[int]]:
     """Cuts records (each a pair's two sequences, or one) into groups of at most `token_budget` rows after sharing.
 
-    Longest first, each into the group where it adds the fewest rows; a record longer than the budget stands alone.
-    The sequences of a record stay together. Groups hold indices, ascending, and are ordered by their first.
+    Longest first (records of one prompt together), each into the group where it adds the fewest rows; a record longer
+    than the budget stands alone. The sequences of a record stay together. Groups hold indices, ascending, and are ordered by their first.
     """
     if isinstance(token_budget, bool) or not isinstance(token_budget, (int, np.integer)) or token_budget < 1:
         raise JpoError(f"token_budget: expected a positive integer, got {token_budget!r}")
@@ -134,9 +134,18 @@ def cut_slots(records: Sequence[Sequence[Encoded]], slots: int) -> list[list[int
 def _longest_first(
     records: Sequence[Sequence[Encoded]],
 ) -> Iterator[tuple[int, list[tuple[tuple[bytes, bytes | None], int]]]]:
+    """Records with their segments; those of one prompt follow each other, the prompt with the most rows first."""
     segments = [_segments(sequences) for sequences in records]
     rows = [sum(count for _, count in found) for found in segments]
-    for member in sorted(range(len(records)), key=lambda index: (-rows[index], index)):
+    prompts = [sequences[0].prompt.tobytes() for sequences in records]
+    firsts: dict[bytes, int] = {}
+    shared: dict[bytes, int] = {}
+    for index, prompt in enumerate(prompts):
+        firsts.setdefault(prompt, index)
+        shared[prompt] = shared.get(prompt, 0) + rows[index]
+    for member in sorted(
+        range(len(records)), key=lambda index: (-shared[prompts[index]], firsts[prompts[index]], -rows[index], index)
+    ):
         yield member, segments[member]
 
 

@@ -61,9 +61,10 @@ def iter_records(source: Any) -> Iterator[Record]:
             "splits: choose one, such as data['train']" if _holds_tables(source) else "keys: put one record in a list"
         )
         raise DataError(f"records: expected an iterable of mappings, got one mapping of {kind}")
+    source = _rows_of(source)
     if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
         raise DataError(f"records: expected a path or an iterable of mappings, got {type(source).__name__}")
-    for index, item in enumerate(_rows_of(source)):
+    for index, item in enumerate(source):
         if isinstance(item, (str, os.PathLike)):
             yield from _read_file(os.fspath(item))
         elif isinstance(item, Record):
@@ -182,8 +183,8 @@ def _skip_space(text: str, at: int) -> int:
 
 def _parquet(path: str, name: str) -> Iterator[Record]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra(f"{name}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:

@@ -83,23 +83,35 @@ def weak_joint_pairs(pairs: Sequence[Pair], seed: int = 0, report: Report | None
 def _derangement(groups: Sequence[int], seed: int) -> list[int]:
     """A permutation p of the places with groups[p[k]] != groups[k] wherever one exists.
 
-    A random permutation, then each fault is exchanged with a place that mends it and takes no harm. If a group's
-    faults had no such place, its members would outnumber the others: so one exchange each is enough.
+    A random permutation, then each fault is exchanged with a place that mends it and takes no harm. Only a group that
+    outnumbers all others runs out of such places: until then, one is among the places outside the group.
     """
     count = len(groups)
     partners = [int(place) for place in permutation(count, seed, _WEAK)]
     start = int(raw_words(1, seed, _WEAK, 1)[0] % count)
-    cursors: dict[int, int] = {}  # per group, how far the search came: places before it were of no use
+    cursors: dict[int, int] = {}  # per group, where its search goes on: what it passed was of no use at the time
+
+    def mends(group: int, steps: range) -> int | None:
+        for step in steps:
+            other = (start + step) % count
+            if groups[other] != group and groups[partners[other]] != group:
+                cursors[group] = step + 1
+                return other
+        return None
+
+    exhausted: set[int] = set()
     for place in range(count):
         group = groups[place]
-        if groups[partners[place]] != group:
+        if groups[partners[place]] != group or group in exhausted:
             continue
-        for step in range(cursors.get(group, 0), count):
-            other = (start + step) % count
-            cursors[group] = step + 1
-            if groups[other] != group and groups[partners[other]] != group:
-                partners[place], partners[other] = partners[other], partners[place]
-                break
+        at = cursors.get(group, 0)
+        other = mends(group, range(at, count))
+        if other is None:
+            other = mends(group, range(at))  # other groups' exchanges may have made places useful again
+        if other is None:
+            exhausted.add(group)
+            continue
+        partners[place], partners[other] = partners[other], partners[place]
     return partners
 
 

@@ -1,0 +1,172 @@
+"""Every source that read_records takes, and one test for each malformed form of a file."""
+
+import copy
+import json
+import pickle
+
+import pytest
+
+from jpo.data.readers import Record, iter_records, read_records, write_records
+from jpo.errors import DataError
+
+ROWS = [{"instruction": "a", "response": "b"}, {"instruction": "c {x}\u2028d", "response": "é 🐘"}]
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def put(folder, name, data):
+    path = folder / name
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "places"),
+    [
+        ("x.jsonl", lines(ROWS), [1, 2]),
+        ("x.ndjson", lines(ROWS).replace(b"\n", b"\r\n"), [1, 2]),
+        ("x.JSONL", lines(ROWS).rstrip(b"\n"), [1, 2]),
+        ("x.jsonl", b"\xef\xbb\xbf" + lines(ROWS), [1, 2]),
+        ("x.jsonl", b"\n \n" + lines(ROWS[:1]) + b"\t\n" + lines(ROWS[1:]), [3, 5]),
+        ("x.json", json.dumps(ROWS).encode(), [1, 1]),
+        ("x.json", b"\xef\xbb\xbf" + json.dumps(ROWS, indent=1).encode(), [2, 6]),
+        ("x.json", lines(ROWS), [1, 2]),
+    ],
+)
+def test_files_give_their_records_and_lines(tmp_path, name, data, places):
+    path = put(tmp_path, name, data)
+    records = read_records(path)
+    assert records == ROWS
+    assert [record.where for record in records] == [f"{path}, line {place}" for place in places]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.jsonl", lines(ROWS) + b'{"a": 1', r"line 3, column 8: not JSON.*cut off"),
+        ("x.jsonl", b'{"a": "b\n', r"line 1, column 7: not JSON: .*cut off"),
+        ("x.jsonl", lines(ROWS) + b"[1]\n", r"line 3: expected a JSON object, got a JSON array"),
+        ("x.jsonl", b"null\n", r"line 1: expected a JSON object, got a JSON null"),
+        ("x.jsonl", b'{"a": 1} {"a": 2}\n', r"line 1: column 9: text after the JSON object"),
+        ("x.jsonl", lines(ROWS) + b'{"a": "\xff"}\n', r"line 3: byte 7 \(0xff\) is no valid UTF-8"),
+        ("x.json", b'[{"a": 1},\n {"a": "\xff"}]', r"line 2: byte 8 \(0xff\) is no valid UTF-8"),
+        ("x.jsonl", '{"a": 1}'.encode("utf-16"), r"is UTF-16; save it as UTF-8"),
+        ("x.jsonl", b'{"a": 1, "b": {"c": 1, "c": 2}}\n', r"line 1: key 'c' stands twice"),
+        ("x.jsonl", b'{"a": NaN}\n', r"line 1: NaN is no JSON"),
+        ("x.jsonl", b'{"a": -Infinity}\n', r"line 1: -Infinity is no JSON"),
+        ("x.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", r"line 1: JSON nested too deeply"),
+        ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", r"line 1: Exceeds the limit"),
+        ("x.json", b'[{"a": 1}\n {"a": 2}]', r"line 2: expected ',' or '\]' after a record, got '\{'"),
+        ("x.json", b'[{"a": 1},\n', r"line 2, column 1: not JSON"),
+        ("x.json", b'[{"a": 1},\n\n 3]', r"line 3: expected a JSON object, got a JSON number"),
+        ("x.json", b'[{"a": 1}] 2', r"text after the closing"),
+        ("x.jsonl", b"", r"x.jsonl: holds no records"),
+        ("x.json", b"[ ]", r"x.json: holds no records"),
+        ("x.txt", b"", r"expected a name that ends in .jsonl, .json or .parquet"),
+        ("x.jsonl.gz", b"", r"expected a name that ends in .jsonl, .json or .parquet \(unpacked\)"),
+    ],
+)
+def test_malformed_files_are_refused_by_place(tmp_path, name, data, message):
+    path = put(tmp_path, name, data)
+    with pytest.raises(DataError, match=message) as caught:
+        read_records(path)
+    assert str(caught.value).startswith(path)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_records(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="is a folder"):
+        read_records(tmp_path)
+
+
+def test_iterables_of_mappings(tmp_path):
+    assert read_records(iter(ROWS)) == ROWS
+    assert [record.where for record in read_records(tuple(ROWS))] == ["records[0]", "records[1]"]
+    with pytest.raises(DataError, match=r"records\[1\]: expected a mapping .* got int"):
+        read_records([ROWS[0], 3])
+    with pytest.raises(DataError, match="one mapping of keys: put one record in a list"):
+        read_records(ROWS[0])
+    with pytest.raises(DataError, match="one mapping of splits: choose one"):
+        read_records({"train": ROWS})
+    for wrong in (3, b"x.jsonl", None):
+        with pytest.raises(DataError, match="expected a path or an iterable of mappings, got"):
+            read_records(wrong)
+    with pytest.raises(DataError, match="a list: holds no records"):
+        read_records([])
+    assert list(iter_records([])) == []
+
+
+def test_a_union_keeps_order_and_places(tmp_path):
+    first, second = put(tmp_path, "a.jsonl", lines(ROWS)), put(tmp_path, "b.json", json.dumps(ROWS[:1]).encode())
+    records = read_records([first, second, {"instruction": "z"}])
+    assert records == [*ROWS, ROWS[0], {"instruction": "z"}]
+    assert [record.where for record in records[2:]] == [f"{second}, line 1", "records[2]"]
+
+
+def test_records_keep_their_place_when_copied():
+    record = Record({"a": 1}, "x.jsonl", ", line 4")
+    for other in (copy.copy(record), copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+        assert other == {"a": 1} and other.where == "x.jsonl, line 4"
+
+
+def test_parquet_tables_and_data_frames(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = str(tmp_path / "x.parquet")
+    table = pyarrow.Table.from_pylist([*ROWS, {"instruction": None, "response": "r"}])
+    parquet.write_table(table, path)
+    records = read_records(path)
+    assert records[:2] == ROWS and records[2]["instruction"] is None
+    assert records[1].where == f"{path}, row 2"
+    assert read_records(table) == records
+    broken = put(tmp_path, "y.parquet", (tmp_path / "x.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"y\.parquet: not a readable Parquet file"):
+        read_records(broken)
+
+
+def test_data_frames_are_read_by_row():
+    class Frame:  # the two names that tell a pandas.DataFrame from a mapping
+        iloc = None
+
+        def __iter__(self):
+            return iter(["instruction", "response"])
+
+        def to_dict(self, kind):
+            assert kind == "records"
+            return ROWS
+
+    assert read_records(Frame()) == ROWS
+
+
+def test_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "out.jsonl"
+    assert write_records(path, ROWS) == 2
+    assert path.read_bytes() == lines(ROWS)
+
+    def failing():
+        yield ROWS[0]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_records(path, failing())
+    assert path.read_bytes() == lines(ROWS)
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.jsonl"]
+    with pytest.raises(DataError, match="written as JSON Lines"):
+        write_records(tmp_path / "out.csv", ROWS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_records(tmp_path / "file" / "out.jsonl", ROWS)
+
+
+def test_the_embedded_example():
+    records = read_records("example")
+    assert len(records) == 32
+    assert records[3].where == "example, line 4"
+    assert {tuple(record) for record in records} == {("i_chosen", "r_chosen", "i_reject", "r_reject")}
+    assert sum(record["i_chosen"] != record["i_reject"] for record in records) == 16
+    texts = [text for record in records for text in record.values()]
+    assert len({record["i_chosen"] for record in records}) == 32 and all(text == text.strip() for text in texts)
