@@ -97,6 +97,40 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     Py_RETURN_NONE;
 }
 
+/* _packed_tile(out, in, data, n, k, dtype, compute, row0, rows, column0, columns, backward, accumulate): one packed tile
+ * of W times the rows of `in`. */
+static PyObject *packed_tile(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *out_object, *in_object, *data;
+    const char *dtype, *compute;
+    long long n, k, row0, rows, column0, columns;
+    int backward, accumulate;
+    if (!PyArg_ParseTuple(args, "OOOLLssLLLLpp", &out_object, &in_object, &data, &n, &k, &dtype, &compute, &row0, &rows,
+                          &column0, &columns, &backward, &accumulate))
+        return NULL;
+    PyArrayObject *out, *in;
+    int64_t ldo, ldi;
+    if (matrix(out_object, "out", true, &out, &ldo) || matrix(in_object, "in", false, &in, &ldi)) return NULL;
+    int64_t m = PyArray_DIM(in, 0), depth = backward ? rows : columns, width = backward ? columns : rows;
+    if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != depth || PyArray_DIM(out, 1) != width || row0 + rows > n ||
+        column0 + columns > k)
+        return PyErr_Format(PyExc_ValueError, "out, in and the tile do not agree");
+    jpo_weight w;
+    if (weight_open(&w, data, dtype, compute, n, k)) return NULL;
+    void *memory = aligned_alloc(64, jpo_packed_tile_bytes(&w, depth, width) + 64);
+    void *scratch = aligned_alloc(64, jpo_packed_scratch_bytes(&w, m, depth) + 64);
+    if (memory && scratch) {
+        jpo_packed_tile tile;
+        jpo_packed_pack(&tile, memory, &w, row0, rows, column0, columns, backward);
+        jpo_packed_multiply(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, m, &tile, accumulate, scratch);
+    }
+    bool done = memory && scratch;
+    free(memory), free(scratch);
+    jpo_weight_release(&w);
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 /* _linear_backward_weight(dw, dy, x): dw (N, K) += dy (M, N)^T x (M, K) */
 static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     (void)self;
@@ -266,6 +300,7 @@ static PyObject *linear_portable(PyObject *self, PyObject *argument) {
 static PyMethodDef methods[] = {
     {"_linear_product", (PyCFunction)(void *)linear_product, METH_VARARGS | METH_KEYWORDS, "Private: for the tests."},
     {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
+    {"_packed_tile", packed_tile, METH_VARARGS, "Private: for the tests."},
     {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
     {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
     {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},

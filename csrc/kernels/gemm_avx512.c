@@ -163,11 +163,9 @@ INLINE __m512 block_scale(__m512 top, __m512 *inverse) {
     return _mm512_mask_mov_ps(_mm512_set1_ps(__builtin_nanf("")), sound, scale);
 }
 
-/* Rounded to nearest even; where inverse is zero the result is zero even for infinities and NaN. */
-INLINE __m512i quantize(__m512 x, __m512 inverse) {
-    __mmask16 used = _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-    return _mm512_maskz_cvtps_epi32(used, _mm512_mul_ps(x, inverse));
-}
+/* Rounded to nearest even. Beside an infinity or NaN, inverse is zero: what comes out is any integer, times a scale of
+ * NaN. */
+INLINE __m512i quantize(__m512 x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
 
 INLINE __m512 magnitude_max(__m512 a, __m512 b) { /* integers order like magnitudes, NaN above infinity */
     __m512i mask = _mm512_set1_epi32(0x7fffffff);
@@ -175,34 +173,75 @@ INLINE __m512 magnitude_max(__m512 a, __m512 b) { /* integers order like magnitu
                                                 _mm512_and_si512(_mm512_castps_si512(b), mask)));
 }
 
-/* One block along a row: 16 pairs and its scale. */
-INLINE __m512i quantize_block(wide32 x, float *scale) {
-    __m512i tops = _mm512_castps_si512(magnitude_max(x.low, x.high));
-    __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32((int)_mm512_reduce_max_epu32(tops)));
-    __m512 inverse, s = block_scale(top, &inverse);
-    *scale = _mm512_cvtss_f32(s);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(quantize(x.low, inverse))),
-                              _mm512_cvtepi32_epi16(quantize(x.high, inverse)), 1);
+/* 32 values as 16 pairs of integers; inverse is the same in every lane. */
+INLINE __m512i quantize_pairs(wide32 x, __m512 inverse) {
+    __m512i mixed = _mm512_packs_epi32(quantize(x.low, inverse), quantize(x.high, inverse)); /* low, high in each lane */
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), mixed);
+}
+
+/* The maxima across the lanes of four vectors, in their order. */
+INLINE __m128i max_across(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_max_epu32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_max_epu32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    __m512i all = _mm512_max_epu32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_max_epu32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* Four blocks, each along a row: 16 pairs each, and their scales. One division serves four. */
+INLINE void quantize_blocks(__m512i pairs[4], float scales[4], const wide32 x[4]) {
+    __m512i top[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) top[i] = _mm512_castps_si512(magnitude_max(x[i].low, x[i].high));
+    __m512 tops = _mm512_castps128_ps512(_mm_castsi128_ps(max_across(top[0], top[1], top[2], top[3]))), inverse;
+    _mm_storeu_ps(scales, _mm512_castps512_ps128(block_scale(tops, &inverse)));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        pairs[i] = quantize_pairs(x[i], _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse));
+}
+
+/* Four blocks of x from `first` on; those past `count` values are zero. */
+INLINE void quantize_part(uint32_t *out, float *scale, const float *x, int64_t first, const int64_t count) {
+    wide32 wide[4];
+    __m512i pairs[4];
+    float scales[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        int64_t at = first + i * BLOCK;
+        wide[i] = (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
+        if (at < count) wide[i] = decode32(JPO_F32, (const uint8_t *)x, at, left(count, at));
+    }
+    quantize_blocks(pairs, scales, wide);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        if (first + i * BLOCK < count) {
+            _mm512_storeu_si512(out + i * (BLOCK / 2), pairs[i]);
+            scale[i] = scales[i];
+        }
 }
 
 static void quantize_int16(uint32_t *out, float *scale, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i += BLOCK, out += BLOCK / 2)
-        _mm512_storeu_si512(out, quantize_block(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i)), scale++));
+    int64_t first = 0;
+    for (; count - first >= 4 * BLOCK; first += 4 * BLOCK, out += 2 * BLOCK, scale += 4)
+        quantize_part(out, scale, x + first, 0, 4 * BLOCK); /* compiled for whole blocks */
+    if (first < count) quantize_part(out, scale, x, first, count);
 }
 
 static void round_bfloat16(uint32_t *out, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i += 32, out += 16) {
-        int pairs = (left(count, i) + 1) / 2;
-        _mm512_mask_storeu_epi32(out, (__mmask16)((1u << pairs) - 1),
-                                 pack_bf16(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i))));
-    }
+    int64_t i = 0;
+    for (; count - i >= 32; i += 32, out += 16)
+        _mm512_storeu_si512(out, pack_bf16(decode32(JPO_F32, (const uint8_t *)x, i, 32)));
+    if (i == count) return;
+    int pairs = (left(count, i) + 1) / 2;
+    _mm512_mask_storeu_epi32(out, (__mmask16)((1u << pairs) - 1),
+                             pack_bf16(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i))));
 }
 
 /* ---- packing: forward, B = W^T ---- */
 
 /* Depth runs along the rows of W: 32 rows are decoded side by side, then turned. */
 INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_gemm_source *s) {
-    float rows[PANEL][32];
+    float rows[PANEL][32] __attribute__((aligned(64)));
     memset(rows, 0, sizeof rows);
     for (int64_t k = 0; k < s->columns; k += 32) {
         int count = left(s->columns, k);
@@ -219,23 +258,34 @@ INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_ge
 }
 
 /* The same in pairs: after rounding, a row of 32 values is 16 pairs. */
-INLINE void forward_pairs_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s, const bool integers) {
-    uint32_t rows[PANEL][16];
-    float scales[PANEL] = {0};
+INLINE void forward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+    uint32_t rows[PANEL][16] __attribute__((aligned(64)));
     memset(rows, 0, sizeof rows);
-    const int64_t stride = integers ? (BLOCK / 2 + 1) * PANEL : BLOCK / 2 * PANEL;
-    for (int64_t k = 0; k < s->columns; k += 32, panel += stride) {
-        int count = left(s->columns, k);
-        for (int r = 0; r < s->rows; r++) {
-            wide32 x = decode32(dtype, source_row(s, r), s->column0 + k, count);
-            _mm512_store_si512(rows[r], integers ? quantize_block(x, &scales[r]) : pack_bf16(x));
-        }
-        int pairs = integers ? 16 : (count + 1) / 2;
+    for (int64_t k = 0; k < s->columns; k += 32, panel += BLOCK / 2 * PANEL) {
+        int count = left(s->columns, k), pairs = (count + 1) / 2;
+        for (int r = 0; r < s->rows; r++)
+            _mm512_store_si512(rows[r], pack_bf16(decode32(dtype, source_row(s, r), s->column0 + k, count)));
         uint32_t turned[16][PANEL], *out = pairs == 16 ? panel : turned[0];
         transpose16(out, PANEL, rows[0], 16);
         transpose16(out + 16, PANEL, rows[16], 16);
         if (pairs < 16) memcpy(panel, turned, (size_t)pairs * sizeof turned[0]);
-        if (integers) memcpy(panel + 16 * PANEL, scales, sizeof scales);
+    }
+}
+
+INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+    __m512i rows[PANEL];
+    const wide32 zero = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t k = 0; k < s->columns; k += 32, panel += (BLOCK / 2 + 1) * PANEL) {
+        int count = left(s->columns, k);
+        for (int r = 0; r < PANEL; r += 4) {
+            wide32 x[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                x[i] = r + i < s->rows ? decode32(dtype, source_row(s, r + i), s->column0 + k, count) : zero;
+            quantize_blocks(rows + r, (float *)panel + 16 * PANEL + r, x);
+        }
+        transpose16(panel, PANEL, (const uint32_t *)rows, 16);
+        transpose16(panel + 16, PANEL, (const uint32_t *)(rows + 16), 16);
     }
 }
 
@@ -245,12 +295,12 @@ static void forward_float32(void *panel, const jpo_gemm_source *s) {
 #undef CALL
 }
 static void forward_int16(void *panel, const jpo_gemm_source *s) {
-#define CALL(dtype) forward_pairs_of(dtype, panel, s, true)
+#define CALL(dtype) forward_int16_of(dtype, panel, s)
     FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 static void forward_bfloat16(void *panel, const jpo_gemm_source *s) {
-#define CALL(dtype) forward_pairs_of(dtype, panel, s, false)
+#define CALL(dtype) forward_bfloat16_of(dtype, panel, s)
     FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }

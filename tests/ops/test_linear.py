@@ -304,6 +304,36 @@ def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
         _core.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["F32", "Q4_1"])
+def test_packed_tiles_equal_the_whole_product(rounded_isa, dtype, compute):
+    """A tile of rows and columns, its depth in several ranges, gives the outputs of the whole product with that part."""
+    if compute != "float32" and not offered(compute):
+        return
+    rng = np.random.default_rng(12)
+    n, k, m = 1300, 1280, 35
+    data, w = make_weight(rng, dtype, n, k)
+    for row0, rows, column0, columns, backward in [
+        (7, 100, 0, k, False),
+        (0, 33, 64, 96, False),
+        (3, 1201, 0, 64, True),
+        (640, 65, 32, 96, True),
+    ]:
+        part = w[row0 : row0 + rows, column0 : column0 + columns]
+        part = part if backward else part.T
+        x = rng.standard_normal((m, part.shape[0])).astype(np.float32)
+        out = rng.standard_normal((m, part.shape[1])).astype(np.float32)
+        before = out.copy()
+        _core._packed_tile(out, x, data, n, k, dtype, compute, row0, rows, column0, columns, backward, True)
+        scale = np.abs(x).astype(np.float64) @ np.abs(part) + np.abs(before)
+        bound = (part.shape[0] + 4) * 2.0**-24 * scale
+        if compute == "int16":
+            bound = bound + quantization_bound(x.astype(np.float64), part)
+        elif compute == "bfloat16":
+            bound = bound + (2.0**-7 + 2.0**-15) * scale
+        assert (np.abs(out - before - x.astype(np.float64) @ part) <= bound).all()
+
+
 def test_empty_batch_is_no_work():
     data, _ = make_weight(np.random.default_rng(5), "Q8_0", 8, 32)
     out = np.empty((0, 8), np.float32)
