@@ -2,25 +2,18 @@
 
 import os
 
+import gguf
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from model_files import adapter_tensors, hf_config, write_gguf
 
 from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
 from jpo.formats.peft import AdapterConfig, read_adapter, write_adapter
 from jpo.formats.tiny import random_tensors
-
-
-def needed(name):
-    """The package, or a skip by name that CI turns into a failure."""
-    if os.environ.get("JPO_REQUIRE_PARITY") == "1":
-        return __import__(name)
-    return pytest.importorskip(name, reason=f"parity: {name} is not installed")
-
-
-torch = needed("torch")
-transformers = needed("transformers")
 
 HARD = [
     "",
@@ -81,7 +74,6 @@ def test_smollm2_pieces_are_those_of_its_published_tokenizer(smollm2):
 
     from jpo import formats
 
-    gguf = needed("gguf")
     reader = gguf.GGUFReader(formats._installed_smollm2())
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in reader.fields["tokenizer.ggml.merges"].contents()]
@@ -112,7 +104,6 @@ def test_smollm2_special_tokens_and_chat_template(smollm2):
 def test_smollm2_values_are_those_of_the_gguf_package(smollm2):
     from jpo import formats
 
-    gguf = needed("gguf")
     reader = {tensor.name: tensor for tensor in gguf.GGUFReader(formats._installed_smollm2()).tensors}
     for theirs, name in {
         "token_embd.weight": "model.embed_tokens.weight",
@@ -131,7 +122,6 @@ def test_smollm2_values_are_those_of_the_gguf_package(smollm2):
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F16", "BF16"])
 def test_quantized_types_against_the_gguf_package(tmp_path, kind):
-    gguf = needed("gguf")
     values = np.random.default_rng(0).standard_normal((272, 64)).astype(np.float32)
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     number = getattr(gguf.GGMLQuantizationType, kind)
@@ -307,7 +297,6 @@ def test_bos_is_added_where_transformers_adds_it(tmp_path):
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.(up|down)_proj"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_adapters_of_peft_load_here_and_back(tmp_path, targets, rslora):
-    peft = needed("peft")
     config = normalize("tiny", load_checkpoint("tiny").config["hf"])
     source = load_checkpoint("tiny")
     write_checkpoint(tmp_path / "base", config, random_tensors(config), source.tokenizer)
@@ -335,7 +324,6 @@ def test_adapters_of_peft_load_here_and_back(tmp_path, targets, rslora):
 
 
 def test_written_configuration_is_peft_s(tmp_path):
-    peft = needed("peft")
     config = AdapterConfig(4, 8, 0.1, ("q_proj", "v_proj"), False, "some/base", {"scope": "joint"})
     write_adapter(tmp_path, config, adapter_tensors())
     read = peft.PeftConfig.from_pretrained(tmp_path)
