@@ -103,7 +103,8 @@ def micro_batches(records: Sequence[Sequence[Encoded]], token_budget: int) -> li
     """Cuts records (each a pair's two sequences, or one) into groups of at most `token_budget` rows after sharing.
 
     Longest first (records of one prompt together), each into the group where it adds the fewest rows; a record longer
-    than the budget stands alone. The sequences of a record stay together. Groups hold indices, ascending, and are ordered by their first.
+    than the budget stands alone. The sequences of a record stay together. Groups hold indices, ascending, and stand in
+    the order of their first.
     """
     if isinstance(token_budget, bool) or not isinstance(token_budget, (int, np.integer)) or token_budget < 1:
         raise JpoError(f"token_budget: expected a positive integer, got {token_budget!r}")

@@ -186,7 +186,7 @@ def _parquet(path: str, name: str) -> Iterator[Record]:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise MissingExtra(f"{name}: reading Parquet needs pyarrow: pip install pyarrow") from None
+        raise MissingExtra(f"{name}: reading Parquet needs pyarrow; install it with: pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             row = 0
