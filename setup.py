@@ -122,8 +122,8 @@ def vendor_blas(folder):
         temporary.write_bytes(image)
         temporary.chmod(0o755)
         os.replace(temporary, target)  # a process that has the old one mapped keeps it
-    licences = glob.glob(str(Path(scipy_openblas32.__file__).parent.parent / "scipy_openblas32-*.dist-info/**/LICENSE*"),
-                         recursive=True)
+    site = Path(scipy_openblas32.__file__).parent.parent
+    licences = sorted(site.glob("scipy_openblas32-*.dist-info/**/LICENSE*"))
     for licence in licences[:1]:
         shutil.copyfile(licence, folder / "LICENSE-openblas.txt")
 

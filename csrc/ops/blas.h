@@ -1,4 +1,5 @@
-/* General float32 products, and the only caller of OpenBLAS. Our copy runs single-threaded: the pool in base/threads cuts the work. */
+/* General float32 products, and the only caller of OpenBLAS. Our copy runs single-threaded: the pool in base/threads
+ * cuts the work. */
 #ifndef JPO_OPS_BLAS_H
 #define JPO_OPS_BLAS_H
 

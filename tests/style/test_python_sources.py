@@ -1,0 +1,65 @@
+"""The mechanical rules of jpo/ and of the project's top level."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "jpo").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TOP = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "jpo", "tests", "notebooks"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
+
+
+def imported(path):
+    """The top-level names of every import in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    faults = []
+    if text.strip() and ast.get_docstring(tree) is None:
+        faults.append("has no docstring that says what it does")
+    if len(text.splitlines()) > 600:
+        faults.append(f"has {len(text.splitlines())} lines; a file should stay under 600")
+    if HEAVY & set(imported(path)):
+        faults.append(f"imports {HEAVY & set(imported(path))}: jpo runs without torch and its family")
+    if re.search(r"(?<![\w.])(eval|exec)\(", text):
+        faults.append("evaluates text as code")
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno > 100:
+            faults.append(f"{node.name} has {node.end_lineno - node.lineno} lines")
+    assert not faults, f"{path.relative_to(ROOT)}: " + "; ".join(faults)
+
+
+def test_torch_lives_in_parity_only():
+    for path in TESTS:
+        if "parity" not in path.parts and "benchmarks" not in path.parts:
+            assert not HEAVY & set(imported(path)), f"{path.relative_to(ROOT)} imports {HEAVY & set(imported(path))}"
+
+
+def test_top_level_is_fixed():
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    names = {line.split("/")[0] for line in listed.splitlines() if not line.startswith(".")}
+    assert names <= TOP, f"further top-level files: {names - TOP}"
+
+
+def test_no_machine_paths():
+    pattern = re.compile("/" + r"work/|/root/|/home/\w+/")
+    for path in [*MODULES, *TESTS, *(ROOT / "csrc").rglob("*.[ch]"), ROOT / "README.md", ROOT / ".ci" / "run"]:
+        if path.is_file() and path != Path(__file__):
+            found = pattern.search(path.read_text(encoding="utf-8"))
+            assert not found, f"{path.relative_to(ROOT)} holds a machine's path: {found.group()}"
