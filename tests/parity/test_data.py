@@ -1,24 +1,13 @@
 """Preference forms against TRL's own reading of them, and datasets.Dataset as a source of records."""
 
-import importlib
-import os
-
+import datasets
 import pytest
+import transformers
+from trl import data_utils
 
 from jpo.data import Encoder, Template, preference_pairs, read_records
+from jpo.errors import DataError
 from jpo.formats import load_checkpoint
-
-
-def needed(name):
-    """The module, or a skip by name that CI turns into a failure."""
-    if os.environ.get("JPO_REQUIRE_PARITY") == "1":
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"parity: {name} is not installed")
-
-
-datasets = needed("datasets")
-needed("torch")
-data_utils = needed("trl.data_utils")
 
 USER = [{"role": "user", "content": "What color is the sky?"}]
 BLUE, GREEN = ([{"role": "assistant", "content": text}] for text in ("It is blue.", "It is green."))
@@ -52,15 +41,12 @@ def test_datasets_are_read_by_row():
     records = read_records(datasets.Dataset.from_list(rows))
     assert records[0].where == "records[0]"
     assert preference_pairs(records) == preference_pairs(rows)
-    from jpo.errors import DataError
-
     with pytest.raises(DataError, match="one mapping of splits"):
         read_records(datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}))
 
 
 def test_chat_sequences_are_transformers(tmp_path):
     """Prompt and answer of the chat template as apply_chat_template writes them, up to the end of the turn."""
-    transformers = needed("transformers")
     tokenizer = load_checkpoint("tiny").tokenizer
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
