@@ -307,7 +307,7 @@ def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
 @pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["F32", "Q4_1"])
 def test_packed_tiles_equal_the_whole_product(rounded_isa, dtype, compute):
-    """A tile of rows and columns, its depth in several ranges, gives the outputs of the whole product with that part."""
+    """A tile of rows and columns, its depth in several ranges, gives the outputs of the product with that part."""
     if compute != "float32" and not offered(compute):
         return
     rng = np.random.default_rng(12)
