@@ -60,40 +60,53 @@ size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns
     return (bytes * (size_t)jpo_ceil_div(columns, table->panel) + 63) / 64 * 64;
 }
 
-static void pack_portable(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
-                          int64_t column0, int64_t columns) {
-    if (w->dtype == JPO_F32) {
-        tile->data = (const float *)w->data + row0 * w->k + column0;
-        tile->ld = w->k;
+void jpo_packed_open(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
+                     int64_t column0, int64_t columns, bool backward) {
+    *tile = (jpo_packed_tile){jpo_packed_table(w->compute), w->compute, backward ? rows : columns,
+                              backward ? columns : rows, w, row0, column0, backward, memory};
+}
+
+/* Panels; for OpenBLAS, groups of 32 rows that are widened into a rectangle of W's orientation. */
+int64_t jpo_packed_parts(const jpo_packed_tile *tile) {
+    if (tile->table) return jpo_ceil_div(tile->columns, tile->table->panel);
+    if (tile->w->dtype == JPO_F32) return 0;
+    return jpo_ceil_div(tile->backward ? tile->depth : tile->columns, BLOCK);
+}
+
+static void widen_part(const jpo_packed_tile *tile, int64_t part) {
+    const jpo_weight *w = tile->w;
+    int64_t rows = tile->backward ? tile->depth : tile->columns, columns = tile->backward ? tile->columns : tile->depth;
+    int64_t first = part * BLOCK;
+    jpo_panel_widen((float *)tile->memory + first * columns, columns, w->dtype, w->data, w->k, tile->row0 + first,
+                    jpo_min64(BLOCK, rows - first), tile->column0, columns);
+}
+
+void jpo_packed_pack_part(const jpo_packed_tile *tile, int64_t part) {
+    const jpo_gemm_table *table = tile->table;
+    if (!table) {
+        widen_part(tile, part);
         return;
     }
-    jpo_panel_widen(memory, columns, w->dtype, w->data, w->k, row0, rows, column0, columns);
-    tile->data = memory;
-    tile->ld = columns;
+    const jpo_weight *w = tile->w;
+    jpo_gemm_pack pack = (tile->backward ? table->backward : table->forward)[w->compute];
+    jpo_gemm_source source = {.data = w->data, .dtype = w->dtype, .k = w->k};
+    int64_t range = jpo_packed_range(w->compute, tile->depth), panels = jpo_packed_parts(tile);
+    int64_t c0 = part * table->panel, width = jpo_min64(table->panel, tile->columns - c0);
+    char *out = tile->memory;
+    for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
+        int64_t depth = jpo_min64(range, tile->depth - d0);
+        size_t bytes = panel_bytes(table, w->compute, depth);
+        source.row0 = tile->row0 + (tile->backward ? d0 : c0), source.rows = tile->backward ? depth : width;
+        source.column0 = tile->column0 + (tile->backward ? c0 : d0), source.columns = tile->backward ? width : depth;
+        pack(out + (size_t)part * bytes, &source);
+        out += (size_t)panels * bytes;
+    }
 }
 
 void jpo_packed_pack(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
                      int64_t column0, int64_t columns, bool backward) {
-    const jpo_gemm_table *table = jpo_packed_table(w->compute);
-    *tile = (jpo_packed_tile){table, w->compute, backward ? rows : columns, backward ? columns : rows, memory, 0, !backward};
-    if (!table) {
-        pack_portable(tile, memory, w, row0, rows, column0, columns);
-        return;
-    }
-    jpo_gemm_pack pack = (backward ? table->backward : table->forward)[w->compute];
-    jpo_gemm_source source = {w->data, w->dtype, w->k, row0, rows, column0, columns};
-    int64_t range = jpo_packed_range(w->compute, tile->depth);
-    char *out = memory;
-    for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
-        int64_t depth = jpo_min64(range, tile->depth - d0);
-        for (int64_t c0 = 0; c0 < tile->columns; c0 += table->panel) {
-            int64_t width = jpo_min64(table->panel, tile->columns - c0);
-            source.row0 = row0 + (backward ? d0 : c0), source.rows = backward ? depth : width;
-            source.column0 = column0 + (backward ? c0 : d0), source.columns = backward ? width : depth;
-            pack(out, &source);
-            out += panel_bytes(table, w->compute, depth);
-        }
-    }
+    jpo_packed_open(tile, memory, w, row0, rows, column0, columns, backward);
+    for (int64_t part = 0; part < jpo_packed_parts(tile); part++) jpo_packed_pack_part(tile, part);
 }
 
 /* ---- activations ---- */
@@ -189,13 +202,16 @@ static void multiply_panel(const walk *w, int64_t first, int64_t end, int64_t d0
 void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows, int64_t row0, int64_t count,
                               int64_t depth0, const jpo_packed_tile *tile, bool accumulate) {
     if (!tile->table) {
-        jpo_sgemm(false, tile->turned, count, tile->columns, tile->depth, 1, rows->x + row0 * rows->ldx + depth0, rows->ldx,
-                  tile->data, tile->ld, accumulate, y, ldy);
+        bool whole = tile->w->dtype == JPO_F32; /* W itself, not a widened rectangle */
+        int64_t ld = whole ? tile->w->k : tile->backward ? tile->columns : tile->depth;
+        const float *b = whole ? (const float *)tile->w->data + tile->row0 * ld + tile->column0 : tile->memory;
+        jpo_sgemm(false, !tile->backward, count, tile->columns, tile->depth, 1, rows->x + row0 * rows->ldx + depth0,
+                  rows->ldx, b, ld, accumulate, y, ldy);
         return;
     }
     const walk w = {rows, tile, y, ldy, row0, count, group_rows(tile->table, tile->compute)};
     const int64_t range = jpo_packed_range(tile->compute, tile->depth), panel = tile->table->panel;
-    const char *data = tile->data;
+    const char *data = tile->memory;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
         int64_t depth = jpo_min64(range, tile->depth - d0), block = block_rows(&w, depth);
         size_t bytes = panel_bytes(tile->table, tile->compute, depth);

@@ -23,9 +23,10 @@ typedef struct {
     const jpo_gemm_table *table; /* NULL: OpenBLAS */
     jpo_compute compute;
     int64_t depth, columns; /* of B: sums run over `depth`, outputs are (m, columns) */
-    const void *data;       /* not owned */
-    int64_t ld;             /* OpenBLAS: row stride of the rectangle */
-    bool turned;            /* OpenBLAS: the rectangle is (columns, depth) */
+    const jpo_weight *w;    /* not owned, as `memory` */
+    int64_t row0, column0;  /* of W */
+    bool backward;
+    void *memory;
 } jpo_packed_tile;
 
 /* Rows of activations in the form that a compute type multiplies: x itself, or pairs and scales in memory of the caller. */
@@ -51,6 +52,13 @@ size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns
  * (depth = columns, outputs = rows) or backward (depth = rows, outputs = columns). memory: 64-byte aligned. */
 void jpo_packed_pack(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
                      int64_t column0, int64_t columns, bool backward);
+
+/* The same in parts, which several tasks may share: open prepares the tile, each of its jpo_packed_parts is then packed
+ * once, in any order. */
+void jpo_packed_open(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
+                     int64_t column0, int64_t columns, bool backward);
+int64_t jpo_packed_parts(const jpo_packed_tile *tile);
+void jpo_packed_pack_part(const jpo_packed_tile *tile, int64_t part);
 
 size_t jpo_packed_scratch_bytes(const jpo_weight *w, int64_t m, int64_t depth); /* 0 for float32 */
 /* y (m, columns; ldy) = or += x (m, depth; ldx) times the tile. */
