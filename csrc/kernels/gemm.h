@@ -56,6 +56,8 @@ typedef struct {
     void (*round_bfloat16)(uint32_t *out, const float *x, int64_t count);
     /* out (blocks, 16) pairs and scale (blocks) = x (count), zero behind the end. */
     void (*quantize_int16)(uint32_t *out, float *scale, const float *x, int64_t count);
+    /* out (count) = values column0.. of a stored row; both multiples of the storage block. */
+    void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
     /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). NULL: not offered. */
     void (*turn)(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns);
     /* y[j] (j < rows of W, stride 1; row stride ldy per x row) = or += x (m, K; ldx) times rows of W; m <= dot_rows;

@@ -123,6 +123,22 @@ INLINE void transpose16(uint32_t *out, int64_t ldo, const uint32_t *in, int64_t 
     }
 }
 
+static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
+    int64_t i = 0;
+    wide32 x;
+#define CALL(dtype)                                                                \
+    for (; i + 32 <= count; i += 32) {                                             \
+        x = decode32(dtype, row, column0 + i, 32);                                 \
+        _mm512_storeu_ps(out + i, x.low), _mm512_storeu_ps(out + i + 16, x.high);  \
+    }                                                                              \
+    if (i < count) x = decode32(dtype, row, column0 + i, left(count, i))
+    FOR_DTYPE(dtype, CALL)
+#undef CALL
+    if (i == count) return;
+    _mm512_mask_storeu_ps(out + i, (__mmask16)((1u << (count - i < 16 ? count - i : 16)) - 1), x.low);
+    if (count - i > 16) _mm512_mask_storeu_ps(out + i + 16, (__mmask16)((1u << (count - i - 16)) - 1), x.high);
+}
+
 static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += 16)
         for (int64_t j = 0; j < columns; j += 16) {
@@ -486,6 +502,7 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .backward = {backward_float32, backward_int16, backward_bfloat16},
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
+    .widen = widen,
     .turn = turn,
     .dot_rows = DOT_ROWS,
     .dot = dot,

@@ -4,6 +4,16 @@
 
 #include "kernels/gemm.h"
 #include "kernels/panels.h"
+#include "kernels/panels.inc"
+
+typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
+#define VEC vec4
+#define LANES 4
+#define VEC_ZERO() ((vec4){0})
+#define VEC_LOAD(p) (*(const vec4 *)(p))
+#define VEC_STORE(p, v) (*(vec4 *)(p) = (v))
+#define VEC_FMA(a, b, c) ((a) * (b) + (c))
+#include "kernels/gemm_dot.inc"
 
 enum { PANEL = 32, TILE_ROWS = 4, BLOCK = JPO_GEMM_BLOCK, PAIRS = BLOCK / 2 };
 
@@ -16,7 +26,7 @@ static uint32_t round_bf16(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-static float widen_bf16(uint32_t half) {
+static float bf16_value(uint32_t half) {
     half <<= 16;
     float x;
     memcpy(&x, &half, sizeof x);
@@ -139,8 +149,8 @@ static void tile_bfloat16(float *c, int64_t ldc, const uint32_t *a, int64_t lda,
             float sum = 0;
             for (int64_t p = 0; p < pairs; p++) { /* products are exact in float32; the sum rounds twice */
                 uint32_t x = a[r * lda + p], w = b[p * PANEL + j];
-                sum += widen_bf16(x & 0xffff) * widen_bf16(w & 0xffff);
-                sum += widen_bf16(x >> 16) * widen_bf16(w >> 16);
+                sum += bf16_value(x & 0xffff) * bf16_value(w & 0xffff);
+                sum += bf16_value(x >> 16) * bf16_value(w >> 16);
             }
             put(c + r * ldc + j, sum, accumulate);
         }
@@ -183,4 +193,7 @@ const jpo_gemm_table jpo_gemm_generic = {
     .backward = {backward_float32, backward_int16, backward_bfloat16},
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
+    .widen = widen_row,
+    .dot_rows = 8,
+    .dot = dot,
 };

@@ -5,7 +5,6 @@
 #include "base/cpu.h"
 #include "base/size.h"
 #include "base/threads.h"
-#include "kernels/panels.h"
 #include "ops/blas.h"
 #include "ops/packed.h"
 
@@ -129,7 +128,7 @@ static void dot_tile(void *context, int64_t task, int thread) {
     const product *p = context;
     int64_t n0 = task * DOT_TILE;
     jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(DOT_TILE, p->w->n - n0), 0, p->w->k};
-    jpo_packed_table(JPO_COMPUTE_FLOAT32)
+    jpo_packed_dot_table()
         ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
 }
 
@@ -138,8 +137,7 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
     product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = w,
                  .accumulate = accumulate};
     if (m == 0) return JPO_OK;
-    const jpo_gemm_table *table = jpo_packed_table(JPO_COMPUTE_FLOAT32);
-    if (!table || !table->dot || m > table->dot_rows) return packed_product(&p, scratch, err);
+    if (m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
     JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
     jpo_parallel(jpo_ceil_div(w->n, DOT_TILE), dot_tile, &p);
     return JPO_OK;
@@ -178,5 +176,5 @@ jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, 
 }
 
 void jpo_weight_rows(float *out, const jpo_weight *w, int64_t row0, int64_t count) {
-    jpo_panel_widen(out, w->k, w->dtype, w->data, w->k, row0, count, 0, w->k);
+    for (int64_t i = 0; i < count; i++) jpo_packed_widen(out + i * w->k, w, row0 + i, 0, w->k);
 }

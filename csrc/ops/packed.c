@@ -4,7 +4,6 @@
 #include "base/cpu.h"
 #include "base/size.h"
 #include "ops/blas.h"
-#include "kernels/panels.h"
 
 enum { BLOCK = JPO_GEMM_BLOCK };
 
@@ -26,6 +25,19 @@ const jpo_gemm_table *jpo_packed_table(jpo_compute compute) {
     const jpo_gemm_table *table = native_table(compute);
     if (!table && compute != JPO_COMPUTE_FLOAT32 && portable_allowed) table = &jpo_gemm_generic;
     return table;
+}
+
+const jpo_gemm_table *jpo_packed_dot_table(void) {
+#if defined(__x86_64__)
+    if (jpo_cpu_get()->chosen == JPO_ISA_AVX512) return &jpo_gemm_avx512;
+    if (jpo_cpu_get()->chosen == JPO_ISA_AVX2) return &jpo_gemm_avx2;
+#endif
+    return &jpo_gemm_generic;
+}
+
+void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t column0, int64_t columns) {
+    const char *data = (const char *)w->data + (size_t)row * jpo_dtype_row_bytes(w->dtype, w->k);
+    jpo_packed_dot_table()->widen(out, w->dtype, data, column0, columns);
 }
 
 /* ---- layout: ranges of the depth, in each the panels one after the other ---- */
@@ -77,8 +89,8 @@ static void widen_part(const jpo_packed_tile *tile, int64_t part) {
     const jpo_weight *w = tile->w;
     int64_t rows = tile->backward ? tile->depth : tile->columns, columns = tile->backward ? tile->columns : tile->depth;
     int64_t first = part * BLOCK;
-    jpo_panel_widen((float *)tile->memory + first * columns, columns, w->dtype, w->data, w->k, tile->row0 + first,
-                    jpo_min64(BLOCK, rows - first), tile->column0, columns);
+    for (int64_t row = first; row < jpo_min64(first + BLOCK, rows); row++)
+        jpo_packed_widen((float *)tile->memory + row * columns, w, tile->row0 + row, tile->column0, columns);
 }
 
 void jpo_packed_pack_part(const jpo_packed_tile *tile, int64_t part) {

@@ -44,6 +44,9 @@ typedef struct {
 /* The table that serves `compute` with the chosen instruction set; NULL where OpenBLAS has to (float32 only), or where
  * the compute type is not offered at all. */
 const jpo_gemm_table *jpo_packed_table(jpo_compute compute);
+const jpo_gemm_table *jpo_packed_dot_table(void); /* whose `dot` serves up to dot_rows rows */
+/* out (columns) = a part of one row of W in float32. */
+void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t column0, int64_t columns);
 /* For the tests: int16 and bfloat16 by portable C where the instructions are missing or JPO_CPU is below them. */
 void jpo_packed_allow_portable(bool allow);
 

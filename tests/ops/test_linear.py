@@ -71,15 +71,20 @@ def isa(request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_widen_exactly(dtype):
+def test_rows_widen_exactly(isa, dtype):
     rng = np.random.default_rng(1)
     data, values = make_weight(rng, dtype, 9, 96)
     out = np.empty((4, 96), np.float32)
     _core._weight_rows(out, data, 9, 96, dtype, 3)
     assert np.array_equal(out.astype(np.float64), values[3:7])
+    if dtype in ("F32", "BF16", "F16"):  # widths that are no multiple of a vector
+        data, values = make_weight(rng, dtype, 3, 43)
+        out = np.empty((2, 43), np.float32)
+        _core._weight_rows(out, data, 3, 43, dtype, 1)
+        assert np.array_equal(out.astype(np.float64), values[1:])
 
 
-def test_half_special_values_widen():
+def test_half_special_values_widen(isa):
     bits = np.arange(65536, dtype=np.uint16)
     out = np.empty((1, 65536), np.float32)
     _core._weight_rows(out, bits.view(np.uint8), 1, 65536, "F16", 0)
