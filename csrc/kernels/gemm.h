@@ -56,6 +56,7 @@ typedef struct {
     void (*round_bfloat16)(uint32_t *out, const float *x, int64_t count);
     /* out (blocks, 16) pairs and scale (blocks) = x (count), zero behind the end. */
     void (*quantize_int16)(uint32_t *out, float *scale, const float *x, int64_t count);
+    int few_rows; /* up to so many rows int16 and bfloat16 do not pay: whole products of a weight are taken in float32 */
     /* out (count) = values column0.. of a stored row; both multiples of the storage block. */
     void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
     /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). NULL: not offered. */

@@ -502,6 +502,7 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .backward = {backward_float32, backward_int16, backward_bfloat16},
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
+    .few_rows = 32,
     .widen = widen,
     .turn = turn,
     .dot_rows = DOT_ROWS,

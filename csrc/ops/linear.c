@@ -14,7 +14,7 @@ void jpo_scratch_free(jpo_scratch *scratch) {
 }
 
 static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
-static const char *const compute_needs[] = {"", "avx512_vnni", "avx512_bf16"};
+static const char *const compute_needs[] = {"", "avx2 or avx512_vnni", "avx512_bf16"};
 
 /* Nothing is stored: panels are packed from W on the way, which costs less than reading them back would. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
@@ -132,9 +132,18 @@ static void dot_tile(void *context, int64_t task, int thread) {
         ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
 }
 
+/* W as few rows see it: in float32, which is faster there, and exact. */
+static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m) {
+    jpo_weight view = *w;
+    const jpo_gemm_table *table = jpo_packed_table(w->compute);
+    if (table && m <= table->few_rows) view.compute = JPO_COMPUTE_FLOAT32;
+    return view;
+}
+
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, jpo_scratch *scratch, jpo_error *err) {
-    product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = w,
+    const jpo_weight view = weight_for_rows(w, m);
+    product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = &view,
                  .accumulate = accumulate};
     if (m == 0) return JPO_OK;
     if (m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
@@ -145,7 +154,8 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
 
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
                                      int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err) {
-    product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = w,
+    const jpo_weight view = weight_for_rows(w, m);
+    product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = &view,
                  .accumulate = accumulate, .backward = true};
     return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
 }

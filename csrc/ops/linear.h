@@ -1,6 +1,8 @@
 /* Products with a weight W (N, K). Every product with a frozen weight goes through these functions: they know how W is
  * stored (dtype) and how it is multiplied (compute), and cut the output into fixed tiles, so that results do not
- * depend on the number of threads. */
+ * depend on the number of threads. In int16 and bfloat16, products of few rows (up to 32; 128 on AVX2) are taken in
+ * float32, which is faster there. kernels/gemm.h holds the numerical contract, ops/packed.h the products that a task can
+ * call. */
 #ifndef JPO_OPS_LINEAR_H
 #define JPO_OPS_LINEAR_H
 
@@ -27,7 +29,7 @@ typedef struct {
 } jpo_scratch;
 void jpo_scratch_free(jpo_scratch *scratch);
 
-/* Builds w->packed for w->compute (nothing for float32). JPO_ERR_UNSUPPORTED names the missing instructions. */
+/* Checks that W can be multiplied in w->compute; panels are packed on the way, so that nothing is stored. JPO_ERR_UNSUPPORTED names the missing instructions. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
 void jpo_weight_release(jpo_weight *w);
 

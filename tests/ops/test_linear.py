@@ -162,8 +162,8 @@ def test_general_product_against_float64(isa, ta, tb):
 
 # ---- int16 and bfloat16 ----
 
-FEW = 32  # products of at most this many rows run in float32
-ROUNDED_SHAPES = [(FEW + 1, 1, 32), (34, 31, 64), (64, 200, 576), (131, 49, 1248), (70, 1300, 96)]
+FEW = 128  # products of at most this many rows run in float32 (32 with AVX-512)
+ROUNDED_SHAPES = [(FEW + 1, 1, 32), (130, 31, 64), (133, 100, 576), (131, 49, 1248), (135, 1300, 96)]
 
 
 @pytest.fixture(params=["portable"] + [isa for isa in ISAS if isa != "generic"])
@@ -297,7 +297,7 @@ def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
     rng = np.random.default_rng(10)
     threads = _core.get_num_threads()
     try:
-        for m, n, k in [(40, 576, 192), (300, 200, 576)]:
+        for m, n, k in [(140, 192, 96), (300, 200, 576)]:
             data, _ = make_weight(rng, "Q4_1", n, k)
             x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
             outs = []
@@ -307,6 +307,17 @@ def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
             assert np.array_equal(outs[0], outs[1]) and np.array_equal(outs[0], outs[2])
     finally:
         _core.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_few_rows_are_taken_in_float32(rounded_isa, direction, compute):
+    if not offered(compute):
+        return
+    data, _ = make_weight(np.random.default_rng(13), "Q8_0", 40, 96)
+    x = np.random.default_rng(14).standard_normal((32, 96 if direction == "forward" else 40)).astype(np.float32)
+    exact = product(x, data, 40, 96, "Q8_0", "float32", direction)
+    assert np.array_equal(product(x, data, 40, 96, "Q8_0", compute, direction), exact)
 
 
 @pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
