@@ -1,0 +1,274 @@
+#include "ops/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "base/threads.h"
+#include "kernels/kernels.h"
+#include "ops/blas.h"
+
+enum { QUERY_BLOCK = 64, KEY_BLOCK = 128 };
+
+typedef struct {
+    float *out, *lse, *dq, *dk, *dv;
+    const float *q, *k, *v, *dout, *saved_out, *saved_lse;
+    int64_t ldq, ldk, ldd;
+    const jpo_attention *at;
+    const int64_t *block; /* (tasks, 2): segment, first query of the block in it */
+    const int64_t *tree;  /* (trees + 1): first segment of each */
+    char *scratch;
+    size_t scratch_part;
+    const jpo_kernels *kernels;
+} attention_job;
+
+/* One block of queries of one group of heads, and the tiles it works in. M = group * queries rows, head-major. */
+typedef struct {
+    const jpo_attention_segment *segment;
+    int64_t first, queries, group, kv_head, m, dim;
+    float *q, *o, *s, *d_o, *ds, *row; /* (M, dim) x2, (M, KEY_BLOCK), (M, dim), (M, KEY_BLOCK), (M, 2) */
+} query_block;
+
+static size_t scratch_bytes(const jpo_attention *at) {
+    int64_t m = at->heads / at->kv_heads * QUERY_BLOCK;
+    return (size_t)(m * (4 * at->head_dim + 2 * KEY_BLOCK + 3)) * sizeof(float) + 64;
+}
+
+static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t kv_head, int thread) {
+    const jpo_attention *at = job->at;
+    query_block b = {.segment = at->segment + segment, .first = first, .kv_head = kv_head,
+                     .group = at->heads / at->kv_heads, .dim = at->head_dim};
+    b.queries = jpo_min64(QUERY_BLOCK, b.segment->length - first);
+    b.m = b.group * b.queries;
+    int64_t max_m = b.group * QUERY_BLOCK;
+    float *base = (float *)(job->scratch + (size_t)thread * job->scratch_part);
+    b.q = base;
+    b.o = b.q + max_m * b.dim;
+    b.d_o = b.o + max_m * b.dim;
+    b.s = b.d_o + 2 * max_m * b.dim;
+    b.ds = b.s + max_m * KEY_BLOCK;
+    b.row = b.ds + max_m * KEY_BLOCK;
+    return b;
+}
+
+/* dst (M, dim) <- the block's rows of src (R, ld), head-major, times scale; or back (add: +=). */
+static void gather(const query_block *b, float *dst, const float *src, int64_t ld, float scale) {
+    for (int64_t g = 0; g < b->group; g++)
+        for (int64_t i = 0; i < b->queries; i++) {
+            const float *from = src + (b->segment->first_row + b->first + i) * ld + (b->kv_head * b->group + g) * b->dim;
+            float *to = dst + (g * b->queries + i) * b->dim;
+            for (int64_t j = 0; j < b->dim; j++) to[j] = from[j] * scale;
+        }
+}
+
+static void scatter(const query_block *b, float *dst, const float *src, int64_t ld) {
+    for (int64_t g = 0; g < b->group; g++)
+        for (int64_t i = 0; i < b->queries; i++)
+            memcpy(dst + (b->segment->first_row + b->first + i) * ld + (b->kv_head * b->group + g) * b->dim,
+                   src + (g * b->queries + i) * b->dim, (size_t)b->dim * sizeof(float));
+}
+
+/* A run of keys that some query of the block sees. */
+typedef struct {
+    int64_t row, count, position;
+} key_tile;
+
+/* Walks the path's tiles; state is (range, offset into it, position of the range's first key). */
+typedef struct {
+    int64_t range, offset, position;
+} tile_cursor;
+
+static tile_cursor cursor_start(const query_block *b) {
+    return (tile_cursor){.position = b->segment->root_position};
+}
+
+static bool next_tile(const attention_job *job, const query_block *b, tile_cursor *at, key_tile *tile) {
+    int64_t last = b->segment->first_position + b->first + b->queries - 1, window = job->at->window;
+    int64_t oldest = window ? b->segment->first_position + b->first - window + 1 : 0;
+    for (; at->range < b->segment->ranges; at->range++) {
+        const jpo_key_range *range = job->at->ranges + b->segment->range + at->range;
+        int64_t end = jpo_min64(range->length, last - at->position + 1); /* causal clipping */
+        if (at->offset < oldest - at->position) at->offset = jpo_min64(oldest - at->position, range->length);
+        if (at->offset < end) {
+            tile->row = range->first_row + at->offset;
+            tile->count = jpo_min64(KEY_BLOCK, end - at->offset);
+            tile->position = at->position + at->offset;
+            at->offset += tile->count;
+            return true;
+        }
+        at->position += range->length;
+        at->offset = 0;
+    }
+    return false;
+}
+
+/* Masks what a query does not see: s (M, KEY_BLOCK). */
+static void mask_tile(const attention_job *job, const query_block *b, const key_tile *tile) {
+    int64_t first = b->segment->first_position + b->first, window = job->at->window;
+    int64_t last_key = tile->position + tile->count - 1;
+    if (last_key <= first && (!window || tile->position > first + b->queries - 1 - window)) return;
+    for (int64_t g = 0; g < b->group; g++)
+        for (int64_t i = 0; i < b->queries; i++) {
+            float *s = b->s + (g * b->queries + i) * KEY_BLOCK;
+            int64_t visible = jpo_max64(0, jpo_min64(tile->count, first + i - tile->position + 1));
+            int64_t hidden = window ? jpo_max64(0, jpo_min64(tile->count, first + i - window + 1 - tile->position)) : 0;
+            for (int64_t j = visible; j < tile->count; j++) s[j] = -INFINITY;
+            for (int64_t j = 0; j < hidden; j++) s[j] = -INFINITY;
+        }
+}
+
+static void scores(const attention_job *job, const query_block *b, const key_tile *tile) {
+    jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->q, b->dim, job->k + tile->row * job->ldk + b->kv_head * b->dim,
+              job->ldk, 0, b->s, KEY_BLOCK);
+    mask_tile(job, b, tile);
+}
+
+/* Online softmax over one tile: row[2r] is the running maximum, row[2r+1] the running sum; o is rescaled. */
+static void accumulate_tile(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
+    for (int64_t r = 0; r < b->m; r++) {
+        float *s = b->s + r * KEY_BLOCK, *state = b->row + 2 * r;
+        float max = job->kernels->max_tile(s, tile->count, NULL);
+        float old = first ? -INFINITY : state[0], new = max > old || isnan(max) ? max : old;
+        if (new == -INFINITY) { /* nothing visible yet */
+            memset(s, 0, (size_t)tile->count * sizeof(float));
+            state[0] = new;
+            if (first) state[1] = 0;
+            continue;
+        }
+        float keep = first ? 0 : expf(old - new);
+        state[1] = (first ? 0 : state[1] * keep) + job->kernels->softmax_tile(s, tile->count, new);
+        state[0] = new;
+        if (!first && keep != 1) job->kernels->scale(b->o + r * b->dim, keep, b->dim);
+    }
+    jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, job->v + tile->row * job->ldk + b->kv_head * b->dim,
+              job->ldk, first ? 0 : 1, b->o, b->dim);
+}
+
+static void forward_task(void *context, int64_t task, int thread) {
+    attention_job *job = context;
+    const jpo_attention *at = job->at;
+    const int64_t *block = job->block + task / at->kv_heads * 2;
+    query_block b = block_make(job, block[0], block[1], task % at->kv_heads, thread);
+    gather(&b, b.q, job->q, job->ldq, 1.0f / sqrtf((float)b.dim));
+    tile_cursor cursor = cursor_start(&b);
+    key_tile tile;
+    for (bool first = true; next_tile(job, &b, &cursor, &tile); first = false) {
+        scores(job, &b, &tile);
+        accumulate_tile(job, &b, &tile, first);
+    }
+    for (int64_t r = 0; r < b.m; r++) {
+        job->kernels->scale(b.o + r * b.dim, 1.0f / b.row[2 * r + 1], b.dim);
+        int64_t head = b.kv_head * b.group + r / b.queries, query = b.segment->first_row + b.first + r % b.queries;
+        if (job->lse) job->lse[query * at->heads + head] = b.row[2 * r] + logf(b.row[2 * r + 1]);
+    }
+    scatter(&b, job->out, b.o, at->heads * at->head_dim);
+}
+
+/* Cuts the segments into blocks of queries; the list stands at the head of the shared scratch. */
+static jpo_status plan_blocks(attention_job *job, int64_t *count, jpo_scratch *scratch, jpo_error *err) {
+    const jpo_attention *at = job->at;
+    *count = 0;
+    for (int64_t s = 0; s < at->segments; s++) *count += jpo_ceil_div(at->segment[s].length, QUERY_BLOCK);
+    size_t bytes;
+    if (!jpo_size_mul((size_t)*count, 2 * sizeof(int64_t), &bytes))
+        return jpo_fail(err, JPO_ERR_MEMORY, "too many attention blocks: %lld", (long long)*count);
+    JPO_TRY(jpo_block_reserve(&scratch->shared, bytes, err));
+    int64_t *block = scratch->shared.data;
+    job->block = block;
+    for (int64_t s = 0; s < at->segments; s++)
+        for (int64_t first = 0; first < at->segment[s].length; first += QUERY_BLOCK) *block++ = s, *block++ = first;
+    return JPO_OK;
+}
+
+static jpo_status plan_threads(attention_job *job, jpo_scratch *scratch, jpo_error *err) {
+    job->scratch_part = (scratch_bytes(job->at) + 63) / 64 * 64;
+    JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
+    job->scratch = scratch->thread.data;
+    job->kernels = jpo_kernels_get();
+    return JPO_OK;
+}
+
+jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t ldq, const float *k, const float *v,
+                                 int64_t ldk, const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err) {
+    attention_job job = {.out = out, .lse = lse, .q = q, .ldq = ldq, .k = k, .v = v, .ldk = ldk, .at = attention};
+    int64_t blocks;
+    JPO_TRY(plan_blocks(&job, &blocks, scratch, err));
+    JPO_TRY(plan_threads(&job, scratch, err));
+    jpo_parallel(blocks * attention->kv_heads, forward_task, &job);
+    return JPO_OK;
+}
+
+/* One tile of the backward pass: p from the saved log-sum-exp, then ds = p (dp - delta); gradients of q, k and v. */
+static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, float *dq, bool first) {
+    int64_t column = b->kv_head * b->dim;
+    const float *v = job->v + tile->row * job->ldk + column, *k = job->k + tile->row * job->ldk + column;
+    float *dv = job->dv + tile->row * job->ldd + column, *dk = job->dk + tile->row * job->ldd + column;
+    scores(job, b, tile);
+    for (int64_t r = 0; r < b->m; r++) job->kernels->softmax_tile(b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
+    jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->s, KEY_BLOCK, b->d_o, b->dim, 1, dv, job->ldd);
+    jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->d_o, b->dim, v, job->ldk, 0, b->ds, KEY_BLOCK);
+    for (int64_t r = 0; r < b->m; r++) {
+        const float *p = b->s + r * KEY_BLOCK, delta = b->row[2 * r + 1];
+        float *ds = b->ds + r * KEY_BLOCK;
+        for (int64_t j = 0; j < tile->count; j++) ds[j] = p[j] * (ds[j] - delta);
+    }
+    jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->ds, KEY_BLOCK, b->q, b->dim, 1, dk, job->ldd);
+    jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->ds, KEY_BLOCK, k, job->ldk, first ? 0 : 1, dq, b->dim);
+}
+
+static void backward_block(const attention_job *job, const query_block *b) {
+    const jpo_attention *at = job->at;
+    int64_t width = at->heads * at->head_dim;
+    float scale = 1.0f / sqrtf((float)b->dim);
+    float *dq = b->d_o + b->group * QUERY_BLOCK * b->dim;
+    gather(b, b->q, job->q, job->ldq, scale); /* scaled q: then dk needs no further factor */
+    gather(b, b->o, job->saved_out, width, 1);
+    gather(b, b->d_o, job->dout, width, 1);
+    for (int64_t r = 0; r < b->m; r++) {
+        int64_t head = b->kv_head * b->group + r / b->queries, query = b->segment->first_row + b->first + r % b->queries;
+        b->row[2 * r] = job->saved_lse[query * at->heads + head];
+        b->row[2 * r + 1] = job->kernels->dot(b->d_o + r * b->dim, b->o + r * b->dim, b->dim);
+    }
+    tile_cursor cursor = cursor_start(b);
+    key_tile tile;
+    for (bool first = true; next_tile(job, b, &cursor, &tile); first = false) backward_tile(job, b, &tile, dq, first);
+    job->kernels->scale(dq, scale, b->m * b->dim);
+    scatter(b, job->dq, dq, job->ldd);
+}
+
+static void zero_keys(const attention_job *job, const jpo_attention_segment *segment, int64_t kv_head) {
+    size_t bytes = (size_t)job->at->head_dim * sizeof(float);
+    for (int64_t row = segment->first_row; row < segment->first_row + segment->length; row++) {
+        memset(job->dk + row * job->ldd + kv_head * job->at->head_dim, 0, bytes);
+        memset(job->dv + row * job->ldd + kv_head * job->at->head_dim, 0, bytes);
+    }
+}
+
+static void backward_task(void *context, int64_t task, int thread) {
+    attention_job *job = context;
+    const jpo_attention *at = job->at;
+    int64_t tree = task / at->kv_heads, kv_head = task % at->kv_heads;
+    for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++) zero_keys(job, at->segment + s, kv_head);
+    for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++)
+        for (int64_t first = 0; first < at->segment[s].length; first += QUERY_BLOCK) {
+            query_block b = block_make(job, s, first, kv_head, thread);
+            backward_block(job, &b);
+        }
+}
+
+jpo_status jpo_attention_backward(float *dq, float *dk, float *dv, int64_t ldd, const float *dout, const float *out,
+                                  const float *lse, const float *q, const float *k, const float *v, int64_t ld,
+                                  const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err) {
+    attention_job job = {.dq = dq, .dk = dk, .dv = dv, .ldd = ldd, .dout = dout, .saved_out = out, .saved_lse = lse,
+                         .q = q, .k = k, .v = v, .ldq = ld, .ldk = ld, .at = attention};
+    JPO_TRY(jpo_block_reserve(&scratch->shared, (size_t)(attention->trees + 1) * sizeof(int64_t), err));
+    int64_t *tree = scratch->shared.data;
+    for (int64_t s = 0; s < attention->segments; s++)
+        if (s == 0 || attention->segment[s].tree != attention->segment[s - 1].tree) tree[attention->segment[s].tree] = s;
+    tree[attention->trees] = attention->segments;
+    job.tree = tree;
+    JPO_TRY(plan_threads(&job, scratch, err));
+    jpo_parallel(attention->trees * attention->kv_heads, backward_task, &job);
+    return JPO_OK;
+}
+
