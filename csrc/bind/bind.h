@@ -17,6 +17,7 @@ PyObject *jpo_raise(const jpo_error *err);
     X(objective)           \
     X(linear)              \
     X(model)               \
+    X(optimizer)           \
     X(testing)
 
 #define JPO_BIND_GROUP(name) int jpo_bind_##name(PyObject *module);

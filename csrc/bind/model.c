@@ -1,6 +1,390 @@
-#include "bind/bind.h"
+/* jpo._core.Model: a decoder over borrowed weight buffers; passes over forests. jpo/model.py is its user. */
+#include "bind/model.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "ops/rmsnorm.h"
+
+bool model_enter(model_object *self) {
+    if (self->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "the model is at work in another thread; a model serves one call at a time");
+        return false;
+    }
+    return self->busy = true;
+}
+
+PyArrayObject *model_int32(PyObject *object, const char *name, int dimensions) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(object, NPY_INT32, NPY_ARRAY_IN_ARRAY);
+    if (array && PyArray_NDIM(array) != dimensions) {
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimension(s), got %d", name, dimensions, PyArray_NDIM(array));
+        Py_CLEAR(array);
+    }
+    return array;
+}
+
+static int check_signals(void *unused) {
+    (void)unused;
+    PyGILState_STATE state = PyGILState_Ensure();
+    int raised = PyErr_CheckSignals();
+    PyGILState_Release(state);
+    return raised;
+}
+
+static bool get_int(PyObject *dict, const char *key, int64_t *out) {
+    PyObject *item = PyDict_GetItemString(dict, key);
+    if (!item) return PyErr_Format(PyExc_ValueError, "config lacks %s", key), false;
+    *out = PyLong_AsLongLong(item);
+    return !(*out == -1 && PyErr_Occurred());
+}
+
+static bool get_double(PyObject *dict, const char *key, double *out) {
+    PyObject *item = PyDict_GetItemString(dict, key);
+    if (!item) return PyErr_Format(PyExc_ValueError, "config lacks %s", key), false;
+    *out = PyFloat_AsDouble(item);
+    return !(*out == -1 && PyErr_Occurred());
+}
+
+static bool read_config(PyObject *dict, jpo_config *c, PyArrayObject **inv_freq) {
+    double eps;
+    int64_t tied;
+    if (!get_int(dict, "vocab_size", &c->vocab) || !get_int(dict, "hidden_size", &c->hidden) ||
+        !get_int(dict, "num_hidden_layers", &c->layers) || !get_int(dict, "num_attention_heads", &c->heads) ||
+        !get_int(dict, "num_key_value_heads", &c->kv_heads) || !get_int(dict, "head_dim", &c->head_dim) ||
+        !get_int(dict, "intermediate_size", &c->intermediate) || !get_int(dict, "sliding_window", &c->window) ||
+        !get_int(dict, "max_position_embeddings", &c->max_positions) || !get_int(dict, "tie_word_embeddings", &tied) ||
+        !get_double(dict, "rms_norm_eps", &eps) || !get_double(dict, "rope_attention_factor", &c->rope_factor))
+        return false;
+    c->eps = (float)eps;
+    c->tied = tied;
+    PyObject *frequencies = PyDict_GetItemString(dict, "inv_freq");
+    if (!frequencies) return PyErr_Format(PyExc_ValueError, "config lacks inv_freq"), false;
+    *inv_freq = (PyArrayObject *)PyArray_FROM_OTF(frequencies, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
+    if (!*inv_freq) return false;
+    if (PyArray_SIZE(*inv_freq) != c->head_dim / 2)
+        return PyErr_Format(PyExc_ValueError, "inv_freq must hold head_dim / 2 = %lld values, got %zd",
+                            (long long)c->head_dim / 2, (Py_ssize_t)PyArray_SIZE(*inv_freq)), false;
+    c->inv_freq = PyArray_DATA(*inv_freq);
+    return true;
+}
+
+/* One stored tensor (dtype name, bytes): its weight, checked for size. optional: *weight is left empty where absent. */
+static bool take_weight(model_object *self, PyObject *tensors, const char *name, int64_t n, int64_t k, bool optional,
+                        jpo_weight *weight) {
+    PyObject *item = PyDict_GetItemString(tensors, name);
+    if (!item && optional) return true;
+    const char *dtype_name;
+    PyObject *bytes;
+    if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), false;
+    if (!PyArg_ParseTuple(item, "sO!:tensor", &dtype_name, &PyArray_Type, &bytes)) return false;
+    int dtype = jpo_dtype_from_name(dtype_name);
+    if (dtype < 0) return PyErr_Format(PyExc_ValueError, "tensor %s has the type %s, which is not implemented", name, dtype_name), false;
+    if (k % jpo_dtype_block((jpo_dtype)dtype))
+        return PyErr_Format(PyExc_ValueError, "tensor %s: rows of %lld values are no whole blocks of %s", name, (long long)k, dtype_name), false;
+    PyArrayObject *array = (PyArrayObject *)bytes;
+    size_t want = jpo_dtype_row_bytes((jpo_dtype)dtype, k) * (size_t)n;
+    if (!PyArray_IS_C_CONTIGUOUS(array) || (size_t)PyArray_NBYTES(array) != want)
+        return PyErr_Format(PyExc_ValueError, "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name,
+                            want, (long long)n, (long long)k, dtype_name, (Py_ssize_t)PyArray_NBYTES(array)), false;
+    if (PyList_Append(self->owners, bytes) < 0) return false;
+    *weight = (jpo_weight){.n = n, .k = k, .data = PyArray_DATA(array), .dtype = (jpo_dtype)dtype, .compute = weight->compute};
+    return true;
+}
+
+/* A float32 vector (norm, bias). */
+static bool take_vector(model_object *self, PyObject *tensors, const char *name, int64_t n, bool optional, const float **out) {
+    jpo_weight weight = {0};
+    if (!take_weight(self, tensors, name, 1, n, optional, &weight)) return false;
+    if (weight.data && weight.dtype != JPO_F32)
+        return PyErr_Format(PyExc_ValueError, "tensor %s must be widened to F32", name), false;
+    *out = weight.data;
+    return true;
+}
+
+static bool take_layer(model_object *self, PyObject *tensors, int64_t index, jpo_compute compute) {
+    jpo_layer *layer = self->model.layer + index;
+    const jpo_config *c = &self->model.config;
+    char name[128];
+    for (int m = 0; m < JPO_MODULES; m++) {
+        jpo_linear *linear = layer->module + m;
+        int64_t n = jpo_module_outputs(c, (jpo_module)m), k = jpo_module_inputs(c, (jpo_module)m);
+        linear->weight.compute = compute;
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, jpo_module_name((jpo_module)m));
+        if (!take_weight(self, tensors, name, n, k, false, &linear->weight)) return false;
+        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)index, jpo_module_name((jpo_module)m));
+        if (!take_vector(self, tensors, name, n, true, &linear->bias)) return false;
+    }
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
+    if (!take_vector(self, tensors, name, c->hidden, false, &layer->norm1)) return false;
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
+    return take_vector(self, tensors, name, c->hidden, false, &layer->norm2);
+}
+
+static jpo_status prepare(jpo_model *model, jpo_error *err) {
+    for (int64_t i = 0; i < model->config.layers; i++)
+        for (int m = 0; m < JPO_MODULES; m++) JPO_TRY(jpo_weight_prepare(&model->layer[i].module[m].weight, err));
+    return jpo_weight_prepare(&model->head, err);
+}
+
+static bool take_tensors(model_object *self, PyObject *tensors, jpo_compute compute) {
+    jpo_model *model = &self->model;
+    const jpo_config *c = &model->config;
+    if (!take_weight(self, tensors, "model.embed_tokens.weight", c->vocab, c->hidden, false, &model->embedding) ||
+        !take_vector(self, tensors, "model.norm.weight", c->hidden, false, &model->norm))
+        return false;
+    model->head = model->embedding;
+    if (!c->tied && !take_weight(self, tensors, "lm_head.weight", c->vocab, c->hidden, false, &model->head)) return false;
+    model->head.compute = compute;
+    for (int64_t i = 0; i < c->layers; i++)
+        if (!take_layer(self, tensors, i, compute)) return false;
+    return true;
+}
+
+static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"config", "tensors", "compute", NULL};
+    PyObject *config, *tensors;
+    int compute = JPO_COMPUTE_FLOAT32;
+    PyArrayObject *inv_freq = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:Model", names, &PyDict_Type, &config, &PyDict_Type, &tensors, &compute))
+        return -1;
+    if (self->owners) return PyErr_SetString(PyExc_RuntimeError, "a Model is made once"), -1;
+    jpo_config c = {0};
+    jpo_error err;
+    if (!read_config(config, &c, &inv_freq) || !(self->owners = PyList_New(0))) goto fail;
+    if (jpo_model_init(&self->model, &c, &err) != JPO_OK) {
+        jpo_raise(&err);
+        goto fail;
+    }
+    self->model.poll = check_signals;
+    if (!take_tensors(self, tensors, (jpo_compute)compute)) goto fail;
+    jpo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = prepare(&self->model, &err);
+    Py_END_ALLOW_THREADS
+    if (status != JPO_OK) {
+        jpo_raise(&err);
+        goto fail;
+    }
+    Py_DECREF(inv_freq);
+    return 0;
+fail:
+    Py_XDECREF(inv_freq);
+    return -1;
+}
+
+static void model_dealloc(model_object *self) {
+    jpo_model_free(&self->model);
+    Py_XDECREF(self->owners);
+    Py_XDECREF(self->params);
+    Py_XDECREF(self->grads);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* (entropy, mean_logit, log_p2) float64 (L) and hit bool (L): each entry's row. */
+static PyObject *statistics(const jpo_model *model) {
+    npy_intp n = model->plan.entries;
+    PyObject *entropy = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *mean = PyArray_SimpleNew(1, &n, NPY_FLOAT64);
+    PyObject *p2 = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *hit = PyArray_SimpleNew(1, &n, NPY_BOOL);
+    if (entropy && mean && p2 && hit)
+        for (npy_intp e = 0; e < n; e++) {
+            const jpo_head_row *s = model->head_state + model->head_entry_row[e];
+            ((double *)PyArray_DATA((PyArrayObject *)entropy))[e] = s->max + log(s->sum) - s->sum_pz / s->sum;
+            ((double *)PyArray_DATA((PyArrayObject *)mean))[e] = s->sum_z / (double)model->config.vocab;
+            ((double *)PyArray_DATA((PyArrayObject *)p2))[e] = log(s->sum_p2) - 2 * log(s->sum);
+            ((npy_bool *)PyArray_DATA((PyArrayObject *)hit))[e] = s->best == model->entry_target[e];
+        }
+    return Py_BuildValue("(NNNN)", entropy, mean, p2, hit);
+}
+
+typedef struct {
+    PyArrayObject *tokens, *segments, *entry_row, *entry_target;
+} forest_arrays;
+
+static void forest_release(forest_arrays *a) {
+    Py_XDECREF(a->tokens);
+    Py_XDECREF(a->segments);
+    Py_XDECREF(a->entry_row);
+    Py_XDECREF(a->entry_target);
+}
+
+static bool forest_read(jpo_forest *forest, forest_arrays *a, PyObject *tokens, PyObject *segments, PyObject *row, PyObject *target) {
+    *a = (forest_arrays){0};
+    if (!(a->tokens = model_int32(tokens, "tokens", 1)) || !(a->segments = model_int32(segments, "segments", 2)) ||
+        !(a->entry_row = model_int32(row, "entry_row", 1)) || !(a->entry_target = model_int32(target, "entry_target", 1)))
+        return forest_release(a), false;
+    if (PyArray_DIM(a->segments, 1) != 4 || PyArray_SIZE(a->entry_row) != PyArray_SIZE(a->entry_target)) {
+        PyErr_SetString(PyExc_ValueError, "segments must be (S, 4), entry_row and entry_target of one length");
+        return forest_release(a), false;
+    }
+    *forest = (jpo_forest){PyArray_SIZE(a->tokens), PyArray_DIM(a->segments, 0), PyArray_SIZE(a->entry_row),
+                           PyArray_DATA(a->tokens), PyArray_DATA(a->segments), PyArray_DATA(a->entry_row),
+                           PyArray_DATA(a->entry_target)};
+    return true;
+}
+
+static PyObject *model_forward(model_object *self, PyObject *args) {
+    PyObject *tokens, *segments, *row, *target;
+    int adapter, keep, stats, train;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "OOOOppppK:forward", &tokens, &segments, &row, &target, &adapter, &keep, &stats, &train, &seed))
+        return NULL;
+    forest_arrays arrays;
+    jpo_forest forest;
+    if (!forest_read(&forest, &arrays, tokens, segments, row, target)) return NULL;
+    npy_intp n = forest.entries;
+    PyObject *logps = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *result = NULL;
+    jpo_forward_options options = {adapter, keep, stats, train, seed};
+    jpo_error err;
+    if (logps && model_enter(self)) {
+        jpo_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
+        Py_END_ALLOW_THREADS
+        self->busy = false;
+        if (status != JPO_OK)
+            jpo_raise(&err);
+        else if (stats)
+            result = Py_BuildValue("(ON)", logps, statistics(&self->model));
+        else
+            result = Py_BuildValue("(OO)", logps, Py_None);
+    }
+    Py_XDECREF(logps);
+    forest_release(&arrays);
+    return result;
+}
+
+static PyObject *model_backward(model_object *self, PyObject *coefficients) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(coefficients, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
+    if (!array) return NULL;
+    if (PyArray_SIZE(array) != self->model.plan.entries) {
+        PyErr_Format(PyExc_ValueError, "coefficients must hold one value for each of the %lld entries of the last forward pass, got %zd",
+                     (long long)self->model.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
+        Py_DECREF(array);
+        return NULL;
+    }
+    jpo_status status = JPO_ERR_INTERNAL;
+    jpo_error err = {0};
+    if (model_enter(self)) {
+        Py_BEGIN_ALLOW_THREADS
+        status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
+        Py_END_ALLOW_THREADS
+        self->busy = false;
+        if (status != JPO_OK) jpo_raise(&err);
+    }
+    Py_DECREF(array);
+    if (status != JPO_OK) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Final hidden states (rows, H) of the last pass, after the last norm. */
+static PyObject *model_hidden(model_object *self, PyObject *rows_object) {
+    PyArrayObject *rows = model_int32(rows_object, "rows", 1);
+    if (!rows) return NULL;
+    jpo_model *model = &self->model;
+    npy_intp shape[2] = {PyArray_SIZE(rows), model->config.hidden};
+    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    const int32_t *row = PyArray_DATA(rows);
+    for (npy_intp i = 0; out && i < shape[0]; i++) {
+        if (!model->final_x || row[i] < 0 || row[i] >= model->plan.rows) {
+            PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass had %lld rows", (Py_ssize_t)i, row[i], (long long)model->plan.rows);
+            Py_CLEAR(out);
+            break;
+        }
+        float *to = (float *)PyArray_DATA(out) + i * shape[1];
+        jpo_rmsnorm_forward(to, NULL, model->final_x + row[i] * shape[1], model->norm, 1, shape[1], model->config.eps);
+    }
+    Py_DECREF(rows);
+    return (PyObject *)out;
+}
+
+/* Logits (rows, V) of the last pass. */
+static PyObject *model_logits(model_object *self, PyObject *rows) {
+    PyArrayObject *hidden = (PyArrayObject *)model_hidden(self, rows);
+    if (!hidden) return NULL;
+    jpo_model *model = &self->model;
+    npy_intp shape[2] = {PyArray_DIM(hidden, 0), model->config.vocab};
+    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    jpo_error err;
+    if (out && model_enter(self)) {
+        jpo_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = jpo_linear_forward(PyArray_DATA(out), shape[1], PyArray_DATA(hidden), model->config.hidden, &model->head,
+                                    shape[0], false, &model->scratch, &err);
+        Py_END_ALLOW_THREADS
+        self->busy = false;
+        if (status != JPO_OK) {
+            jpo_raise(&err);
+            Py_CLEAR(out);
+        }
+    } else {
+        Py_CLEAR(out);
+    }
+    Py_DECREF(hidden);
+    return (PyObject *)out;
+}
+
+/* Bytes that a pass over the forest would take. */
+static PyObject *model_plan(model_object *self, PyObject *args) {
+    PyObject *tokens, *segments, *row, *target;
+    int keep;
+    if (!PyArg_ParseTuple(args, "OOOOp:plan", &tokens, &segments, &row, &target, &keep)) return NULL;
+    forest_arrays arrays;
+    jpo_forest forest;
+    if (!forest_read(&forest, &arrays, tokens, segments, row, target)) return NULL;
+    jpo_forward_options options = {.adapter = true, .keep = keep, .statistics = true, .train = true};
+    jpo_plan plan;
+    jpo_error err;
+    jpo_status status = jpo_forest_check(&forest, &self->model.config, &err);
+    if (status == JPO_OK) status = jpo_plan_make(&plan, &self->model, &forest, &options, &err);
+    forest_release(&arrays);
+    if (status != JPO_OK) return jpo_raise(&err);
+    return PyLong_FromSize_t(plan.saved_bytes + plan.work_bytes + plan.head_bytes + plan.index_bytes);
+}
+
+static PyObject *model_trim(model_object *self, PyObject *unused) {
+    (void)unused;
+    if (!model_enter(self)) return NULL;
+    jpo_model_trim(&self->model);
+    self->model.final_x = NULL;
+    self->busy = false;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef model_methods[] = {
+    {"forward", (PyCFunction)(void (*)(void))model_forward, METH_VARARGS,
+     "forward(tokens (R,), segments (S, 4), entry_row (L,), entry_target (L,), adapter, keep, statistics, train, seed)\n"
+     "-> (logps (L,) float64, None or (entropy, mean_logit, log_p2, hit) each (L,))"},
+    {"backward", (PyCFunction)model_backward, METH_O, "backward(coefficients (L,)): adds d loss into the gradients."},
+    {"hidden", (PyCFunction)model_hidden, METH_O, "hidden(rows) -> (n, H) float32: final hidden states of the last pass."},
+    {"logits", (PyCFunction)model_logits, METH_O, "logits(rows) -> (n, V) float32 of the last pass."},
+    {"plan", (PyCFunction)(void (*)(void))model_plan, METH_VARARGS, "plan(tokens, segments, entry_row, entry_target, keep) -> bytes."},
+    {"trim", (PyCFunction)model_trim, METH_NOARGS, "Frees the buffers of the last pass."},
+    {"set_lora", (PyCFunction)(void (*)(void))model_set_lora, METH_VARARGS,
+     "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
+    {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS, "set_full(params (P,), grads (P,), {tensor: offset})"},
+    {"clear", (PyCFunction)model_clear, METH_NOARGS, "Removes the adapter."},
+    {"decode", (PyCFunction)(void (*)(void))model_decode, METH_VARARGS,
+     "decode(k, v (layers, capacity, KV) float32, tokens (R,), positions (R,), kv_rows (R,), segments (S, 4), ranges (n, 2),\n"
+     "rows (n,)) -> logits (n, V): one pass over cached keys; segments: first_row, length, first range, ranges."},
+    {NULL, NULL, 0, NULL}};
+
+static PyTypeObject model_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "jpo._core.Model",
+    .tp_doc = "Model(config: dict, tensors: dict of (dtype, bytes), compute=0)",
+    .tp_basicsize = sizeof(model_object),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)model_init,
+    .tp_dealloc = (destructor)model_dealloc,
+    .tp_methods = model_methods,
+};
 
 int jpo_bind_model(PyObject *module) {
-    (void)module;
-    return 0;
+    if (PyType_Ready(&model_type) < 0) return -1;
+    PyObject *modules = PyTuple_New(JPO_MODULES);
+    for (int m = 0; modules && m < JPO_MODULES; m++)
+        PyTuple_SET_ITEM(modules, m, PyUnicode_FromString(jpo_module_name((jpo_module)m)));
+    if (!modules || PyModule_AddObject(module, "MODULES", modules) < 0) return -1;
+    Py_INCREF(&model_type);
+    return PyModule_AddObject(module, "Model", (PyObject *)&model_type);
 }

@@ -76,6 +76,7 @@ void jpo_model_trim(jpo_model *model) {
     jpo_block_free(&model->work_block);
     jpo_block_free(&model->index);
     jpo_block_free(&model->head_block);
+    jpo_block_free(&model->decode_block);
     jpo_scratch_free(&model->scratch);
 }
 

@@ -106,7 +106,7 @@ typedef struct {
     jpo_plan plan;
     bool kept;                  /* backward may run */
     jpo_forward_options options;
-    jpo_block saved, work_block, index, head_block;
+    jpo_block saved, work_block, index, head_block, decode_block;
     jpo_scratch scratch;
     jpo_work work;
     int32_t *tokens, *position, *entry_row, *entry_target, *head_entry_row, *loss_row; /* in `index` */

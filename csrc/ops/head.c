@@ -76,7 +76,7 @@ static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float 
     }
     state->sum += job->kernels->softmax_tile(z, job->count, (float)state->max);
     if (job->statistics) {
-        float sums[3];
+        double sums[3];
         job->kernels->softmax_stats_tile(sums, z, copy, job->count);
         state->sum_pz += sums[0], state->sum_p2 += sums[1], state->sum_z += sums[2];
     }

@@ -46,8 +46,7 @@ static void swiglu_task(void *context, int64_t task, int thread) {
     if (job->y)
         jpo_kernels_get()->swiglu(job->y + first, job->gate_in + first, job->up_in + first, n);
     else
-        jpo_kernels_get()->swiglu_backward(job->gate + first, job->up + first, job->dy + first, job->gate + first,
-                                           job->up + first, n);
+        jpo_kernels_get()->swiglu_backward(job->gate + first, job->up + first, job->dy + first, n);
 }
 
 void jpo_swiglu_forward(float *y, const float *gate, const float *up, int64_t count) {

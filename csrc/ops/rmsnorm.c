@@ -40,7 +40,7 @@ static void backward_task(void *context, int64_t task, int thread) {
     norm_job *job = context;
     int64_t end = jpo_min64(job->rows, (task + 1) * ROW_BLOCK);
     for (int64_t row = task * ROW_BLOCK; row < end; row++)
-        job->kernels->rmsnorm_backward(job->y + row * job->hidden, NULL, job->dy + row * job->hidden,
+        job->kernels->rmsnorm_backward(job->y + row * job->hidden, job->dy + row * job->hidden,
                                        job->x + row * job->hidden, job->w, job->saved_rstd[row], job->hidden);
 }
 

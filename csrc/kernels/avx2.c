@@ -1,0 +1,18 @@
+/* The kernels for avx2. System headers come before the target pragma, so that no inline of theirs changes with it. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+#pragma GCC target("avx2,fma,f16c")
+
+#define LANES 8
+#define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define SQRT(v) ((vf)_mm256_sqrt_ps((__m256)(v)))
+#define TABLE jpo_kernels_avx2
+#include "kernels/kernels.inc"
+#endif

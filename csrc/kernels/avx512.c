@@ -1,0 +1,18 @@
+/* The kernels for avx512. System headers come before the target pragma, so that no inline of theirs changes with it. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+
+#define LANES 16
+#define FMA(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define SQRT(v) ((vf)_mm512_sqrt_ps((__m512)(v)))
+#define TABLE jpo_kernels_avx512
+#include "kernels/kernels.inc"
+#endif

@@ -1,0 +1,57 @@
+/* Kernels over rows of float32: one source (kernels.inc) compiled once per instruction set, a table of each chosen by
+ * jpo_cpu_get()->chosen. Numerical contract: elementwise float32; sums run in float32 lanes over at most 1024 values,
+ * then in float64; exp to 2 units in the last place, exp(-inf) = 0, NaN stays NaN. Any length, any alignment. */
+#ifndef JPO_KERNELS_KERNELS_H
+#define JPO_KERNELS_KERNELS_H
+
+#include <stdint.h>
+
+typedef struct {
+    float beta1, beta2, eps, scale; /* scale multiplies the gradient (clipping) */
+    float step_size;                /* lr / (1 - beta1^t) */
+    float root_correction;          /* sqrt(1 - beta2^t) */
+    float decay;                    /* 1 - lr * weight_decay */
+} jpo_adamw;
+
+/* X(return type, name, parameters): one line adds a kernel. n: number of values. */
+#define JPO_KERNEL_LIST(X)                                                                                            \
+    /* Largest value, NaN where one is; *index (may be NULL): its first place. */                                     \
+    X(float, max_tile, (const float *z, int64_t n, int64_t *index))                                                   \
+    /* z = exp(z - max) in place; returns the sum. */                                                                 \
+    X(double, softmax_tile, (float *z, int64_t n, float max))                                                         \
+    /* Sum of exp(z - max), z left alone. */                                                                          \
+    X(double, expsum_tile, (const float *z, int64_t n, float max))                                                    \
+    /* out = scale * exp(z - shift); out may be z. */                                                                 \
+    X(void, scaled_exp, (float *out, const float *z, int64_t n, float shift, float scale))                            \
+    /* sums[3]: of p z (0 where p = 0), p^2, z. */                                                                    \
+    X(void, softmax_stats_tile, (double *sums, const float *p, const float *z, int64_t n))                            \
+    X(void, scale, (float *x, float factor, int64_t n))                                                               \
+    X(void, axpy, (float *y, float a, const float *x, int64_t n)) /* y += a x */                                      \
+    X(float, dot, (const float *a, const float *b, int64_t n))                                                        \
+    X(double, sum_squares, (const float *x, int64_t n))                                                               \
+    /* y = x / sqrt(mean(x^2) + eps) * w; *rstd = the factor. y may be x. */                                          \
+    X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps))                   \
+    X(void, rmsnorm_backward, (float *dx, const float *dy, const float *x, const float *w, float rstd, int64_t n))    \
+    /* y = silu(gate) * up; backward: gate and up become their gradients. */                                          \
+    X(void, swiglu, (float *y, const float *gate, const float *up, int64_t n))                                        \
+    X(void, swiglu_backward, (float *gate, float *up, const float *dy, int64_t n))                                    \
+    /* Rotates the pairs (x[j], x[half + j]); sign -1 rotates back. */                                                \
+    X(void, rope, (float *x, const float *cosine, const float *sine, int64_t half, float sign))                       \
+    X(void, adamw, (float *p, float *m, float *v, const float *g, int64_t n, const jpo_adamw *c))
+
+typedef struct {
+#define JPO_KERNEL_FIELD(result, name, parameters) result(*name) parameters;
+    JPO_KERNEL_LIST(JPO_KERNEL_FIELD)
+#undef JPO_KERNEL_FIELD
+} jpo_kernels;
+
+extern const jpo_kernels jpo_kernels_generic;
+#if defined(__x86_64__)
+extern const jpo_kernels jpo_kernels_avx2, jpo_kernels_avx512;
+#elif defined(__aarch64__)
+extern const jpo_kernels jpo_kernels_neon;
+#endif
+
+const jpo_kernels *jpo_kernels_get(void); /* the table of the chosen instruction set */
+
+#endif

