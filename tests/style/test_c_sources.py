@@ -41,7 +41,7 @@ def unshaped(text):
         notes = " ".join(COMMENT.findall(text[start : len(text) if end < 0 else end]))
         for name in ARRAY.findall(prototype.group(1)):
             shaped = re.search(rf"\b{name}\b\s*[\[(]", everywhere)
-            if not shaped and not re.search(r"\([^()]*\b[A-Z0-9][^()]*\)|\w\.h\b", notes):
+            if not shaped and not re.search(r"\([^()]*\w[^()]*\)|\w\.h\b", notes):
                 missing.append(name)
     return missing
 
@@ -68,11 +68,10 @@ def test_source(path):
         faults.append(f"array parameters without a shape comment: {', '.join(unshaped(text))}")
     if len(text.splitlines()) > 600:
         faults.append(f"has {len(text.splitlines())} lines; a file should stay under 600")
-    long = [
-        number for number, line in enumerate(text.splitlines(), 1) if len(line) > 160
-    ]  # clang-format keeps 120; this catches runaway lines
+    # clang-format keeps 120 columns; this catches runaway lines alone
+    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 200]
     if long:
-        faults.append(f"lines over 160 columns: {long}")
+        faults.append(f"runaway lines: {long}")
     if not text.lstrip().startswith(("/*", "#")):
         faults.append("does not begin with a comment that says what it does")
     assert not faults, f"{path.relative_to(ROOT)}: " + "; ".join(faults)
