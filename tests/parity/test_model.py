@@ -4,17 +4,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from parity.peers import (
-    adapter_of,
-    peer_of,
-    relative,
-    sequence_logp,
-    sequences,
-    smollm2_values,
-    token_logps,
-    write_random,
-)
-from parity.variants import VARIANTS
+from parity.peers import peer_of, sequence_logp, smollm2_values, token_logps
+from reference.models import VARIANTS, adapter_of, relative, sequences, write_random
 
 import jpo
 from jpo.data.forest import build_forest

@@ -4,9 +4,9 @@ import numpy as np
 import peft
 import pytest
 import torch
-from parity.peers import MODULES, adapter_of, peer_of, sequences, token_logps, write_random
-from parity.variants import VARIANTS
+from parity.peers import peer_of, token_logps
 from reference import decoder
+from reference.models import MODULES, VARIANTS, adapter_of, sequences, write_random
 
 from jpo.formats.config import normalize
 from jpo.formats.peft import read_adapter
