@@ -6,7 +6,7 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
-#include "ops/blas.h"
+#include "ops/packed.h"
 
 enum { ROW_BLOCK = 96, TILE = JPO_HEAD_TILE, WIDEN_BLOCK = 32 };
 
@@ -17,32 +17,31 @@ typedef struct {
     const double *coefficients;
     const jpo_head_batch *batch;
     const jpo_weight *w;
-    const float *tile; /* rows of W from `first`, float32 */
-    float *widened;
-    int64_t first, count; /* the vocabulary tile */
+    int64_t first, count; /* the vocabulary tile: rows of W */
+    int64_t block;        /* rows of h in one task */
+    jpo_packed_tile up, down; /* for logits = H W_t^T and for P W_t */
+    char *packed;             /* memory of both */
     bool statistics;
     char *scratch;
     size_t scratch_part;
     const jpo_kernels *kernels;
 } head_job;
 
-static void widen_task(void *context, int64_t task, int thread) {
+static void pack_task(void *context, int64_t task, int thread) {
     (void)thread;
     head_job *job = context;
-    int64_t row = task * WIDEN_BLOCK;
-    jpo_weight_rows(job->widened + row * job->w->k, job->w, job->first + row, jpo_min64(WIDEN_BLOCK, job->count - row));
+    int64_t parts = jpo_packed_parts(&job->up);
+    jpo_packed_pack_part(task < parts ? &job->up : &job->down, task < parts ? task : task - parts);
 }
 
-/* Makes [first, first + count) of W readable as float32. */
-static void take_tile(head_job *job, int64_t first) {
+/* Makes rows [first, first + count) of W ready for the products that this pass needs. */
+static void take_tile(head_job *job, int64_t first, bool both) {
+    const jpo_weight *w = job->w;
     job->first = first;
-    job->count = jpo_min64(TILE, job->w->n - first);
-    if (job->w->dtype == JPO_F32) {
-        job->tile = (const float *)job->w->data + first * job->w->k;
-    } else {
-        jpo_parallel(jpo_ceil_div(job->count, WIDEN_BLOCK), widen_task, job);
-        job->tile = job->widened;
-    }
+    job->count = jpo_min64(TILE, w->n - first);
+    jpo_packed_open(&job->up, job->packed, w, first, job->count, 0, w->k, false);
+    jpo_packed_open(&job->down, job->packed + jpo_packed_tile_bytes(w, w->k, TILE), w, first, job->count, 0, w->k, true);
+    jpo_parallel(jpo_packed_parts(&job->up) + (both ? jpo_packed_parts(&job->down) : 0), pack_task, job);
 }
 
 /* First entry whose row is not below `row`. */
@@ -61,8 +60,9 @@ static int64_t first_entry(const jpo_head_batch *batch, int64_t row) {
 /* Folds one row's tile of logits into its state; z becomes exp(z - max); earlier sums follow a rising maximum. */
 static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float *z, float *copy) {
     int64_t best;
-    float max = job->kernels->max_tile(z, job->count, &best);
+    float max = job->kernels->max_tile(z, job->count, NULL);
     if (max > state->max || isnan(max)) {
+        job->kernels->max_tile(z, job->count, &best); /* the search for the index is slow, and seldom needed */
         double keep = exp(state->max - (double)max); /* 0 at the first tile */
         state->sum *= keep, state->sum_p2 *= keep * keep, state->sum_pz *= keep;
         if (pw && state->max > -INFINITY) job->kernels->scale(pw, (float)keep, job->w->k);
@@ -85,9 +85,10 @@ static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float 
 static void forward_task(void *context, int64_t task, int thread) {
     head_job *job = context;
     const jpo_head_batch *batch = job->batch;
-    int64_t hidden = job->w->k, row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, batch->rows - row);
+    int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * TILE;
-    jpo_sgemm(false, true, rows, job->count, hidden, 1, batch->h + row * hidden, hidden, job->tile, hidden, 0, z, TILE);
+    float *rounded = copy + TILE;
+    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
     for (int64_t e = first_entry(batch, row); e < batch->entries && batch->row[e] < row + rows; e++) {
         int64_t column = batch->target[e] - job->first;
         if (column >= 0 && column < job->count) job->logps[e] = z[(batch->row[e] - row) * TILE + column];
@@ -95,16 +96,22 @@ static void forward_task(void *context, int64_t task, int thread) {
     for (int64_t i = 0; i < rows; i++)
         fold_row(job, job->state + row + i, job->pw ? job->pw + (row + i) * hidden : NULL, z + i * TILE, copy);
     if (job->pw)
-        jpo_sgemm(false, false, rows, hidden, job->count, 1, z, TILE, job->tile, hidden, job->first ? 1 : 0,
-                  job->pw + row * hidden, hidden);
+        jpo_packed_multiply(job->pw + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
 }
 
+/* A thread's scratch: ROW_BLOCK rows of logits, one more, and the rows in the form that the weight's compute type
+ * multiplies. */
 static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
-    size_t widened = job->w->dtype == JPO_F32 ? 0 : (size_t)TILE * (size_t)job->w->k;
-    job->scratch_part = (ROW_BLOCK + 1) * TILE * sizeof(float);
-    JPO_TRY(jpo_block_reserve(&scratch->shared, widened * sizeof(float) + 64, err));
+    const jpo_weight *w = job->w;
+    size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
+    size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
+    job->scratch_part = (ROW_BLOCK + 1) * TILE * sizeof(float) + (up > down ? up : down);
+    JPO_TRY(jpo_block_reserve(&scratch->shared, packed + 64, err));
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
-    job->widened = scratch->shared.data;
+    /* blocks in fours, all of about a size, so that threads end together; by the number of rows alone */
+    int64_t blocks = jpo_round_up(jpo_ceil_div(job->batch->rows, ROW_BLOCK), 4);
+    job->block = jpo_max64(jpo_ceil_div(job->batch->rows, blocks), 1);
+    job->packed = scratch->shared.data;
     job->scratch = scratch->thread.data;
     job->kernels = jpo_kernels_get();
     return JPO_OK;
@@ -116,8 +123,8 @@ jpo_status jpo_head_forward(double *logps, jpo_head_row *state, float *pw, const
     JPO_TRY(plan(&job, scratch, err));
     for (int64_t row = 0; row < batch->rows; row++) state[row] = (jpo_head_row){.max = -INFINITY};
     for (int64_t first = 0; first < w->n; first += TILE) {
-        take_tile(&job, first);
-        jpo_parallel(jpo_ceil_div(batch->rows, ROW_BLOCK), forward_task, &job);
+        take_tile(&job, first, pw != NULL);
+        jpo_parallel(jpo_ceil_div(batch->rows, job.block), forward_task, &job);
     }
     for (int64_t e = 0; e < batch->entries; e++) {
         const jpo_head_row *s = state + batch->row[e];
@@ -160,12 +167,12 @@ jpo_status jpo_head_backward(float *dh, const double *coefficients, const jpo_he
 
 /* z tile -> dz = sum of c_e onehot(target) - (sum c_e) p, then dh += dz W_tile. */
 static void backward_full_task(void *context, int64_t task, int thread) {
-    (void)thread;
     head_job *job = context;
     const jpo_head_batch *batch = job->batch;
-    int64_t hidden = job->w->k, row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, batch->rows - row);
+    int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = job->z + row * TILE;
-    jpo_sgemm(false, true, rows, job->count, hidden, 1, batch->h + row * hidden, hidden, job->tile, hidden, 0, z, TILE);
+    float *rounded = (float *)(job->scratch + (size_t)thread * job->scratch_part) + (ROW_BLOCK + 1) * TILE;
+    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         const jpo_head_row *state = job->state + row + i;
@@ -179,8 +186,7 @@ static void backward_full_task(void *context, int64_t task, int thread) {
             if (column >= 0 && column < job->count) z[i * TILE + column] += (float)job->coefficients[e];
         }
     }
-    jpo_sgemm(false, false, rows, hidden, job->count, 1, z, TILE, job->tile, hidden, job->first ? 1 : 0,
-              job->dh + row * hidden, hidden);
+    jpo_packed_multiply(job->dh + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
 }
 
 jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,
@@ -191,12 +197,12 @@ jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *
     job.z = z;
     jpo_status status = JPO_OK;
     for (int64_t first = 0; status == JPO_OK && first < w->n; first += TILE) {
-        take_tile(&job, first);
-        jpo_parallel(jpo_ceil_div(batch->rows, ROW_BLOCK), backward_full_task, &job);
+        take_tile(&job, first, true);
+        jpo_parallel(jpo_ceil_div(batch->rows, job.block), backward_full_task, &job);
         status = jpo_linear_backward_weight(dw + first * w->k, job.z, TILE, batch->h, w->k, job.count, w->k,
                                             batch->rows, scratch, err);
         /* the product may have regrown the scratch */
-        job.scratch = scratch->thread.data, job.widened = scratch->shared.data;
+        job.scratch = scratch->thread.data, job.packed = scratch->shared.data;
     }
     return status;
 }
