@@ -1,6 +1,8 @@
 """The C engine's public functions. The package's modules wrap them; their docstrings say what each takes."""
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+import numpy as np
 
 class SystemInfo(TypedDict):
     isa: str
@@ -23,3 +25,66 @@ def measure_gflops(
     direction: Literal["forward", "backward"] = "forward",
     runs: int = 11,
 ) -> float: ...
+
+_Array = np.ndarray[Any, Any]
+_F32 = np.ndarray[Any, np.dtype[np.float32]]
+_F64 = np.ndarray[Any, np.dtype[np.float64]]
+
+MODULES: tuple[str, ...]
+LOSSES: list[tuple[str, int]]
+
+def grad_norm(grads: _F32, /) -> float: ...
+def adamw_step(
+    params: _F32,
+    grads: _F32,
+    m: _F32,
+    v: _F32,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float = 1.0,
+) -> None: ...
+def preference(loss: int, lp_w: _F64, lp_l: _F64, /, *rest: Any) -> tuple[_F64, _F64, _F64]: ...
+
+class Model:
+    def __init__(self, config: dict[str, Any], tensors: dict[str, tuple[str, _Array]], compute: int = 0) -> None: ...
+    def forward(
+        self,
+        tokens: _Array,
+        segments: _Array,
+        entry_row: _Array,
+        entry_target: _Array,
+        adapter: bool,
+        keep: bool,
+        statistics: bool,
+        train: bool,
+        seed: int,
+        /,
+    ) -> tuple[_F64, tuple[_Array, _Array, _Array, _Array] | None]: ...
+    def backward(self, coefficients: _F64, /) -> None: ...
+    def plan(self, tokens: _Array, segments: _Array, entry_row: _Array, entry_target: _Array, keep: bool, /) -> int: ...
+    def hidden(self, rows: _Array, /) -> _F32: ...
+    def logits(self, rows: _Array, /) -> _F32: ...
+    def decode(
+        self,
+        k: _F32,
+        v: _F32,
+        tokens: _Array,
+        positions: _Array,
+        kv_rows: _Array,
+        segments: _Array,
+        ranges: _Array,
+        rows: _Array,
+        adapter: bool,
+        /,
+    ) -> _F32: ...
+    def set_lora(
+        self, params: _F32, grads: _F32, places: list[tuple[int, int, int, float, float, int, int]], /
+    ) -> None: ...
+    def set_full(self, params: _F32, grads: _F32, offsets: dict[str, int], /) -> None: ...
+    def clear(self) -> None: ...
+    def trim(self) -> None: ...
