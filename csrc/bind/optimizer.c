@@ -56,7 +56,7 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
     PyObject *params, *grads, *m, *v;
     double lr, beta1, beta2, eps, decay, scale = 1.0;
     long long step;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$dddddL|d:adamw_step", names, &params, &grads, &m, &v, &lr, &beta1,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOdddddL|d:adamw_step", names, &params, &grads, &m, &v, &lr, &beta1,
                                      &beta2, &eps, &decay, &step, &scale))
         return NULL;
     npy_intp n = -1;

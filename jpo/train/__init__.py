@@ -1,0 +1,7 @@
+"""Training: configurations, the loop, the preference and the SFT trainer."""
+
+from jpo.train.config import PreferenceConfig, SFTConfig
+from jpo.train.preference import PreferenceTrainer
+from jpo.train.sft import SFTTrainer
+
+__all__ = ["PreferenceConfig", "PreferenceTrainer", "SFTConfig", "SFTTrainer"]

@@ -1,0 +1,207 @@
+"""Sampling from a model: prompts are computed once, their n samples decode side by side over a key-value cache.
+
+Each sample draws from a generator of its own, seeded by (seed, prompt's place, sample's place): the same completion
+comes whatever else stands in the batch. Knows token ids and stop conditions; never templates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jpo.errors import JpoError
+
+_STREAMS = 32  # decoded side by side
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample: text without the stop string or end token, its token ids, the log-likelihood of the tokens drawn (under
+    the model itself: temperature 1, no cut), and why it ended: "stop" or "length"."""
+
+    text: str
+    token_ids: list[int]
+    logp: float
+    finish_reason: str
+
+
+@dataclass
+class _Stream:
+    prompt: int
+    sample: int
+    generator: np.random.Generator
+    prompt_rows: tuple[int, int]  # first cache row, length
+    own_row: int  # first cache row of its own tokens
+    tokens: list[int] = field(default_factory=list)
+    logp: float = 0.0
+    reason: str = ""
+    text: str = ""
+
+
+def _check(n: int, temperature: float, top_p: float, top_k: int, max_new_tokens: int) -> None:
+    for name, value, least in (("n", n, 1), ("top_k", top_k, 0), ("max_new_tokens", max_new_tokens, 1)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise JpoError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise JpoError(f"temperature: expected a number of at least 0 (0 is greedy), got {temperature!r}")
+    if not 0 < top_p <= 1:
+        raise JpoError(f"top_p: expected a number above 0 and at most 1, got {top_p!r}")
+
+
+def generate(
+    lm: Any,
+    prompts: Sequence[str],
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 400,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    stop_token_ids: Sequence[int] = (),
+    ids: Sequence[int] | None = None,
+    on_token: Callable[[int, int, int], None] | None = None,
+) -> list[list[Completion]]:
+    """n completions of each prompt (plain strings; no template is added).
+
+    temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; a completion ends at the tokenizer's end tokens,
+    stop_token_ids, a stop string, or max_new_tokens. ids: the prompts' numbers for the seeds (default: their places), so
+    that a resumed run draws the same. on_token(prompt, sample, token id) is called as tokens come.
+    """
+    if isinstance(prompts, str):
+        raise JpoError("prompts: expected a list of strings, got one string")
+    _check(n, temperature, top_p, top_k, max_new_tokens)
+    stops = [stop] if isinstance(stop, str) else [text for text in stop if text]
+    ends = {*lm.tokenizer.eos_token_ids, *stop_token_ids}
+    encoded = [lm._prompt_ids(prompt) for prompt in prompts]
+    longest = int(lm.config["max_position_embeddings"])
+    for place, tokens in enumerate(encoded):
+        if not tokens:
+            raise JpoError(f"prompts[{place}] is empty and the tokenizer adds no BOS: there is nothing to continue")
+        if len(tokens) >= longest:
+            raise JpoError(f"prompts[{place}] has {len(tokens)} tokens, but the model knows {longest} positions")
+    out: list[list[Completion]] = [[] for _ in prompts]
+    numbers = list(range(len(prompts))) if ids is None else list(ids)
+    work = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
+    for start in range(0, len(work), _STREAMS):
+        batch = _Batch(lm, encoded, work[start : start + _STREAMS], numbers, seed, max_new_tokens, longest)
+        batch.run(temperature, top_p, top_k, stops, ends, on_token)
+        for stream in batch.streams:
+            out[stream.prompt].append(Completion(stream.text, stream.tokens, stream.logp, stream.reason))
+    return out
+
+
+class _Batch:
+    """Streams that decode side by side over one cache."""
+
+    def __init__(
+        self, lm: Any, encoded: Any, work: list[tuple[int, int]], numbers: list[int], seed: int, new_tokens: int, longest: int
+    ):
+        self.lm, self.encoded, self.longest = lm, encoded, longest
+        places: dict[int, tuple[int, int]] = {}
+        rows = 0
+        for prompt, _ in work:
+            if prompt not in places:
+                places[prompt] = (rows, len(encoded[prompt]))
+                rows += len(encoded[prompt])
+        self.places = places
+        self.streams = []
+        for prompt, sample in work:
+            generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (numbers[prompt] << 20) + sample]))
+            self.streams.append(_Stream(prompt, sample, generator, places[prompt], rows))
+            rows += min(new_tokens, longest - len(encoded[prompt]))
+        self.new_tokens = new_tokens
+        c = lm.config
+        shape = (c["num_hidden_layers"], rows, c["num_key_value_heads"] * c["head_dim"])
+        self.k, self.v = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+
+    def _decode(self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any) -> np.ndarray[Any, Any]:
+        arrays = [np.asarray(part, dtype=np.int32) for part in (tokens, positions, rows, segments, ranges, wanted)]
+        return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on)  # type: ignore[no-any-return]
+
+    def run(self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any) -> None:
+        """Until every stream has ended."""
+        logits = dict(zip(self.places, self._prompts(), strict=True))
+        rows = [logits[stream.prompt] for stream in self.streams]
+        active = list(self.streams)
+        while active:
+            for stream, row in zip(active, rows, strict=True):
+                token, logp = _draw(row, stream.generator, temperature, top_p, top_k)
+                stream.logp += logp
+                if on_token:
+                    on_token(stream.prompt, stream.sample, token)
+                self._take(stream, token, stops, ends)
+            active = [stream for stream in active if not stream.reason]
+            rows = list(self._next(active)) if active else []
+
+    def _prompts(self) -> np.ndarray[Any, Any]:
+        """One pass over the distinct prompts: logits after each."""
+        tokens = [token for prompt in self.places for token in self.encoded[prompt]]
+        positions = [i for prompt in self.places for i in range(len(self.encoded[prompt]))]
+        ranges = list(self.places.values())
+        segments = [(first, length, place, 1) for place, (first, length) in enumerate(ranges)]
+        wanted = [first + length - 1 for first, length in ranges]
+        return self._decode(tokens, positions, np.arange(len(tokens)), segments, ranges, wanted)
+
+    def _next(self, active: list[_Stream]) -> np.ndarray[Any, Any]:
+        """One row of each active stream: logits after its last token."""
+        tokens = [stream.tokens[-1] for stream in active]
+        own = [len(stream.tokens) for stream in active]
+        positions = [stream.prompt_rows[1] + count - 1 for stream, count in zip(active, own, strict=True)]
+        rows = [stream.own_row + count - 1 for stream, count in zip(active, own, strict=True)]
+        ranges = [part for stream, count in zip(active, own, strict=True) for part in (stream.prompt_rows, (stream.own_row, count))]
+        segments = [(place, 1, 2 * place, 2) for place in range(len(active))]
+        return self._decode(tokens, positions, rows, segments, ranges, np.arange(len(active)))
+
+    def _take(self, stream: _Stream, token: int, stops: list[str], ends: set[int]) -> None:
+        stream.tokens.append(token)
+        if token in ends:
+            stream.reason = "stop"
+            stream.text = self.lm.tokenizer.decode(stream.tokens[:-1])
+            return
+        if stops:
+            text = self.lm.tokenizer.decode(stream.tokens)
+            found = [text.find(mark) for mark in stops if mark in text]
+            if found:
+                stream.reason, stream.text = "stop", text[: min(found)]
+                return
+        room = min(self.new_tokens, self.longest - stream.prompt_rows[1])
+        if len(stream.tokens) >= room:
+            stream.reason, stream.text = "length", self.lm.tokenizer.decode(stream.tokens)
+
+
+def _draw(
+    logits: np.ndarray[Any, Any], generator: np.random.Generator, temperature: float, top_p: float, top_k: int
+) -> tuple[int, float]:
+    """A token and its log-likelihood under the model. The order of cuts is transformers': temperature, top-k, top-p."""
+    z = logits.astype(np.float64)
+    high = z.max()
+    if not np.isfinite(high):
+        raise JpoError("the model's logits are not finite: its weights or adapter hold NaN or infinity")
+    norm = high + np.log(np.exp(z - high).sum())
+    if temperature == 0:
+        token = int(z.argmax())
+        return token, float(z[token] - norm)
+    scaled = z / temperature
+    candidates = np.argpartition(scaled, -top_k)[-top_k:] if 0 < top_k < len(z) else np.arange(len(z))
+    p = np.exp(scaled[candidates] - scaled[candidates].max())
+    p /= p.sum()
+    if top_p < 1:
+        order = np.argsort(-p, kind="stable")
+        keep = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
+        candidates, p = candidates[keep], p[keep] / p[keep].sum()
+    place = int(np.searchsorted(np.cumsum(p), generator.random() * p.sum(), side="right"))
+    token = int(candidates[min(place, len(candidates) - 1)])
+    return token, float(z[token] - norm)
+
+
+def tokens_per_second(lm: Any, prompt: str, tokens: int, n: int = 1) -> float:
+    """Measured decoding speed: n streams of `tokens` greedy tokens each, the prompt included."""
+    start = time.perf_counter()
+    done = generate(lm, [prompt], n=n, temperature=0, max_new_tokens=tokens)
+    return sum(len(completion.token_ids) for completion in done[0]) / (time.perf_counter() - start)

@@ -1,0 +1,368 @@
+"""PreferenceTrainer: JPO, DPO and their family. Between model and objective stands one scalar per sequence.
+
+A step's pairs are cut into micro-batches by a token budget. A loss of single pairs is taken micro-batch by micro-batch;
+one that couples the batch first gathers the log-likelihoods of all, then runs backward, recomputing forward.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jpo.data.batches import Order, micro_batches
+from jpo.data.encoding import Encoded, EncodedPair, Encoder
+from jpo.data.forest import Forest, build_forest
+from jpo.data.readers import read_records
+from jpo.data.records import Pair, preference_pairs
+from jpo.data.report import Report
+from jpo.data.templates import Template
+from jpo.errors import JpoError
+from jpo.model import LanguageModel, Scores
+from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
+from jpo.train.config import PreferenceConfig, TrainingConfig
+from jpo.train.loop import Loop, fingerprint
+
+Ids = tuple[Any, Any]
+
+
+def make_template(name: str, tokenizer: Any) -> Template:
+    """A named template, or one given as text with {instruction}."""
+    return Template(prompt=name) if "{instruction}" in name else Template.named(name, tokenizer)
+
+
+def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageModel) -> dict[str, Any]:
+    """What stands in jpo_config.json beside the adapter: sampling and evaluation read it."""
+    own = {"template": template.to_dict(), "max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    return own | {"truncation": config.truncation, "compute": lm.compute, "training": config.to_dict()}
+
+
+def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
+    """The adapter that the model carries, or a fresh one by the config."""
+    if lm.trainable is None:
+        lm.add_lora(config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed)
+
+
+def total_steps(config: TrainingConfig, per_epoch: int, default_steps: int | None, default_epochs: float = 1) -> int:
+    """Optimizer steps that the config asks for."""
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return max(1, round(config.epochs * per_epoch))
+    return default_steps if default_steps is not None else max(1, round(default_epochs * per_epoch))
+
+
+@dataclass
+class _Part:
+    """A micro-batch: its pairs (places in the step), its forest, and what forward passes gave."""
+
+    members: list[int]
+    forest: Forest
+    reference: np.ndarray[Any, Any] | None = None  # (2 n,) chosen then rejected
+    scores: Scores | None = None
+    policy: np.ndarray[Any, Any] | None = None
+
+
+class PreferenceTrainer:
+    """Aligns `lm` on preference pairs (arXiv 2404.00530).
+
+    pairs: path(s), records, or an iterable of mappings; an adapter that the model carries is trained, otherwise one is
+    added. Constructing a trainer writes nothing."""
+
+    def __init__(self, lm: LanguageModel, pairs: Any, config: PreferenceConfig | None = None, eval_pairs: Any = None):
+        self.lm, self.config = lm, config or PreferenceConfig()
+        self.template = make_template(self.config.template, lm.tokenizer)
+        limit = int(lm.config["max_position_embeddings"])
+        self.encoder = Encoder(
+            lm.tokenizer,
+            self.template,
+            min(self.config.max_length, limit),
+            min(self.config.max_prompt_length, limit - 1, self.config.max_length - 1),
+            self.config.truncation,
+        )
+        self.report = Report()
+        self.pairs = self._encode(pairs)
+        self.eval_pairs = self._encode(eval_pairs) if eval_pairs is not None else []
+        ensure_adapter(lm, self.config)
+        self.infos = [LOSSES[name] for name in self.config.losses]
+        self.needs_reference = any(info.reference for info in self.infos)
+        self.coupled = any(info.couples_batch for info in self.infos)
+        self._groups = self._iopo_groups(self.pairs)
+        self._cache: dict[int, tuple[float, float]] = {}
+        self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
+        if self.config.use_weighting and self.coupled:
+            raise JpoError(f"use_weighting: loss {self.config.loss} couples the batch; it goes with losses of single pairs")
+
+    def _encode(self, pairs: Any) -> list[EncodedPair]:
+        if isinstance(pairs, (str, os.PathLike)) or not (pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)):
+            pairs = preference_pairs(read_records(pairs), report=self.report)
+        return self.encoder.pairs(pairs)
+
+    # one batch of pairs
+
+    def _forest(self, pairs: Sequence[EncodedPair]) -> Forest:
+        """Sequences: all chosen, then all rejected."""
+        sequences = [(p.chosen.prompt, p.chosen.response) for p in pairs] + [(p.rejected.prompt, p.rejected.response) for p in pairs]
+        skip = all(info.of_d_alone for info in self.infos) and not self.config.full_logps and not self.config.use_weighting
+        n = len(pairs)
+        return build_forest(sequences, self.config.scope, [(i, i + n) for i in range(n)] if skip else None)
+
+    def _reference(self, part: _Part, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
+        if all(pair.index in self._cache for pair in pairs) and self._cache:
+            rows = np.array([self._cache[pair.index] for pair in pairs])
+            return rows.T.ravel()
+        return part.forest.sequence_sums(self.lm.forward(part.forest, adapter=False).logps)
+
+    def precompute(self) -> None:
+        """Cache the reference log-likelihoods of every training pair (precompute_ref_log_probs)."""
+        for members in micro_batches([pair.sequences for pair in self.pairs], 2 * self.config.token_budget):
+            chunk = [self.pairs[i] for i in members]
+            forest = self._forest(chunk)
+            sums = forest.sequence_sums(self.lm.forward(forest, adapter=False).logps)
+            for place, pair in enumerate(chunk):
+                self._cache[pair.index] = (float(sums[place]), float(sums[place + len(chunk)]))
+
+    def _loss(self, pairs: Sequence[EncodedPair], policy: Any, ref: Any, weights: Any = None, forests: Any = None) -> PreferenceLoss:
+        """The objective over n pairs: policy and ref are (2 n,), chosen then rejected."""
+        c, n = self.config, len(pairs)
+        reads = frozenset().union(*(info.reads for info in self.infos))
+        lengths = np.concatenate([part.lengths.reshape(2, -1) for part in forests], axis=1)
+        extra: dict[str, Any] = {"loss": c.losses if len(c.losses) > 1 or c.weights else c.losses[0], "beta": c.beta}
+        if c.weights:
+            extra["loss_weights"] = c.weights
+        for name in ("label_smoothing", "gamma", "orpo_lambda", "discopop_tau"):
+            if name in reads:
+                extra[name] = getattr(c, name)
+        if "length_normalize" in reads and c.length_normalize is not None:
+            extra["length_normalize"] = c.length_normalize
+        normalized = any("length_normalize" not in i.reads or c.length_normalize is not False for i in self.infos if "chosen_lengths" in i.reads)
+        if "chosen_lengths" in reads and normalized:
+            extra["chosen_lengths"] = lengths[0]
+        if "rejected_lengths" in reads and normalized:
+            extra["rejected_lengths"] = lengths[1]
+        if c.f_divergence_type != "reverse_kl":
+            extra["f_divergence_type"] = c.f_divergence_type
+            if c.f_divergence_type == "alpha_divergence":
+                extra["f_alpha_divergence_coef"] = c.f_alpha_divergence_coef
+        if "kl" in reads:
+            extra |= {"kl": self._mismatched(pairs), "desirable_weight": c.desirable_weight, "undesirable_weight": c.undesirable_weight}
+        if "rpo_weights" in reads:
+            extra["rpo_weights"] = self._rpo_weights(pairs)
+        if "groups" in reads:
+            extra["groups"] = np.array([self._groups.get(pair.index, -1 - pair.index) for pair in pairs])
+        if weights is not None:
+            extra["pair_weights"] = weights
+        if self.needs_reference:
+            extra |= {"ref_chosen": ref[:n], "ref_rejected": ref[n:]}
+        return preference_loss(policy[:n], policy[n:], **extra)
+
+    def _mismatched(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
+        """s of prompts joined to the next pair's chosen response (kto's reference point): scored without backward."""
+        mixed = [(pairs[i].chosen.prompt, pairs[(i + 1) % len(pairs)].chosen.response) for i in range(len(pairs))]
+        return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(mixed, scope=self.config.scope, adapter=False)
+
+    def _rpo_weights(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
+        """Row softmax of -(1 - cos(prompt_i, prompt_j)) / tau: chosen prompts by rejected prompts."""
+        for pair in pairs:
+            for ids in (pair.chosen.prompt, pair.rejected.prompt):
+                if ids.tobytes() not in self._hidden:
+                    vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
+                    self._hidden[ids.tobytes()] = vector / np.linalg.norm(vector)
+        w = np.stack([self._hidden[pair.chosen.prompt.tobytes()] for pair in pairs])
+        rejected = np.stack([self._hidden[pair.rejected.prompt.tobytes()] for pair in pairs])
+        z = (w @ rejected.T - 1) / self.config.rpo_tau
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+    def _iopo_groups(self, pairs: Sequence[EncodedPair]) -> dict[int, int]:
+        """Pairs whose instructions are each other's, swapped, belong together; the others stand alone."""
+        waiting: dict[tuple[bytes, bytes], list[int]] = {}
+        groups: dict[int, int] = {}
+        for pair in pairs:
+            w, l = pair.chosen.prompt.tobytes(), pair.rejected.prompt.tobytes()
+            if waiting.get((l, w)):
+                groups[pair.index] = waiting[l, w].pop()
+            else:
+                waiting.setdefault((w, l), []).append(pair.index)
+                groups[pair.index] = pair.index
+        return groups
+
+    # a step
+
+    def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
+        """Add the gradients of these pairs' mean loss into lm.trainable.grads; the step's metrics."""
+        return self._run([self.pairs[i] for i in indices], step, train=True)
+
+    def _run(self, pairs: list[EncodedPair], step: int, train: bool) -> dict[str, float]:
+        cut = micro_batches([pair.sequences for pair in pairs], self.config.token_budget)
+        parts = [_Part(members, self._forest([pairs[i] for i in members])) for members in cut]
+        gathered = self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
+        return self._metrics(pairs, parts, gathered)
+
+    def _forward(self, part: _Part, step: int, place: int, keep: bool, train: bool) -> None:
+        """dropout is a pure function of (seed, step, micro-batch), so a recomputed pass meets the same masks."""
+        seed = (self.config.seed * 1_000_003 + step) * 4099 + place
+        part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed if train else None)
+        part.policy = part.forest.sequence_sums(part.scores.logps)
+
+    def _streamed(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
+        results = []
+        for place, part in enumerate(parts):
+            chunk = [pairs[i] for i in part.members]
+            part.reference = self._reference(part, chunk) if self.needs_reference else None
+            self._forward(part, step, place, train, train)
+            weights = self._confidence(part) if self.config.use_weighting else None
+            result = self._loss(chunk, part.policy, part.reference, weights, [part.forest])
+            results.append(result)
+            if train:
+                share = len(chunk) / len(pairs)
+                c = np.concatenate([result.grad_chosen, result.grad_rejected]) * share
+                self.lm.backward(part.forest.entry_coefficients(c))
+        return _joined(results, [part.members for part in parts])
+
+    def _coupled(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
+        for place, part in enumerate(parts):
+            chunk = [pairs[i] for i in part.members]
+            part.reference = self._reference(part, chunk) if self.needs_reference else None
+        order = [i for part in parts for i in part.members]
+        ordered = [pairs[i] for i in order]
+        single = len(parts) == 1 and "kl" not in {key for info in self.infos for key in info.reads}
+        for place, part in enumerate(parts):
+            self._forward(part, step, place, keep=train and single, train=train)
+        policy = _sides(part.policy for part in parts)
+        reference = _sides(part.reference for part in parts) if self.needs_reference else None
+        result = self._loss(ordered, policy, reference, None, [part.forest for part in parts])
+        start = 0
+        for place, part in enumerate(parts):
+            stop = start + len(part.members)
+            if train:
+                if not single:
+                    self._forward(part, step, place, keep=True, train=True)
+                c = np.concatenate([result.grad_chosen[start:stop], result.grad_rejected[start:stop]])
+                self.lm.backward(part.forest.entry_coefficients(c))
+            start = stop
+        return result
+
+    def _confidence(self, part: _Part) -> np.ndarray[Any, Any]:
+        """WPO: exp of the mean over scored tokens of log p_t - log sum_v p_v^2, of both sides, detached."""
+        assert part.scores is not None and part.scores.log_p2 is not None
+        mean = part.forest.sequence_sums(part.scores.logps - part.scores.log_p2) / part.forest.lengths
+        n = len(part.members)
+        return np.exp(mean[:n] + mean[n:])
+
+    def _metrics(self, pairs: list[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
+        n = len(pairs)
+        policy = _sides(part.policy for part in parts)
+        scores = [part.scores for part in parts if part.scores is not None]
+        logits = _sides(part.forest.sequence_sums(part.scores.mean_logit) for part in parts if part.scores is not None)
+        counts = _sides(np.diff(part.forest.sequence_start) for part in parts).astype(float)
+        hits = np.concatenate([s.hit for s in scores if s.hit is not None])
+        return {
+            "loss": result.loss,
+            "rewards/chosen": float(result.rewards_chosen.mean()),
+            "rewards/rejected": float(result.rewards_rejected.mean()),
+            "rewards/accuracies": float(result.accuracies.mean()),
+            "rewards/margins": float(result.margins.mean()),
+            "logps/chosen": float(policy[:n].mean()),
+            "logps/rejected": float(policy[n:].mean()),
+            "logits/chosen": float(logits[:n].sum() / max(1.0, counts[:n].sum())),
+            "logits/rejected": float(logits[n:].sum() / max(1.0, counts[n:].sum())),
+            "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean()) if len(hits) else 0.0,
+            "mean_token_accuracy": float(hits.mean()) if len(hits) else 0.0,
+            "num_tokens": float(sum(pair.tokens for pair in pairs)),
+            "rows_computed": float(sum(part.forest.rows for part in parts)),
+            "unscored_shared_tokens": float(sum(part.forest.lengths.sum() for part in parts) - counts.sum()),
+        }
+
+    # the public interface
+
+    def train(self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None) -> dict[str, list[Any]]:
+        """Train; the history, a mapping of lists (a column of metrics.jsonl each)."""
+        from jpo.train.progress import make_callbacks
+
+        order = Order(len(self.pairs), self.config.batch_size, self.config.seed)
+        total = total_steps(self.config, order.steps_per_epoch, 1000)
+        if self.config.precompute_ref_log_probs and self.needs_reference:
+            self.precompute()
+        mark = fingerprint(self.config, [ids for pair in self.pairs for s in pair.sequences for ids in (s.prompt, s.response)])
+        loop = Loop(self.lm, self, self.config, order, total, self.config.warmup_steps, mark)
+        with make_callbacks(callbacks, total, self.config) as active:
+            return loop.run(resume, active)
+
+    def save(self, folder: str) -> None:
+        """The adapter in PEFT's format, or the whole model where it is trained in full."""
+        if self.lm.full:
+            self.lm.merge(folder)
+        else:
+            self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
+
+    def evaluate(self, pairs: Any = None) -> dict[str, float]:
+        """Metrics on `pairs` (default: the evaluation set) with the prefix eval_."""
+        chosen = self.eval_pairs if pairs is None else self._encode(pairs)
+        rows = []
+        cached, self._cache = self._cache, {}
+        try:
+            for start in range(0, len(chosen), self.config.batch_size):
+                part = chosen[start : start + self.config.batch_size]
+                rows.append((len(part), self._run(part, 0, train=False)))
+        finally:
+            self._cache = cached
+        total = sum(count for count, _ in rows)
+        return {f"eval_{key}": sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
+
+    def loss_and_gradients(self, pairs: Any) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
+        """(metrics, gradients by PEFT's tensor names) of one batch; no update; the reference is the adapter off."""
+        assert self.lm.trainable is not None
+        cached, self._cache = self._cache, {}
+        self.lm.trainable.grads[:] = 0
+        try:
+            metrics = self._run(self._encode(pairs), 0, train=True)
+        finally:
+            self._cache = cached
+        gradients = self.lm.trainable.gradients()
+        self.lm.trainable.grads[:] = 0
+        return metrics, gradients
+
+    def dry_run(self) -> dict[str, Any]:
+        """Tokens, memory and time that the run would take, by the plan and one probed micro-batch; writes nothing."""
+        assert self.lm.trainable is not None
+        order = Order(len(self.pairs), self.config.batch_size, self.config.seed)
+        total = total_steps(self.config, order.steps_per_epoch, 1000)
+        step = [self.pairs[i] for i in order.batch(0)]
+        cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
+        forests = [self._forest([step[i] for i in members]) for members in cut]
+        before = time.perf_counter()
+        self._run(step, 0, train=True)
+        seconds = time.perf_counter() - before
+        self.lm.trainable.grads[:] = 0
+        tokens = sum(pair.tokens for pair in self.pairs)
+        return {
+            "pairs": len(self.pairs),
+            "tokens_per_epoch": tokens,
+            "steps": total,
+            "steps_per_epoch": order.steps_per_epoch,
+            "rows_first_step": sum(forest.rows for forest in forests),
+            "buffers_gb": round(max(self.lm.pass_bytes(forest, True) for forest in forests) / 2**30, 4),
+            "step_seconds": round(seconds, 4),
+            "total_seconds": round(seconds * total, 1),
+            "trained_values": int(self.lm.trainable.params.size),
+        }
+
+
+def _sides(parts: Any) -> np.ndarray[Any, Any]:
+    """(2 n_k,) vectors, chosen then rejected each -> one (2 n,) vector, chosen then rejected."""
+    return np.concatenate([np.asarray(part).reshape(2, -1) for part in parts], axis=1).ravel()
+
+
+def _joined(results: list[PreferenceLoss], members: list[list[int]]) -> PreferenceLoss:
+    """The micro-batches' results as one batch's, in the pairs' own order."""
+    order = np.argsort(np.concatenate(members), kind="stable")
+    joined = {name: np.concatenate([getattr(r, name) for r in results])[order] for name in _VECTORS}
+    return PreferenceLoss(float(joined["losses"].mean()), **joined)
+
+
+_VECTORS = ("losses", "rewards_chosen", "rewards_rejected", "margins", "accuracies", "grad_chosen", "grad_rejected")

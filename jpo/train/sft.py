@@ -1,0 +1,100 @@
+"""SFTTrainer: the mean negative log-likelihood of response tokens, packed (a forest of roots and their responses)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jpo.data.batches import Order, micro_batches
+from jpo.data.encoding import Encoded, Encoder
+from jpo.data.forest import build_forest
+from jpo.data.readers import read_records
+from jpo.data.records import Example, sft_examples
+from jpo.data.report import Report
+from jpo.model import LanguageModel
+from jpo.train.config import SFTConfig
+from jpo.train.loop import Loop, fingerprint
+from jpo.train.preference import adapter_settings, ensure_adapter, make_template, total_steps
+
+
+class SFTTrainer:
+    """Fine-tunes `lm` on {instruction, response} examples: an adapter, or every weight with config.full.
+
+    examples: path(s), records or an iterable of mappings. Constructing a trainer writes nothing."""
+
+    def __init__(self, lm: LanguageModel, examples: Any, config: SFTConfig | None = None, eval_examples: Any = None):
+        self.lm, self.config = lm, config or SFTConfig()
+        self.template = make_template(self.config.template, lm.tokenizer)
+        limit = int(lm.config["max_position_embeddings"])
+        longest = min(self.config.max_length, limit)
+        self.encoder = Encoder(
+            lm.tokenizer, self.template, longest, min(self.config.max_prompt_length, longest - 1), self.config.truncation
+        )
+        self.report = Report()
+        self.examples = self._encode(examples)
+        self.eval_examples = self._encode(eval_examples) if eval_examples is not None else []
+        if self.config.full:
+            lm.enable_full()
+        else:
+            ensure_adapter(lm, self.config)
+
+    def _encode(self, examples: Any) -> list[Encoded]:
+        if not (examples and isinstance(examples, list) and isinstance(examples[0], Example)):
+            examples = sft_examples(read_records(examples), report=self.report)
+        return self.encoder.examples(examples)
+
+    def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
+        """Add the gradients of these examples' token mean into lm.trainable.grads; the step's metrics."""
+        return self._run([self.examples[i] for i in indices], step, train=True)
+
+    def _run(self, examples: list[Encoded], step: int, train: bool) -> dict[str, float]:
+        tokens = sum(len(example.response) for example in examples)
+        total = entropy = hits = rows = entries = 0.0
+        for place, members in enumerate(micro_batches([(example,) for example in examples], self.config.token_budget)):
+            chunk = [examples[i] for i in members]
+            forest = build_forest([(example.prompt, example.response) for example in chunk], "response")
+            seed = (self.config.seed * 1_000_003 + step) * 4099 + place
+            scores = self.lm.forward(forest, keep=train, stats=True, dropout_seed=seed if train else None)
+            assert scores.entropy is not None and scores.hit is not None
+            total -= float(forest.sequence_sums(scores.logps).sum())
+            entropy, hits, rows, entries = (
+                entropy + float(scores.entropy.sum()),
+                hits + float(scores.hit.sum()),
+                rows + forest.rows,
+                entries + len(scores.hit),
+            )
+            if train:
+                self.lm.backward(forest.entry_coefficients(np.full(len(chunk), -1.0 / tokens)))
+        return {
+            "loss": total / tokens,
+            "entropy": entropy / entries,
+            "mean_token_accuracy": hits / entries,
+            "num_tokens": float(sum(map(len, examples))),
+            "rows_computed": rows,
+        }
+
+    def train(self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None) -> dict[str, list[Any]]:
+        """Train; the history, a mapping of lists."""
+        from jpo.train.progress import make_callbacks
+
+        order = Order(len(self.examples), self.config.batch_size, self.config.seed)
+        total = total_steps(self.config, order.steps_per_epoch, None, 3)
+        warmup = self.config.warmup_steps or round(self.config.warmup_ratio * total)
+        mark = fingerprint(self.config, [ids for example in self.examples for ids in (example.prompt, example.response)])
+        loop = Loop(self.lm, self, self.config, order, total, warmup, mark)
+        with make_callbacks(callbacks, total, self.config) as active:
+            return loop.run(resume, active)
+
+    def save(self, folder: str) -> None:
+        """The adapter in PEFT's format, or the whole model as a Hugging Face directory."""
+        if self.lm.full:
+            self.lm.merge(folder)
+        else:
+            self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
+
+    def evaluate(self, examples: Any = None) -> dict[str, float]:
+        """Metrics on `examples` (default: the evaluation set) with the prefix eval_."""
+        chosen = self.eval_examples if examples is None else self._encode(examples)
+        return {f"eval_{key}": value for key, value in self._run(chosen, 0, train=False).items()} if chosen else {}
