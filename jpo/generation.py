@@ -100,7 +100,14 @@ class _Batch:
     """Streams that decode side by side over one cache."""
 
     def __init__(
-        self, lm: Any, encoded: Any, work: list[tuple[int, int]], numbers: list[int], seed: int, new_tokens: int, longest: int
+        self,
+        lm: Any,
+        encoded: Any,
+        work: list[tuple[int, int]],
+        numbers: list[int],
+        seed: int,
+        new_tokens: int,
+        longest: int,
     ):
         self.lm, self.encoded, self.longest = lm, encoded, longest
         places: dict[int, tuple[int, int]] = {}
@@ -112,7 +119,9 @@ class _Batch:
         self.places = places
         self.streams = []
         for prompt, sample in work:
-            generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (numbers[prompt] << 20) + sample]))
+            generator = np.random.Generator(
+                np.random.Philox(key=[seed & (2**64 - 1), (numbers[prompt] << 20) + sample])
+            )
             self.streams.append(_Stream(prompt, sample, generator, places[prompt], rows))
             rows += min(new_tokens, longest - len(encoded[prompt]))
         self.new_tokens = new_tokens
@@ -120,11 +129,15 @@ class _Batch:
         shape = (c["num_hidden_layers"], rows, c["num_key_value_heads"] * c["head_dim"])
         self.k, self.v = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
 
-    def _decode(self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any) -> np.ndarray[Any, Any]:
+    def _decode(
+        self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any
+    ) -> np.ndarray[Any, Any]:
         arrays = [np.asarray(part, dtype=np.int32) for part in (tokens, positions, rows, segments, ranges, wanted)]
         return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on)  # type: ignore[no-any-return]
 
-    def run(self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any) -> None:
+    def run(
+        self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any
+    ) -> None:
         """Until every stream has ended."""
         logits = dict(zip(self.places, self._prompts(), strict=True))
         rows = [logits[stream.prompt] for stream in self.streams]
@@ -154,7 +167,11 @@ class _Batch:
         own = [len(stream.tokens) for stream in active]
         positions = [stream.prompt_rows[1] + count - 1 for stream, count in zip(active, own, strict=True)]
         rows = [stream.own_row + count - 1 for stream, count in zip(active, own, strict=True)]
-        ranges = [part for stream, count in zip(active, own, strict=True) for part in (stream.prompt_rows, (stream.own_row, count))]
+        ranges = [
+            part
+            for stream, count in zip(active, own, strict=True)
+            for part in (stream.prompt_rows, (stream.own_row, count))
+        ]
         segments = [(place, 1, 2 * place, 2) for place in range(len(active))]
         return self._decode(tokens, positions, rows, segments, ranges, np.arange(len(active)))
 

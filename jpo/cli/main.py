@@ -38,18 +38,22 @@ def build_app() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (bad input, one line on stderr), 2 (usage), 130 (interrupt)."""
+    """Runs one command; returns its exit status: 0, 1 (bad input, one line on stderr), 2 (usage), 130 (interrupt).
+
+    JPO_DEBUG=1 shows the traceback of bad input."""
     try:
         result = build_app()(args=arguments, standalone_mode=False)
-    except JpoError as error:
+    except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (JpoError, OSError) as error:
+        if os.environ.get("JPO_DEBUG") == "1":
+            raise
         print(f"jpo: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         print("jpo: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except Exception as error:
         if not hasattr(error, "exit_code"):  # typer's own errors carry one: usage, bad options
             raise

@@ -41,7 +41,13 @@ def finished(output: str) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(output) if (match := _NAME.fullmatch(name)))
 
 
-def save(output: str, step: int, write_model: Callable[[str], None], tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> str:
+def save(
+    output: str,
+    step: int,
+    write_model: Callable[[str], None],
+    tensors: Mapping[str, np.ndarray],
+    state: Mapping[str, Any],
+) -> str:
     """checkpoint-<step>: the model by write_model(folder), optimizer.safetensors, trainer_state.json."""
     from safetensors.numpy import save_file
 
@@ -49,7 +55,10 @@ def save(output: str, step: int, write_model: Callable[[str], None], tensors: Ma
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     write_model(aside)
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, os.path.join(aside, "optimizer.safetensors"))
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+        os.path.join(aside, "optimizer.safetensors"),
+    )
     with open(os.path.join(aside, "trainer_state.json"), "w", encoding="utf-8") as file:
         json.dump(state, file, indent=1)
     _sync_tree(aside)
@@ -77,7 +86,9 @@ def load(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             state = json.load(file)
         return load_file(os.path.join(folder, "optimizer.safetensors")), state
     except (OSError, ValueError, SafetensorError) as error:
-        raise FormatError(f"{folder}: not a usable checkpoint ({error}); remove it to resume from the one before") from None
+        raise FormatError(
+            f"{folder}: not a usable checkpoint ({error}); remove it to resume from the one before"
+        ) from None
 
 
 class MetricsFile:
@@ -128,4 +139,6 @@ class MetricsFile:
 def refuse_used(output: str) -> None:
     """JpoError where `output` already holds a run."""
     if finished(output) or os.path.exists(os.path.join(output, METRICS)):
-        raise JpoError(f"{output}: already holds a training run; continue it with --resume (resume=True) or choose another output")
+        raise JpoError(
+            f"{output}: already holds a training run; continue it with --resume (resume=True) or choose another output"
+        )

@@ -137,7 +137,9 @@ class PreferenceConfig(TrainingConfig):
     use_weighting: bool = option(False, "Weigh each pair by the policy's confidence (WPO).")
     rpo_tau: float = option(0.5, "rpo's temperature over prompt similarities.")
     precompute_ref_log_probs: bool = option(False, "Compute the reference's log-likelihoods once, before training.")
-    full_logps: bool = option(False, "Score rows whose gradient is known to cancel too, for logps/* of whole sequences.")
+    full_logps: bool = option(
+        False, "Score rows whose gradient is known to cancel too, for logps/* of whole sequences."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

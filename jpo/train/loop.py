@@ -16,7 +16,16 @@ from jpo.train import checkpoint
 from jpo.train.config import TrainingConfig
 from jpo.train.optimizer import AdamW, learning_rate
 
-_FREE_ON_RESUME = {"output", "steps", "epochs", "save_steps", "save_total_limit", "eval_steps", "tensorboard", "token_budget"}
+_FREE_ON_RESUME = {
+    "output",
+    "steps",
+    "epochs",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "tensorboard",
+    "token_budget",
+}
 
 
 class Task(Protocol):
@@ -45,7 +54,16 @@ def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
 class Loop:
     """Runs `total` optimizer steps of a task over an order of data."""
 
-    def __init__(self, lm: LanguageModel, task: Task, config: TrainingConfig, order: Any, total: int, warmup: int, mark: dict[str, str]):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: Task,
+        config: TrainingConfig,
+        order: Any,
+        total: int,
+        warmup: int,
+        mark: dict[str, str],
+    ):
         assert lm.trainable is not None
         self.lm, self.task, self.config, self.order = lm, task, config, order
         self.total, self.warmup, self.mark = total, warmup, mark
@@ -90,7 +108,11 @@ class Loop:
         self.tokens += int(metrics.pop("num_tokens"))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         row: dict[str, Any] = {"step": step + 1, "epoch": round((step + 1) / self.order.steps_per_epoch, 6)}
-        return row | metrics | {"grad_norm": norm, "learning_rate": rate, "num_tokens": self.tokens, "peak_rss_gb": round(peak, 4)}
+        return (
+            row
+            | metrics
+            | {"grad_norm": norm, "learning_rate": rate, "num_tokens": self.tokens, "peak_rss_gb": round(peak, 4)}
+        )
 
     def _record(self, row: dict[str, Any], callbacks: Sequence[Callable[[dict[str, Any]], None]]) -> None:
         self._remember(row)
@@ -123,7 +145,9 @@ class Loop:
         tensors, state = checkpoint.load(folder)
         changed = sorted(key for key in {*self.mark, *state["mark"]} if self.mark.get(key) != state["mark"].get(key))
         if changed:
-            raise JpoError(f"{folder}: cannot resume, because {', '.join(changed)} changed since; give the same options and data")
+            raise JpoError(
+                f"{folder}: cannot resume, because {', '.join(changed)} changed since; give the same options and data"
+            )
         if state["step"] > self.total:
             raise JpoError(f"{folder} is at step {state['step']}, beyond the {self.total} that are asked for")
         self.optimizer.load(tensors, state["step"])

@@ -37,14 +37,20 @@ def make_template(name: str, tokenizer: Any) -> Template:
 
 def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageModel) -> dict[str, Any]:
     """What stands in jpo_config.json beside the adapter: sampling and evaluation read it."""
-    own = {"template": template.to_dict(), "max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    own = {
+        "template": template.to_dict(),
+        "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length,
+    }
     return own | {"truncation": config.truncation, "compute": lm.compute, "training": config.to_dict()}
 
 
 def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
     """The adapter that the model carries, or a fresh one by the config."""
     if lm.trainable is None:
-        lm.add_lora(config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed)
+        lm.add_lora(
+            config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed
+        )
 
 
 def total_steps(config: TrainingConfig, per_epoch: int, default_steps: int | None, default_epochs: float = 1) -> int:
@@ -95,10 +101,14 @@ class PreferenceTrainer:
         self._cache: dict[int, tuple[float, float]] = {}
         self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
         if self.config.use_weighting and self.coupled:
-            raise JpoError(f"use_weighting: loss {self.config.loss} couples the batch; it goes with losses of single pairs")
+            raise JpoError(
+                f"use_weighting: loss {self.config.loss} couples the batch; it goes with losses of single pairs"
+            )
 
     def _encode(self, pairs: Any) -> list[EncodedPair]:
-        if isinstance(pairs, (str, os.PathLike)) or not (pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)):
+        if isinstance(pairs, (str, os.PathLike)) or not (
+            pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)
+        ):
             pairs = preference_pairs(read_records(pairs), report=self.report)
         return self.encoder.pairs(pairs)
 
@@ -106,8 +116,12 @@ class PreferenceTrainer:
 
     def _forest(self, pairs: Sequence[EncodedPair]) -> Forest:
         """Sequences: all chosen, then all rejected."""
-        sequences = [(p.chosen.prompt, p.chosen.response) for p in pairs] + [(p.rejected.prompt, p.rejected.response) for p in pairs]
-        skip = all(info.of_d_alone for info in self.infos) and not self.config.full_logps and not self.config.use_weighting
+        sequences = [(p.chosen.prompt, p.chosen.response) for p in pairs] + [
+            (p.rejected.prompt, p.rejected.response) for p in pairs
+        ]
+        skip = (
+            all(info.of_d_alone for info in self.infos) and not self.config.full_logps and not self.config.use_weighting
+        )
         n = len(pairs)
         return build_forest(sequences, self.config.scope, [(i, i + n) for i in range(n)] if skip else None)
 
@@ -126,7 +140,9 @@ class PreferenceTrainer:
             for place, pair in enumerate(chunk):
                 self._cache[pair.index] = (float(sums[place]), float(sums[place + len(chunk)]))
 
-    def _loss(self, pairs: Sequence[EncodedPair], policy: Any, ref: Any, weights: Any = None, forests: Any = None) -> PreferenceLoss:
+    def _loss(
+        self, pairs: Sequence[EncodedPair], policy: Any, ref: Any, weights: Any = None, forests: Any = None
+    ) -> PreferenceLoss:
         """The objective over n pairs: policy and ref are (2 n,), chosen then rejected."""
         c, n = self.config, len(pairs)
         reads = frozenset().union(*(info.reads for info in self.infos))
@@ -139,7 +155,11 @@ class PreferenceTrainer:
                 extra[name] = getattr(c, name)
         if "length_normalize" in reads and c.length_normalize is not None:
             extra["length_normalize"] = c.length_normalize
-        normalized = any("length_normalize" not in i.reads or c.length_normalize is not False for i in self.infos if "chosen_lengths" in i.reads)
+        normalized = any(
+            "length_normalize" not in i.reads or c.length_normalize is not False
+            for i in self.infos
+            if "chosen_lengths" in i.reads
+        )
         if "chosen_lengths" in reads and normalized:
             extra["chosen_lengths"] = lengths[0]
         if "rejected_lengths" in reads and normalized:
@@ -149,7 +169,11 @@ class PreferenceTrainer:
             if c.f_divergence_type == "alpha_divergence":
                 extra["f_alpha_divergence_coef"] = c.f_alpha_divergence_coef
         if "kl" in reads:
-            extra |= {"kl": self._mismatched(pairs), "desirable_weight": c.desirable_weight, "undesirable_weight": c.undesirable_weight}
+            extra |= {
+                "kl": self._mismatched(pairs),
+                "desirable_weight": c.desirable_weight,
+                "undesirable_weight": c.undesirable_weight,
+            }
         if "rpo_weights" in reads:
             extra["rpo_weights"] = self._rpo_weights(pairs)
         if "groups" in reads:
@@ -163,7 +187,9 @@ class PreferenceTrainer:
     def _mismatched(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         """s of prompts joined to the next pair's chosen response (kto's reference point): scored without backward."""
         mixed = [(pairs[i].chosen.prompt, pairs[(i + 1) % len(pairs)].chosen.response) for i in range(len(pairs))]
-        return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(mixed, scope=self.config.scope, adapter=False)
+        return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(
+            mixed, scope=self.config.scope, adapter=False
+        )
 
     def _rpo_weights(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         """Row softmax of -(1 - cos(prompt_i, prompt_j)) / tau: chosen prompts by rejected prompts."""
@@ -200,7 +226,9 @@ class PreferenceTrainer:
     def _run(self, pairs: list[EncodedPair], step: int, train: bool) -> dict[str, float]:
         cut = micro_batches([pair.sequences for pair in pairs], self.config.token_budget)
         parts = [_Part(members, self._forest([pairs[i] for i in members])) for members in cut]
-        gathered = self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
+        gathered = (
+            self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
+        )
         return self._metrics(pairs, parts, gathered)
 
     def _forward(self, part: _Part, step: int, place: int, keep: bool, train: bool) -> None:
@@ -271,7 +299,9 @@ class PreferenceTrainer:
             "logps/rejected": float(policy[n:].mean()),
             "logits/chosen": float(logits[:n].sum() / max(1.0, counts[:n].sum())),
             "logits/rejected": float(logits[n:].sum() / max(1.0, counts[n:].sum())),
-            "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean()) if len(hits) else 0.0,
+            "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean())
+            if len(hits)
+            else 0.0,
             "mean_token_accuracy": float(hits.mean()) if len(hits) else 0.0,
             "num_tokens": float(sum(pair.tokens for pair in pairs)),
             "rows_computed": float(sum(part.forest.rows for part in parts)),
@@ -280,7 +310,9 @@ class PreferenceTrainer:
 
     # the public interface
 
-    def train(self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None) -> dict[str, list[Any]]:
+    def train(
+        self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None
+    ) -> dict[str, list[Any]]:
         """Train; the history, a mapping of lists (a column of metrics.jsonl each)."""
         from jpo.train.progress import make_callbacks
 
@@ -288,7 +320,9 @@ class PreferenceTrainer:
         total = total_steps(self.config, order.steps_per_epoch, 1000)
         if self.config.precompute_ref_log_probs and self.needs_reference:
             self.precompute()
-        mark = fingerprint(self.config, [ids for pair in self.pairs for s in pair.sequences for ids in (s.prompt, s.response)])
+        mark = fingerprint(
+            self.config, [ids for pair in self.pairs for s in pair.sequences for ids in (s.prompt, s.response)]
+        )
         loop = Loop(self.lm, self, self.config, order, total, self.config.warmup_steps, mark)
         with make_callbacks(callbacks, total, self.config) as active:
             return loop.run(resume, active)
@@ -312,7 +346,9 @@ class PreferenceTrainer:
         finally:
             self._cache = cached
         total = sum(count for count, _ in rows)
-        return {f"eval_{key}": sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
+        return (
+            {f"eval_{key}": sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
+        )
 
     def loss_and_gradients(self, pairs: Any) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
         """(metrics, gradients by PEFT's tensor names) of one batch; no update; the reference is the adapter off."""

@@ -31,7 +31,13 @@ def _bar(total: int) -> Iterator[Callback]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)
         seen = [0]
@@ -40,7 +46,9 @@ def _bar(total: int) -> Iterator[Callback]:
             speed = (row["num_tokens"] - seen[0]) / max(row["step_seconds"], 1e-9)
             seen[0] = row["num_tokens"]
             margin = f"  margin {row['rewards/margins']:+.3f}" if "rewards/margins" in row else ""
-            progress.update(task, completed=row["step"], description=f"loss {row['loss']:.4f}{margin}  {speed:.0f} tokens/s")
+            progress.update(
+                task, completed=row["step"], description=f"loss {row['loss']:.4f}{margin}  {speed:.0f} tokens/s"
+            )
 
         yield show
 
@@ -53,6 +61,8 @@ def _tensorboard(config: TrainingConfig) -> Iterator[Callback]:
         raise MissingExtra("TensorBoard events need tensorboardX: pip install 'jpo[tensorboard]'") from None
     writer = SummaryWriter(os.path.join(config.output or ".", "tensorboard"))
     try:
-        yield lambda row: [writer.add_scalar(key, value, row["step"]) for key, value in row.items() if value is not None]
+        yield lambda row: [
+            writer.add_scalar(key, value, row["step"]) for key, value in row.items() if value is not None
+        ]
     finally:
         writer.close()

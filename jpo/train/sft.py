@@ -30,7 +30,11 @@ class SFTTrainer:
         limit = int(lm.config["max_position_embeddings"])
         longest = min(self.config.max_length, limit)
         self.encoder = Encoder(
-            lm.tokenizer, self.template, longest, min(self.config.max_prompt_length, longest - 1), self.config.truncation
+            lm.tokenizer,
+            self.template,
+            longest,
+            min(self.config.max_prompt_length, longest - 1),
+            self.config.truncation,
         )
         self.report = Report()
         self.examples = self._encode(examples)
@@ -75,14 +79,18 @@ class SFTTrainer:
             "rows_computed": rows,
         }
 
-    def train(self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None) -> dict[str, list[Any]]:
+    def train(
+        self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None
+    ) -> dict[str, list[Any]]:
         """Train; the history, a mapping of lists."""
         from jpo.train.progress import make_callbacks
 
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
         total = total_steps(self.config, order.steps_per_epoch, None, 3)
         warmup = self.config.warmup_steps or round(self.config.warmup_ratio * total)
-        mark = fingerprint(self.config, [ids for example in self.examples for ids in (example.prompt, example.response)])
+        mark = fingerprint(
+            self.config, [ids for example in self.examples for ids in (example.prompt, example.response)]
+        )
         loop = Loop(self.lm, self, self.config, order, total, warmup, mark)
         with make_callbacks(callbacks, total, self.config) as active:
             return loop.run(resume, active)
