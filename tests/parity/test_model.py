@@ -155,3 +155,19 @@ def test_smollm2_adapter_gradients(smollm2, tmp_path):
         compare_adapter_gradients(lm, theirs, encoded(lm)[:3], 1e-3)
     finally:
         theirs.unload()
+
+
+def test_greedy_generation_is_transformers(smollm2):
+    lm, model, _ = smollm2
+    text = "The quick brown fox jumps over the lazy dog while the old farmer counts his sheep and the rain falls "
+    text += "softly on the roof of the barn. Every morning the children walk along the river to a small school. "
+    ids = lm.tokenizer.encode(text * 8)
+    prompts = [lm.tokenizer.decode(ids[start : start + 32]) for start in range(0, 8 * 19, 19)]
+    completions = lm.generate(prompts, temperature=0.0, max_new_tokens=24)
+    for prompt, (completion, *_) in zip(prompts, completions):
+        tokens = torch.tensor([lm.tokenizer.encode(prompt)])
+        with torch.no_grad():
+            output = model.generate(tokens, do_sample=False, max_new_tokens=24, pad_token_id=2)[0, tokens.shape[1] :]
+        expected = [i for i in output.tolist()]
+        ours = list(completion.token_ids)
+        assert ours == expected[: len(ours)] and (len(ours) == len(expected) or set(expected[len(ours) :]) <= {2})
