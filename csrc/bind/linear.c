@@ -297,6 +297,15 @@ static PyObject *linear_portable(PyObject *self, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+/* _linear_openblas(prefer): float32 products by OpenBLAS, the peer of our kernels in benchmarks. */
+static PyObject *linear_openblas(PyObject *self, PyObject *argument) {
+    (void)self;
+    int prefer = PyObject_IsTrue(argument);
+    if (prefer < 0) return NULL;
+    jpo_packed_prefer_openblas(prefer);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"_linear_product", (PyCFunction)(void *)linear_product, METH_VARARGS | METH_KEYWORDS, "Private: for the tests."},
     {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
@@ -304,6 +313,7 @@ static PyMethodDef methods[] = {
     {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
     {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
     {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
+    {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,
      "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of the "

@@ -7,8 +7,9 @@
 
 enum { BLOCK = JPO_GEMM_BLOCK };
 
-static bool portable_allowed;
+static bool portable_allowed, openblas_preferred;
 void jpo_packed_allow_portable(bool allow) { portable_allowed = allow; }
+void jpo_packed_prefer_openblas(bool prefer) { openblas_preferred = prefer; }
 
 static const jpo_gemm_table *native_table(jpo_compute compute) {
 #if defined(__x86_64__)
@@ -23,6 +24,7 @@ static const jpo_gemm_table *native_table(jpo_compute compute) {
 }
 
 const jpo_gemm_table *jpo_packed_table(jpo_compute compute) {
+    if (compute == JPO_COMPUTE_FLOAT32 && openblas_preferred) return NULL;
     const jpo_gemm_table *table = native_table(compute);
     if (!table && compute != JPO_COMPUTE_FLOAT32 && portable_allowed) table = &jpo_gemm_generic;
     return table;

@@ -49,6 +49,8 @@ const jpo_gemm_table *jpo_packed_dot_table(void); /* whose `dot` serves up to do
 void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t column0, int64_t columns);
 /* For the tests: int16 and bfloat16 by portable C where the instructions are missing or JPO_CPU is below them. */
 void jpo_packed_allow_portable(bool allow);
+/* For the benchmarks: float32 products of more than a few rows by OpenBLAS, to stand beside ours. */
+void jpo_packed_prefer_openblas(bool prefer);
 
 size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns); /* a multiple of 64 */
 /* The tile of W's rows row0.. and columns column0.. (a multiple of 32, as `columns` unless it reaches the end): forward

@@ -160,6 +160,17 @@ def test_general_product_against_float64(isa, ta, tb):
             assert (padded == 77).all()
 
 
+def test_openblas_can_stand_beside_our_kernels():
+    data, w = make_weight(np.random.default_rng(15), "Q8_0", 70, 96)
+    x = np.random.default_rng(16).standard_normal((40, 96)).astype(np.float32)
+    try:
+        _core._linear_openblas(True)
+        got = product(x, data, 70, 96, "Q8_0")
+    finally:
+        _core._linear_openblas(False)
+    assert np.allclose(got, x @ w.T, rtol=1e-4, atol=1e-4)
+
+
 # ---- int16 and bfloat16 ----
 
 FEW = 128  # products of at most this many rows run in float32 (32 with AVX-512)
