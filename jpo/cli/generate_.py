@@ -53,19 +53,19 @@ def _encoder(lm: Any, own: dict[str, Any], template: str | None) -> Any:
 def generate(
     model: Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")],
     input: Annotated[
-        Optional[str], typer.Option("--input", help="File of records with an instruction (and an id).")
+        str | None, typer.Option("--input", help="File of records with an instruction (and an id).")
     ] = None,  # noqa: UP045
     prompt: Annotated[
-        Optional[list[str]], typer.Option("--prompt", help="An instruction (may repeat), instead of --input.")
+        list[str] | None, typer.Option("--prompt", help="An instruction (may repeat), instead of --input.")
     ] = None,  # noqa: UP045
     output: Annotated[Optional[str], typer.Option("--output", help="JSONL file; goes on where it stopped.")] = None,  # noqa: UP045
     adapter: Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")] = None,  # noqa: UP045
     template: Annotated[
-        Optional[str], typer.Option("--template", help="paper, tldr, raw, chat, or a text with {instruction}.")
+        str | None, typer.Option("--template", help="paper, tldr, raw, chat, or a text with {instruction}.")
     ] = None,  # noqa: UP045
     n: Annotated[int, typer.Option("--n", help="Samples of each instruction.")] = 1,
     temperature: Annotated[
-        Optional[list[float]], typer.Option("--temperature", help="May repeat; 0 is greedy. [default: 1.0]")
+        list[float] | None, typer.Option("--temperature", help="May repeat; 0 is greedy. [default: 1.0]")
     ] = None,  # noqa: UP045
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="0: no cut.")] = 0,

@@ -37,7 +37,7 @@ def with_config(config_class: type[TrainingConfig]) -> Callable[[Callable[..., A
         yaml_info = typer.Option("--config", help="YAML file of options; flags win.", show_default=False)
         added = [
             inspect.Parameter(
-                "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str], yaml_info]
+                "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, yaml_info]
             )
         ]  # noqa: UP045
         for item in fields(config_class):

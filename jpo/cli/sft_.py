@@ -13,10 +13,10 @@ from jpo.train.config import SFTConfig
 @with_config(SFTConfig)
 def sft(
     model: Annotated[
-        Optional[str], typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")
+        str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")
     ] = None,  # noqa: UP045
     data: Annotated[
-        Optional[list[str]], typer.Option("--data", help="File of {instruction, response} (may repeat).")
+        list[str] | None, typer.Option("--data", help="File of {instruction, response} (may repeat).")
     ] = None,  # noqa: UP045
     eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File for evaluation.")] = None,  # noqa: UP045
     compute: Annotated[str, typer.Option("--compute", help="Products: float32, int16 or bfloat16.")] = "float32",

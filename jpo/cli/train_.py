@@ -13,10 +13,10 @@ from jpo.train.config import PreferenceConfig
 @with_config(PreferenceConfig)
 def train(
     model: Annotated[
-        Optional[str], typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")
+        str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")
     ] = None,  # noqa: UP045
     data: Annotated[
-        Optional[list[str]], typer.Option("--data", help="File of pairs (may repeat: union) or 'example'.")
+        list[str] | None, typer.Option("--data", help="File of pairs (may repeat: union) or 'example'.")
     ] = None,  # noqa: UP045
     eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File of pairs for evaluation.")] = None,  # noqa: UP045
     adapter: Annotated[Optional[str], typer.Option("--adapter", help="Start from this adapter.")] = None,  # noqa: UP045

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jpo.data.batches import Order, micro_batches
-from jpo.data.encoding import Encoded, EncodedPair, Encoder
+from jpo.data.encoding import EncodedPair, Encoder
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Pair, preference_pairs
@@ -253,7 +253,7 @@ class PreferenceTrainer:
         return _joined(results, [part.members for part in parts])
 
     def _coupled(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
-        for place, part in enumerate(parts):
+        for part in parts:
             chunk = [pairs[i] for i in part.members]
             part.reference = self._reference(part, chunk) if self.needs_reference else None
         order = [i for part in parts for i in part.members]
