@@ -76,7 +76,8 @@ class _Scored:
         if bad.any():
             b, t = (int(part) for part in np.argwhere(bad)[0])
             raise JpoError(
-                f"labels[{b}, {t + 1}] = {targets[b, t]} lies outside the vocabulary 0..{vocab - 1}; to leave a position out, use ignore_index={ignore_index}"
+                f"labels[{b}, {t + 1}] = {targets[b, t]} lies outside the vocabulary 0..{vocab - 1}; "
+                f"to leave a position out, use ignore_index={ignore_index}"
             )
         self.counts = mask.sum(axis=1)
         if not self.counts.all():

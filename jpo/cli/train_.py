@@ -12,9 +12,7 @@ from jpo.train.config import PreferenceConfig
 
 @with_config(PreferenceConfig)
 def train(
-    model: Annotated[
-        str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")
-    ] = None,  # noqa: UP045
+    model: Annotated[str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")] = None,  # noqa: UP045
     data: Annotated[
         list[str] | None, typer.Option("--data", help="File of pairs (may repeat: union) or 'example'.")
     ] = None,  # noqa: UP045

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from jpo.errors import JpoError
@@ -51,6 +54,22 @@ def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
     return {"data": digest.hexdigest()} | {key: json.dumps(value) for key, value in kept.items()}
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds a Ctrl-C back until the block has ended (only the main thread gets one)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 class Loop:
     """Runs `total` optimizer steps of a task over an order of data."""
 
@@ -80,13 +99,20 @@ class Loop:
         done, before = first, time.perf_counter()
         try:
             for step in range(first, self.total):
-                row = self._step(step)
-                done = step + 1
-                now = time.perf_counter()
-                row["step_seconds"], before = now - before, now
-                if self.config.eval_steps and done % self.config.eval_steps == 0 or done == self.total:
-                    row |= self.task.evaluate()
-                self._record(row, callbacks)
+                metrics = self.task.step(self.order.batch(step), step)
+                with _uninterrupted():  # parameters, counter and metrics move together
+                    row = self._update(metrics, step)
+                    done = step + 1
+                    now = time.perf_counter()
+                    row["step_seconds"], before = now - before, now
+                    evaluate = self.config.eval_steps and done % self.config.eval_steps == 0 or done == self.total
+                    if not evaluate:
+                        self._record(row, callbacks)
+                if evaluate:
+                    try:
+                        row |= self.task.evaluate()
+                    finally:
+                        self._record(row, callbacks)
                 if self.config.save_steps and done % self.config.save_steps == 0 and done < self.total:
                     self._save(done)
         except KeyboardInterrupt:
@@ -100,9 +126,8 @@ class Loop:
         self._finish()
         return dict(self.history)
 
-    def _step(self, step: int) -> dict[str, Any]:
+    def _update(self, metrics: dict[str, float], step: int) -> dict[str, Any]:
         assert self.lm.trainable is not None
-        metrics = self.task.step(self.order.batch(step), step)
         rate = learning_rate(self.config, step, self.total, self.warmup)
         norm = self.optimizer.step(self.lm.trainable.grads, rate)
         self.tokens += int(metrics.pop("num_tokens"))

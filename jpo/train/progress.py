@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ def make_callbacks(given: Sequence[Callback] | None, total: int, config: Trainin
     """The user's callbacks, the bar and TensorBoard's writer; closed at the end, however it comes."""
     with contextlib.ExitStack() as stack:
         active = list(given or [])
-        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
+        if sys.stderr.isatty() or notebook:
             active.append(stack.enter_context(_bar(total)))
         if config.tensorboard:
             active.append(stack.enter_context(_tensorboard(config)))
