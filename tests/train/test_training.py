@@ -149,7 +149,11 @@ def test_kill_and_resume_gives_the_same_bytes(tmp_path):
 
 def test_interrupt_leaves_a_checkpoint(tmp_path):
     child = subprocess.Popen(
-        [*command(tmp_path / "out"), "--steps", "100000", "--save-steps", "0"], stdout=-3, stderr=subprocess.PIPE
+        [*command(tmp_path / "out"), "--steps", "100000", "--save-steps", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a shell's background jobs ignore Ctrl-C, and so would a child of tests that run in one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "out/metrics.jsonl"
     for _ in range(600):
