@@ -1,0 +1,98 @@
+"""A loopback OpenAI-compatible server that judges by length and can misbehave on demand; keeps a log of requests."""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def longest(prompt):
+    """ "A" or "B": the longer response; "tie" where equal."""
+    mark = re.search(r"==[0-9a-f]{16}==", prompt)[0]
+    parts = prompt.split(mark)
+    a, b = (
+        next(parts[n + 1] for n, part in enumerate(parts) if part.endswith(f"Response {letter}:\n")) for letter in "AB"
+    )
+    return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"]
+        with self.server.lock:
+            fault = self.server.faults.pop(0) if self.server.faults else None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if fault is None:
+                if self.server.delay:
+                    time.sleep(self.server.delay)
+                self.answer(longest(prompt))
+                with self.server.lock:
+                    self.server.log.append(prompt)
+            else:
+                getattr(self, f"fault_{fault[0]}")(*fault[1:])
+
+    def send(self, status, data, headers=()):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def answer(self, text):
+        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"total_tokens": 7}}
+        self.send(200, json.dumps(reply).encode(), [("Content-Type", "application/json")])
+
+    def fault_status(self, status, after=None):
+        if after == "date":
+            after = formatdate(time.time() + 0.2, usegmt=True)
+        self.send(status, b"{}", [("Retry-After", str(after))] if after is not None else [])
+
+    def fault_reset(self, middle):
+        if middle:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+        self.close_connection = True
+        self.connection.close()
+
+    def fault_hang(self):
+        time.sleep(3)
+
+    def fault_endless(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for _ in range(4000):
+            self.wfile.write(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+
+    def fault_body(self, data):
+        self.send(200, data, [("Content-Type", "text/html" if data.startswith(b"<") else "application/json")])
+
+    def fault_text(self, text):
+        self.answer(text)
+
+
+@contextlib.contextmanager
+def serve(faults=(), delay=0.0):
+    """(base_url, server): faults are used up by the first requests, one each."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1", server
+    finally:
+        server.shutdown()
+        server.server_close()
