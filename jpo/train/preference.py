@@ -119,9 +119,9 @@ class PreferenceTrainer:
         sequences = [(p.chosen.prompt, p.chosen.response) for p in pairs] + [
             (p.rejected.prompt, p.rejected.response) for p in pairs
         ]
-        skip = (
-            all(info.of_d_alone for info in self.infos) and not self.config.full_logps and not self.config.use_weighting
-        )
+        c = self.config  # cached references must mean the same rows whatever stands beside a pair
+        keep_all = c.full_logps or c.use_weighting or c.precompute_ref_log_probs
+        skip = all(info.of_d_alone for info in self.infos) and not keep_all
         n = len(pairs)
         return build_forest(sequences, self.config.scope, [(i, i + n) for i in range(n)] if skip else None)
 
@@ -258,7 +258,8 @@ class PreferenceTrainer:
             part.reference = self._reference(part, chunk) if self.needs_reference else None
         order = [i for part in parts for i in part.members]
         ordered = [pairs[i] for i in order]
-        single = len(parts) == 1 and "kl" not in {key for info in self.infos for key in info.reads}
+        # passes of kto's reference point and rpo's similarities would overwrite what a kept pass left
+        single = len(parts) == 1 and not any({"kl", "rpo_weights"} & info.reads for info in self.infos)
         for place, part in enumerate(parts):
             self._forward(part, step, place, keep=train and single, train=train)
         policy = _sides(part.policy for part in parts)

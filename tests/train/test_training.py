@@ -98,6 +98,30 @@ def test_reference_can_be_cached():
     np.testing.assert_allclose(histories[0], histories[1], rtol=1e-5)
 
 
+def test_cached_references_do_not_depend_on_the_neighbours():
+    """A prompt that one pair shares and another pair does not, met in different micro-batches."""
+    pairs = [
+        {"prompt": "one two three", "chosen": "four", "rejected": "five six"},
+        {"i_chosen": "one two three", "r_chosen": "seven", "i_reject": "eight", "r_reject": "nine ten"},
+        {"prompt": "eleven", "chosen": "twelve", "rejected": "x"},
+    ]
+    losses = []
+    for cached in (False, True):
+        lm = jpo.load("tiny")
+        random_adapter(lm)
+        trainer = jpo.PreferenceTrainer(
+            lm, pairs, config(precompute_ref_log_probs=cached, token_budget=60, steps=4, batch_size=2)
+        )
+        losses.append(trainer.train()["loss"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_from_the_start(name):
+    history = jpo.PreferenceTrainer(jpo.load("tiny"), "example", config(loss=name, batch_size=4, **needs(name))).train()
+    assert len(history["loss"]) == 3 and np.isfinite(history["loss"]).all()
+
+
 def test_joint_equals_response_on_equal_instructions():
     """Lemma D.1 through the model: shared prompts cancel, with unequal lengths."""
     pairs = [
