@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 import jpo
+from jpo import _core
 from jpo.data import preference_pairs, read_records
 
 PAIRS, STEPS = 8, 6
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--compute", nargs="*", default=["float32", "int16", "bfloat16"])
     arguments = parser.parse_args()
     peak = sgemm_gflops()
-    info = jpo._core.system_info()
+    info = _core.system_info()
     print(f"{platform.machine()}, {info['threads']} threads, {info['isa']}; NumPy sgemm {peak:.0f} GF/s")
     for compute in arguments.compute:
         try:
