@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jpo import _core
+from jpo import _core, profiling
 from jpo.data.forest import Forest, build_forest
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
@@ -117,6 +117,8 @@ class LanguageModel:
             self._core = _core.Model(self.config, tensors, COMPUTES[compute])
         except NotImplementedError as error:
             raise JpoError(f"compute={compute!r}: {error}") from None
+        if profiling.requested():
+            profiling.watch(f"{self.source} ({compute})", self._core)
 
     # passes over forests: what the trainers use
 

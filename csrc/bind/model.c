@@ -350,6 +350,23 @@ static PyObject *model_trim(model_object *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* {operator: (calls, seconds, flop)} since the last reading; counts from now on if `on`. */
+static PyObject *model_profile(model_object *self, PyObject *on) {
+    int wanted = PyObject_IsTrue(on);
+    if (wanted < 0 || !model_enter(self)) return NULL;
+    jpo_profile *profile = &self->model.profile;
+    PyObject *out = PyDict_New();
+    for (int op = 0; out && op < JPO_OPERATORS; op++) {
+        if (!profile->calls[op]) continue;
+        PyObject *row = Py_BuildValue("(Ldd)", (long long)profile->calls[op], profile->seconds[op], profile->flop[op]);
+        if (!row || PyDict_SetItemString(out, jpo_operator_name((jpo_operator)op), row) < 0) Py_CLEAR(out);
+        Py_XDECREF(row);
+    }
+    if (out) *profile = (jpo_profile){.on = wanted};
+    self->busy = false;
+    return out;
+}
+
 static PyMethodDef model_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))model_forward, METH_VARARGS,
      "forward(tokens (R,), segments (S, 4), entry_row (L,), entry_target (L,), adapter, keep, statistics, train, seed)\n"
@@ -359,6 +376,8 @@ static PyMethodDef model_methods[] = {
     {"logits", (PyCFunction)model_logits, METH_O, "logits(rows) -> (n, V) float32 of the last pass."},
     {"plan", (PyCFunction)(void (*)(void))model_plan, METH_VARARGS, "plan(tokens, segments, entry_row, entry_target, keep) -> bytes."},
     {"trim", (PyCFunction)model_trim, METH_NOARGS, "Frees the buffers of the last pass."},
+    {"profile", (PyCFunction)model_profile, METH_O,
+     "profile(on) -> {operator: (calls, seconds, flop)} since the last call; counts from now on if on."},
     {"set_lora", (PyCFunction)(void (*)(void))model_set_lora, METH_VARARGS,
      "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
     {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS, "set_full(params (P,), grads (P,), {tensor: offset})"},

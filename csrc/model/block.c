@@ -28,12 +28,16 @@ static jpo_status module_forward(jpo_model *model, int64_t layer, jpo_module mod
                                  jpo_error *err) {
     const jpo_linear *linear = &model->layer[layer].module[module];
     int64_t n = linear->weight.n, k = linear->weight.k;
+    double start = jpo_profile_start(&model->profile);
     JPO_TRY(jpo_linear_forward(y, ldy, x, k, &linear->weight, rows, accumulate, &model->scratch, err));
     if (linear->bias) jpo_bias_forward(y, ldy, linear->bias, rows, n);
+    jpo_profile_add(&model->profile, JPO_OP_LINEAR, start, 2.0 * (double)(rows * n) * (double)k);
     if (model->options.adapter && linear->lora.r) {
+        start = jpo_profile_start(&model->profile);
         jpo_lora lora = pass_lora(model, layer, module);
         jpo_lora_forward(y, ldy, saved_xa(&model->layer[layer], saved->xa, module, rows), x, model->work.dropped,
                          &lora, rows, n, k);
+        jpo_profile_add(&model->profile, JPO_OP_LORA, start, 2.0 * (double)(rows * lora.r) * (double)(n + k));
     }
     return JPO_OK;
 }
@@ -44,13 +48,17 @@ static jpo_status module_backward_weights(jpo_model *model, int64_t layer, jpo_m
                                           int64_t lddy, const float *x, const jpo_saved_layer *saved, jpo_error *err) {
     const jpo_linear *linear = &model->layer[layer].module[module];
     int64_t n = linear->weight.n, k = linear->weight.k, rows = model->plan.rows;
+    double start = jpo_profile_start(&model->profile);
     if (linear->dweight)
         JPO_TRY(jpo_linear_backward_weight(linear->dweight, dy, lddy, x, k, n, k, rows, &model->scratch, err));
     if (linear->dbias) jpo_bias_backward(linear->dbias, dy, lddy, rows, n);
+    if (linear->dweight) jpo_profile_add(&model->profile, JPO_OP_LINEAR_WEIGHT, start, 2.0 * (double)(rows * n) * (double)k);
     if (model->options.adapter && linear->lora.r) {
+        start = jpo_profile_start(&model->profile);
         jpo_lora lora = pass_lora(model, layer, module);
         jpo_lora_backward_weights(model->work.dxa, dy, lddy, saved_xa(&model->layer[layer], saved->xa, module, rows), x,
                                   model->work.dropped, &lora, rows, n, k);
+        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start, 4.0 * (double)(rows * lora.r) * (double)(n + k));
     }
     return JPO_OK;
 }
@@ -60,11 +68,16 @@ static jpo_status module_backward_input(jpo_model *model, int64_t layer, jpo_mod
                                         int64_t lddy, bool accumulate, jpo_error *err) {
     const jpo_linear *linear = &model->layer[layer].module[module];
     int64_t rows = model->plan.rows;
+    double start = jpo_profile_start(&model->profile);
     JPO_TRY(jpo_linear_backward_input(dx, linear->weight.k, dy, lddy, &linear->weight, rows, accumulate, &model->scratch,
                                       err));
+    jpo_profile_add(&model->profile, JPO_OP_LINEAR_INPUT, start,
+                    2.0 * (double)(rows * linear->weight.n) * (double)linear->weight.k);
     if (model->options.adapter && linear->lora.r) {
         jpo_lora lora = pass_lora(model, layer, module);
+        start = jpo_profile_start(&model->profile);
         jpo_lora_backward_input(dx, model->work.dxa, model->work.dropped, &lora, rows, linear->weight.k);
+        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start, 2.0 * (double)(rows * lora.r) * (double)linear->weight.k);
     }
     return JPO_OK;
 }
@@ -107,6 +120,14 @@ static jpo_status attend(jpo_model *model, int64_t layer, const jpo_saved_layer 
                                  &model->scratch, err);
 }
 
+/* An operator without a matrix product, under the profile's clock. */
+#define TIMED(op, call)                                         \
+    do {                                                        \
+        double start = jpo_profile_start(&model->profile);      \
+        call;                                                   \
+        jpo_profile_add(&model->profile, op, start, 0);         \
+    } while (0)
+
 jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
                              const int32_t *positions, const jpo_attention *attention, const jpo_kv_target *target,
                              jpo_error *err) {
@@ -114,19 +135,22 @@ jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_la
     const jpo_layer *weights = model->layer + layer;
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, ld = q + 2 * kv, half = c->head_dim / 2;
     float *h = model->work.h, *act = model->work.act;
-    jpo_rmsnorm_forward(h, saved->rstd1, saved->x, weights->norm1, rows, c->hidden, c->eps);
+    TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(h, saved->rstd1, saved->x, weights->norm1, rows, c->hidden, c->eps));
     JPO_TRY(module_forward(model, layer, JPO_Q, saved->qkv, ld, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_K, saved->qkv + q, ld, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_V, saved->qkv + q + kv, ld, h, saved, rows, false, err));
-    jpo_rope(saved->qkv, ld, c->heads + c->kv_heads, half, model->cosine, model->sine, positions, rows, 1);
+    TIMED(JPO_OP_ROPE, jpo_rope(saved->qkv, ld, c->heads + c->kv_heads, half, model->cosine, model->sine, positions, rows, 1));
+    double start = jpo_profile_start(&model->profile);
     JPO_TRY(attend(model, layer, saved, rows, attention, target, err));
+    if (model->profile.on)
+        jpo_profile_add(&model->profile, JPO_OP_ATTENTION, start, 4.0 * (double)q * jpo_attention_pairs(attention));
     memcpy(saved->x_mid, saved->x, (size_t)(rows * c->hidden) * sizeof(float));
     JPO_TRY(module_forward(model, layer, JPO_O, saved->x_mid, c->hidden, saved->attn, saved, rows, true, err));
 
-    jpo_rmsnorm_forward(h, saved->rstd2, saved->x_mid, weights->norm2, rows, c->hidden, c->eps);
+    TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(h, saved->rstd2, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
     JPO_TRY(module_forward(model, layer, JPO_GATE, saved->gate, c->intermediate, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_UP, saved->up, c->intermediate, h, saved, rows, false, err));
-    jpo_swiglu_forward(act, saved->gate, saved->up, rows * c->intermediate);
+    TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(act, saved->gate, saved->up, rows * c->intermediate));
     memcpy(x_next, saved->x_mid, (size_t)(rows * c->hidden) * sizeof(float));
     return module_forward(model, layer, JPO_DOWN, x_next, c->hidden, act, saved, rows, true, err);
 }
@@ -145,15 +169,15 @@ static jpo_status mlp_backward(jpo_model *model, int64_t layer, const jpo_saved_
     const jpo_layer *weights = model->layer + layer;
     int64_t rows = model->plan.rows, inner = c->intermediate;
     jpo_work *w = &model->work;
-    if (adapted(model, layer, JPO_DOWN, JPO_DOWN)) jpo_swiglu_forward(w->act, saved->gate, saved->up, rows * inner);
+    if (adapted(model, layer, JPO_DOWN, JPO_DOWN)) TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(w->act, saved->gate, saved->up, rows * inner));
     JPO_TRY(module_backward_weights(model, layer, JPO_DOWN, w->dx, c->hidden, w->act, saved, err));
     JPO_TRY(module_backward_input(model, layer, JPO_DOWN, w->act, w->dx, c->hidden, false, err)); /* act is done with */
-    jpo_swiglu_backward(saved->gate, saved->up, w->act, rows * inner);
+    TIMED(JPO_OP_SWIGLU, jpo_swiglu_backward(saved->gate, saved->up, w->act, rows * inner));
     if (adapted(model, layer, JPO_GATE, JPO_UP) || weights->dnorm2)
-        jpo_rmsnorm_forward(w->h, NULL, saved->x_mid, weights->norm2, rows, c->hidden, c->eps);
+        TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
     JPO_TRY(module_backward(model, layer, JPO_GATE, w->dh, saved->gate, inner, w->h, saved, false, err));
     JPO_TRY(module_backward(model, layer, JPO_UP, w->dh, saved->up, inner, w->h, saved, true, err));
-    jpo_rmsnorm_backward(w->dx, weights->dnorm2, w->dh, saved->x_mid, weights->norm2, saved->rstd2, rows, c->hidden);
+    TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm2, w->dh, saved->x_mid, weights->norm2, saved->rstd2, rows, c->hidden));
     return JPO_OK;
 }
 
@@ -167,24 +191,28 @@ static jpo_status attention_backward(jpo_model *model, int64_t layer, const jpo_
     if (!need_dx && !adapted(model, layer, JPO_Q, JPO_V)) /* nothing below needs a gradient */
         return module_backward(model, layer, JPO_O, NULL, w->dx, c->hidden, saved->attn, saved, false, err);
     JPO_TRY(module_backward(model, layer, JPO_O, w->dh, w->dx, c->hidden, saved->attn, saved, false, err));
+    double start = jpo_profile_start(&model->profile);
     JPO_TRY(jpo_attention_backward(w->dqkv, w->dqkv + q, w->dqkv + q + kv, ld, w->dh, saved->attn, saved->lse, saved->qkv,
                                    saved->qkv + q, saved->qkv + q + kv, ld, &model->attention, &model->scratch, err));
-    jpo_rope(w->dqkv, ld, c->heads + c->kv_heads, c->head_dim / 2, model->cosine, model->sine, model->position, rows, -1);
+    if (model->profile.on)
+        jpo_profile_add(&model->profile, JPO_OP_ATTENTION_BACKWARD, start,
+                        10.0 * (double)q * jpo_attention_pairs(&model->attention));
+    TIMED(JPO_OP_ROPE, jpo_rope(w->dqkv, ld, c->heads + c->kv_heads, c->head_dim / 2, model->cosine, model->sine, model->position, rows, -1));
     if (adapted(model, layer, JPO_Q, JPO_V) || weights->dnorm1)
-        jpo_rmsnorm_forward(w->h, NULL, saved->x, weights->norm1, rows, c->hidden, c->eps);
+        TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x, weights->norm1, rows, c->hidden, c->eps));
     float *dh = need_dx ? w->dh : NULL;
     JPO_TRY(module_backward(model, layer, JPO_Q, dh, w->dqkv, ld, w->h, saved, false, err));
     JPO_TRY(module_backward(model, layer, JPO_K, dh, w->dqkv + q, ld, w->h, saved, true, err));
     JPO_TRY(module_backward(model, layer, JPO_V, dh, w->dqkv + q + kv, ld, w->h, saved, true, err));
     if (need_dx)
-        jpo_rmsnorm_backward(w->dx, weights->dnorm1, w->dh, saved->x, weights->norm1, saved->rstd1, rows, c->hidden);
+        TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm1, w->dh, saved->x, weights->norm1, saved->rstd1, rows, c->hidden));
     return JPO_OK;
 }
 
 jpo_status jpo_block_backward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, bool need_dx,
                               jpo_error *err) {
     if (!need_dx && !adapted(model, layer, JPO_Q, JPO_UP)) { /* only the last product is adapted */
-        jpo_swiglu_forward(model->work.act, saved->gate, saved->up, model->plan.rows * model->config.intermediate);
+        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(model->work.act, saved->gate, saved->up, model->plan.rows * model->config.intermediate));
         return module_backward(model, layer, JPO_DOWN, NULL, model->work.dx, model->config.hidden, model->work.act, saved,
                                false, err);
     }

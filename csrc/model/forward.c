@@ -25,11 +25,15 @@ static jpo_status head_forward(jpo_model *model, double *logps, jpo_error *err) 
     const jpo_config *c = &model->config;
     int64_t n = model->plan.loss_rows;
     if (n == 0) return JPO_OK;
+    double start = jpo_profile_start(&model->profile);
     gather_rows(model->head_h, model->final_x, model->loss_row, n, c->hidden);
     jpo_rmsnorm_forward(model->head_h, model->final_rstd, model->head_h, model->norm, n, c->hidden, c->eps);
     jpo_head_batch batch = head_batch(model);
-    return jpo_head_forward(logps, model->head_state, model->head_pw, &batch, &model->head,
-                            model->options.statistics, &model->scratch, err);
+    JPO_TRY(jpo_head_forward(logps, model->head_state, model->head_pw, &batch, &model->head, model->options.statistics,
+                             &model->scratch, err));
+    jpo_profile_add(&model->profile, JPO_OP_HEAD, start,
+                    (model->head_pw ? 4.0 : 2.0) * (double)(n * c->hidden) * (double)c->vocab);
+    return JPO_OK;
 }
 
 jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *forest,
@@ -38,7 +42,9 @@ jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *
     JPO_TRY(jpo_plan_apply(model, forest, options, err));
     int64_t layers = model->config.layers, rows = model->plan.rows;
     jpo_saved_layer saved = jpo_saved_get(model, 0);
+    double start = jpo_profile_start(&model->profile);
     jpo_embedding_forward(saved.x, model->tokens, &model->embedding, rows);
+    jpo_profile_add(&model->profile, JPO_OP_EMBEDDING, start, 0);
     for (int64_t layer = 0; layer < layers; layer++) {
         JPO_TRY(poll(model, err));
         jpo_saved_layer next = jpo_saved_get(model, layer + 1 < layers ? layer + 1 : layer);
@@ -59,6 +65,7 @@ static jpo_status head_backward(jpo_model *model, const double *coefficients, jp
     float *dh = model->work.dh, *dx = model->work.dx; /* dh (N, H) fits: N <= R */
     memset(dx, 0, (size_t)(model->plan.rows * hidden) * sizeof(float));
     if (n == 0) return JPO_OK;
+    double start = jpo_profile_start(&model->profile);
     jpo_head_batch batch = head_batch(model);
     if (model->full)
         JPO_TRY(jpo_head_backward_full(dh, model->dhead, model->head_tile, coefficients, model->head_state, &batch,
@@ -73,6 +80,8 @@ static jpo_status head_backward(jpo_model *model, const double *coefficients, jp
     jpo_rmsnorm_backward(dn, model->dnorm, dh, x, model->norm, model->final_rstd, n, hidden);
     for (int64_t i = 0; i < n; i++)
         memcpy(dx + model->loss_row[i] * hidden, dn + i * hidden, (size_t)hidden * sizeof(float));
+    jpo_profile_add(&model->profile, JPO_OP_HEAD_BACKWARD, start,
+                    model->full ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
     return JPO_OK;
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "base/status.h"
+#include "model/profile.h"
 #include "model/tensors.h"
 #include "ops/attention.h"
 #include "ops/head.h"
@@ -101,6 +102,8 @@ typedef struct {
     int64_t positions;
     int (*poll)(void *);        /* nonzero: stop with JPO_ERR_INTERRUPTED; asked between layers */
     void *poll_context;
+
+    jpo_profile profile;        /* of all passes since it was last read */
 
     /* the last pass */
     jpo_plan plan;
