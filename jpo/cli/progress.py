@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
     """progress(done, total) of a bar on standard error; None where nobody watches."""
     if not sys.stderr.isatty():
         yield None

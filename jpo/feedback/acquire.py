@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,10 +134,10 @@ async def _in_order(run: _Run, records: Iterable[Record], window: int) -> AsyncI
     waiting: list[asyncio.Task[dict[str, Any]]] = []
     try:
         for record in records:
-            (candidate,) = candidates([record], report=run.summary.dropped) or [None]
-            if candidate is None:
+            found = candidates([record], report=run.summary.dropped)
+            if not found:
                 continue
-            waiting.append(asyncio.create_task(run.record(record, candidate)))
+            waiting.append(asyncio.create_task(run.record(record, found[0])))
             if len(waiting) >= window:
                 yield await waiting.pop(0)
         while waiting:
@@ -158,6 +158,7 @@ def acquire(
     max_attempts: int = 3,
     retry_failed: bool = False,
     total_timeout: float | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Summary:
     """Judge every candidate of `source` (file or records) and write them with `feedback` to `output` (JSONL).
 
@@ -175,9 +176,13 @@ def acquire(
 
     async def work() -> Summary:
         run = _Run(judge, book, concurrency, max_attempts, retry_failed, deadline)
+        done, total = 0, len(source) if isinstance(source, Sized) and not isinstance(source, str) else None
         with open(part, "w", encoding="utf-8") as file:
             async for row in _in_order(run, iter_records(source), max(2 * concurrency, 16)):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                done += 1
+                if progress is not None:
+                    progress(done, total)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
