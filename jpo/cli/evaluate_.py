@@ -47,7 +47,7 @@ def evaluate(
     ] = None,
     base_url: flags.BaseUrl = None,
     model: flags.JudgeModel = None,
-    concurrency: flags.Concurrency = 8,
+    concurrency: flags.Concurrency = None,
     timeout: flags.Timeout = 60.0,
     total_timeout: flags.TotalTimeout = None,
     max_attempts: flags.MaxAttempts = 3,
@@ -96,7 +96,11 @@ def evaluate(
         asked = flags.checked_judge(judge, base_url, model, timeout, total_timeout)
         files = generations or []
         path = output or f"{os.path.splitext(files[0])[0]}.judged.jsonl"
-        options: dict[str, Any] = {"journal": journal, "concurrency": concurrency, "max_attempts": max_attempts}
+        options: dict[str, Any] = {
+            "journal": journal,
+            "concurrency": flags.slots(judge, concurrency),
+            "max_attempts": max_attempts,
+        }
         options |= {"retry_failed": retry_failed, "total_timeout": total_timeout}
         with bar("judged") as progress:
             rows, summary, missing = judge_generations(files, gold, asked, path, progress=progress, **options)

@@ -14,7 +14,10 @@ JudgeModel = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model", help="openai: the model's name on the server; local: the model to load."),
 ]
-Concurrency = Annotated[int, typer.Option("--concurrency", help="Requests at once.")]
+Concurrency = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--concurrency", help="Questions at once. (default: 8; 64 for a function)"),
+]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for one request, its body included.")]
 TotalTimeout = Annotated[
     Optional[float],  # noqa: UP045
@@ -26,6 +29,11 @@ JournalFile = Annotated[
     typer.Option("--journal", help="SQLite file of verdicts. (default: OUTPUT.journal.sqlite)"),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask failed questions again.")]
+
+
+def slots(spec: str, concurrency: int | None) -> int:
+    """Questions at once: a function's share one commit, so that more of them cost fewer syncs."""
+    return concurrency if concurrency is not None else 64 if ":" in spec else 8
 
 
 def checked_judge(

@@ -68,8 +68,8 @@ def encoder_of(lm: Any, adapter: Mapping[str, Any] | None = None, template: str 
     return Encoder(lm.tokenizer, chosen, longest, prompt, own.get("truncation", "keep_start"))
 
 
-def fingerprint(lm: Any, encoder: Encoder, stop: Sequence[str] = ()) -> str:
-    """Sixteen digits that differ where weights, adapter, template, prompt lengths, compute type or stop strings do.
+def weights_digest(lm: Any) -> str:
+    """Sixteen digits that differ where a model's weights, adapter, compute type or storage do.
 
     Of each stored tensor three places of 4 KiB are read, of an adapter everything."""
     sha = hashlib.sha256()
@@ -81,9 +81,13 @@ def fingerprint(lm: Any, encoder: Encoder, stop: Sequence[str] = ()) -> str:
     if lm.trainable is not None and lm._adapter_on:
         sha.update(repr((lm.lora, lm.full)).encode())
         sha.update(lm.trainable.params.data)
-    rest = [lm.config, lm.compute, lm.storage, list(stop), encoder.template.to_dict()]
-    rest += [encoder.max_prompt_length, encoder.truncation]
-    return digest([sha.hexdigest(), rest])
+    return digest([sha.hexdigest(), lm.config, lm.compute, lm.storage])
+
+
+def fingerprint(lm: Any, encoder: Encoder, stop: Sequence[str] = ()) -> str:
+    """Sixteen digits that differ where the model's do (weights_digest), its template, prompt lengths or stop strings."""
+    rest = [list(stop), encoder.template.to_dict(), encoder.max_prompt_length, encoder.truncation]
+    return digest([weights_digest(lm), rest])
 
 
 def sample(

@@ -380,7 +380,7 @@ def conditional_candidates(
         if len(items) < 2:
             report.drop("the instruction has no second response")
         possible = list(itertools.combinations(items, 2))
-        order = permutation(len(possible), seed, _CONDITIONAL, number)[:per_instruction] if possible else []
+        order = permutation(len(possible), seed, _CONDITIONAL, number)[:per_instruction]
         sides = raw_words(len(order), seed, _CONDITIONAL, number, 1) >> np.uint64(63)
         for at, side in zip(order, sides, strict=True):
             first, second = possible[at][::-1] if side else possible[at]
