@@ -35,10 +35,10 @@ class Item:
 
     @property
     def number(self) -> int:
-        """The identity as a number below 2^44, for the seeds: small integers stand for themselves."""
-        if isinstance(self.id, int) and 0 <= self.id < 1 << 43:
+        """The identity as a number below 2^43, for the seeds: small integers stand for themselves."""
+        if isinstance(self.id, int) and 0 <= self.id < 1 << 42:
             return self.id
-        return (1 << 43) + int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little") % (1 << 43)
+        return (1 << 42) + int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little") % (1 << 42)
 
 
 def items_of(records: Iterable[Mapping[str, Any]], source: str = "records") -> list[Item]:

@@ -52,6 +52,14 @@ def test_samples_belong_to_the_instruction_not_to_its_place(lm):
     assert some == turned and len(set(some.values())) > 20
 
 
+def test_samples_of_one_instruction_differ(lm):
+    rows = sample(lm, ROWS[:4], Sampling(n=8, max_new_tokens=8))
+    assert len({(row["id"], row["output"]) for row in rows}) == 32
+    for number, seed in ((2**43 - 1, 0), (2**44 - 1, -1)):  # up to the last bit of a generator's key
+        (samples,) = lm.generate(["a"], n=2, seed=seed, ids=[number], max_new_tokens=8)
+        assert samples[0].token_ids != samples[1].token_ids
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.55, 0.9])
 def test_a_cut_file_is_completed_to_the_same_bytes(lm, tmp_path, share):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
