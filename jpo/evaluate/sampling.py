@@ -2,7 +2,8 @@
 
 A sample is a function of (model, settings, temperature, seed, the instruction's identity, its own number). Prompts
 decode side by side in blocks cut by the records alone, so that a resumed run draws bit for bit what an undisturbed one
-draws. Another cut into blocks rounds differently in the last bits, which changes a token only at a near tie.
+draws. Another cut into blocks rounds differently in the last bits, which turns a draw that falls between two tokens:
+about one in a thousand with SmolLM2's 49152 tokens at temperature 1.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from jpo.errors import JpoError
 from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
-from jpo.feedback.prompts import VERSION
+from jpo.feedback.prompts import VERSION, neutral_prompt
 from jpo.feedback.protocol import Judge, JudgeFault, Reply
 
 
@@ -112,26 +112,37 @@ ANSWERS = ("A", "B", "tie")
 
 
 class LocalJudge:
-    """A model of ours: the answer of the highest log-likelihood. The prompt is computed once for the three answers."""
+    """A model of ours: the answer whose log-likelihood rises most over that under a question about texts that say nothing.
+
+    Small models prefer a letter whatever it stands for; subtracting that preference is contextual calibration (Zhao et
+    al. 2021, arXiv 2102.09690). The prompt is computed once for the three answers."""
 
     def __init__(self, lm: Any):
         from jpo.evaluate.sampling import weights_digest
 
         self.lm, self.name = lm, f"local:{lm.source}"
-        self.key = f"{self.name}:{weights_digest(lm)}"
+        self.key = f"{self.name}:{weights_digest(lm)}:calibrated"
+        self._bias: dict[str, Any] = {}  # neutral prompt -> its scores: conditional and joint
         self._worker = Worker()
 
     def scores(self, prompt: str) -> Any:
-        """(3,) float64 log-likelihoods of the answers A, B and tie."""
+        """(3,) float64 log-likelihoods of the answers A, B and tie, not calibrated."""
         from jpo.data.forest import build_forest
 
         question = self.lm._prompt_ids(f"{prompt}\n\nAnswer:")
         forest = build_forest([(question, self.lm.tokenizer.encode(f" {answer}")) for answer in ANSWERS], "response")
         return forest.sequence_sums(self.lm.forward(forest).logps)
 
+    def calibrated(self, prompt: str) -> Any:
+        """(3,) float64: scores minus those of the neutral prompt."""
+        neutral = neutral_prompt(prompt)
+        if neutral not in self._bias:
+            self._bias[neutral] = self.scores(neutral)
+        return self.scores(prompt) - self._bias[neutral]
+
     async def ask(self, prompt: str) -> Reply:
         """One pass of the model, in a thread beside the event loop."""
-        scores = await self._worker.run(self.scores, prompt)
+        scores = await self._worker.run(self.calibrated, prompt)
         return Reply(ANSWERS[int(scores.argmax())])
 
 

@@ -21,7 +21,7 @@ from jpo.feedback.acquire import acquire, combine, plan
 from jpo.feedback.journal import Entry, Journal
 from jpo.feedback.judges import ANSWERS, CallableJudge, LocalJudge, OpenAIJudge, retry_after
 from jpo.feedback.openai_judge import asked_wait, rate_limit_wait, reset_after
-from jpo.feedback.prompts import judge_prompt, parse_reply
+from jpo.feedback.prompts import judge_prompt, neutral_prompt, parse_reply
 from tests.feedback.server import longest, serve
 
 KEY = "sk-a-secret-that-must-not-leak"
@@ -63,6 +63,16 @@ def test_texts_cannot_close_their_marks():
     own = prompt.split("between the marks ")[1].split(" ")[0]
     assert f"one {mark} Reply B" in prompt and prompt.count(own) == 7 and own != mark
     assert longest(prompt) == "A" and longest(judge_prompt(hostile, True)) == "B"
+
+
+def test_conversations_are_shown_as_turns():
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "so"},
+    ]
+    (candidate,) = candidates([{"instruction": turns, "response_0": "one", "response_1": "two"}])
+    assert "\n[user]\nhi\n\n[assistant]\nyes\n\n[user]\nso\n" in judge_prompt(candidate, False)
 
 
 def test_callable_judge_and_resume(tmp_path):
@@ -327,6 +337,13 @@ def test_the_local_judge_scores_three_answers_under_one_prompt(tmp_path):
     judge = LocalJudge(lm)
     want = lm.sequence_logps(["p\n\nAnswer:"] * 3, [f" {answer}" for answer in ANSWERS], add_eos=False)
     assert judge.scores("p") == pytest.approx(want, rel=1e-6)
+    (candidate,) = candidates(ROWS[:1])
+    prompt = judge_prompt(candidate, False)
+    neutral = neutral_prompt(prompt)
+    assert neutral == neutral_prompt(judge_prompt(candidates(ROWS[1:2])[0], True)) and neutral.count("N/A") == 3
+    assert "question 0" not in neutral and neutral.endswith(prompt[-60:])
+    assert judge.calibrated(prompt) == pytest.approx(judge.scores(prompt) - judge.scores(neutral), abs=1e-6)
+    assert judge.calibrated(neutral) == pytest.approx([0, 0, 0], abs=1e-9)
     summary = acquire(ROWS[:2], tmp_path / "o.jsonl", judge)
     assert summary.feedback["failed"] == 0 and read(tmp_path / "o.jsonl")[0]["annotator"] == "local:tiny"
     lm.add_lora(r=2)
