@@ -135,7 +135,7 @@ def _cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         by_run.setdefault(_run(row), []).append(row)
     runs = {run: _counts(found) for run, found in by_run.items()}
-    means = t_interval([run["win_rate"] for run in runs.values() if run["total"]])
+    means = _share_interval([run["win_rate"] for run in runs.values() if run["total"]])
     controlled = [run["length_controlled"]["win_rate"] for run in runs.values() if run["total"]]
     whole = _counts(rows)
     return {
@@ -143,11 +143,19 @@ def _cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "low": means["low"],
         "high": means["high"],
         "runs": means["n"],
-        "items": t_interval(list(_item_scores(rows).values())),
-        "length_controlled": t_interval(controlled),
+        "items": _share_interval(list(_item_scores(rows).values())),
+        "length_controlled": _share_interval(controlled),
         **{key: whole[key] for key in ("longer_than_gold", "wins", "losses", "ties", "failed", "total")},
         "by_run": runs,
     }
+
+
+def _share_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Student's interval of a mean of shares, kept within 0 and 1: few seeds give wide ones."""
+    found = t_interval(values)
+    if found["low"] is not None:
+        found |= {"low": max(found["low"], 0.0), "high": min(found["high"], 1.0)}
+    return found
 
 
 def _run(row: Mapping[str, Any]) -> str:

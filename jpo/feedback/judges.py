@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jpo.errors import JpoError
 from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
 from jpo.feedback.prompts import VERSION, neutral_prompt
@@ -112,17 +114,18 @@ ANSWERS = ("A", "B", "tie")
 
 
 class LocalJudge:
-    """A model of ours: the answer whose log-likelihood rises most over that under a question about texts that say nothing.
+    """A model of ours: the answer of the highest log-likelihood, without the model's preference for a letter.
 
-    Small models prefer a letter whatever it stands for; subtracting that preference is contextual calibration (Zhao et
-    al. 2021, arXiv 2102.09690). The prompt is computed once for the three answers."""
+    Small models prefer A or B whatever it stands for. How much is read off a question about texts that say nothing
+    (contextual calibration, Zhao et al. 2021, arXiv 2102.09690) and taken from both letters alike; tie keeps its
+    likelihood, because to that question it is the right answer. The prompt is computed once for the three answers."""
 
     def __init__(self, lm: Any):
         from jpo.evaluate.sampling import weights_digest
 
         self.lm, self.name = lm, f"local:{lm.source}"
-        self.key = f"{self.name}:{weights_digest(lm)}:calibrated"
-        self._bias: dict[str, Any] = {}  # neutral prompt -> its scores: conditional and joint
+        self.key = f"{self.name}:{weights_digest(lm)}:letters calibrated"
+        self._lead: dict[str, float] = {}  # neutral prompt -> log p(A) - log p(B): conditional and joint
         self._worker = Worker()
 
     def scores(self, prompt: str) -> Any:
@@ -134,11 +137,13 @@ class LocalJudge:
         return forest.sequence_sums(self.lm.forward(forest).logps)
 
     def calibrated(self, prompt: str) -> Any:
-        """(3,) float64: scores minus those of the neutral prompt."""
+        """(3,) float64: scores, A and B without the lead that one has under the neutral prompt."""
         neutral = neutral_prompt(prompt)
-        if neutral not in self._bias:
-            self._bias[neutral] = self.scores(neutral)
-        return self.scores(prompt) - self._bias[neutral]
+        if neutral not in self._lead:
+            a, b, _ = self.scores(neutral)
+            self._lead[neutral] = float(a - b)
+        half = self._lead[neutral] / 2
+        return self.scores(prompt) - np.array([half, -half, 0.0])
 
     async def ask(self, prompt: str) -> Reply:
         """One pass of the model, in a thread beside the event loop."""

@@ -342,8 +342,10 @@ def test_the_local_judge_scores_three_answers_under_one_prompt(tmp_path):
     neutral = neutral_prompt(prompt)
     assert neutral == neutral_prompt(judge_prompt(candidates(ROWS[1:2])[0], True)) and neutral.count("N/A") == 3
     assert "question 0" not in neutral and neutral.endswith(prompt[-60:])
-    assert judge.calibrated(prompt) == pytest.approx(judge.scores(prompt) - judge.scores(neutral), abs=1e-6)
-    assert judge.calibrated(neutral) == pytest.approx([0, 0, 0], abs=1e-9)
+    a, b, tie = judge.scores(neutral)
+    shift = judge.calibrated(prompt) - judge.scores(prompt)
+    assert shift == pytest.approx([(b - a) / 2, (a - b) / 2, 0], abs=1e-6)
+    assert judge.calibrated(neutral) == pytest.approx([(a + b) / 2, (a + b) / 2, tie], abs=1e-6)
     summary = acquire(ROWS[:2], tmp_path / "o.jsonl", judge)
     assert summary.feedback["failed"] == 0 and read(tmp_path / "o.jsonl")[0]["annotator"] == "local:tiny"
     lm.add_lora(r=2)
