@@ -38,7 +38,9 @@ class StudyConfig:
 
     output: str | None = option(None, "Directory of the study; running again goes on where it was.")
     seed: int = option(0, "Seed of the data, the first weights, the candidates and the pairs.")
-    model: str = option(WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file.")
+    model: str | None = option(
+        WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
+    )
     compute: str = option("float32", "Products with frozen weights: float32, int16 or bfloat16.")
     template: str | None = option(None, "Prompt template: paper, tldr, raw, chat, or a text with {instruction}.")
     sft_data: str | None = option(
@@ -90,12 +92,14 @@ class StudyConfig:
                 f"model {self.model!r} and judge {self.judge!r}: the embedded world's judge reads its texts alone; "
                 "give both as 'world', or neither"
             )
+        wanted = {"model": self.model}
         if self.model != WORLD:
-            missing = [name for name in ("test_data", "instructions") if not getattr(self, name)]
-            if "instructions" in missing and self.sft_data:
-                missing.remove("instructions")
-            if missing:
-                raise JpoError(f"{' and '.join(missing)}: missing; a study of {self.model!r} needs a file for each")
+            wanted |= {"test_data": self.test_data, "instructions or sft_data": self.instructions or self.sft_data}
+        if self.judge == "openai":
+            wanted["judge_model"] = self.judge_model
+        missing = [name for name, value in wanted.items() if not value]
+        if missing:
+            raise JpoError(f"missing: {', '.join(missing)}; give each in the YAML file or by --set KEY=VALUE")
 
     def _lists(self) -> None:
         for name in ("methods", "training_seeds", "temperatures"):
@@ -182,7 +186,7 @@ def _converted(value: Any, annotation: str, where: str) -> Any:
         return dict(value or {})
     for name in annotation.split(" | "):
         if isinstance(value, kinds[name]) and not isinstance(value, bool):
-            return float(value) if name == "float" else value
+            return float(str(value)) if name == "float" else value
     raise JpoError(f"{where}: expected {annotation}, got {value!r}")
 
 

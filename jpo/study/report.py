@@ -59,14 +59,26 @@ def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if svg is None else Markup(svg) for name, svg in made.items()}
 
 
-def _versus(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The paired comparisons with the SFT policy and with DPO."""
-    return [row for row in results["comparisons"] if {"sft", "dpo"} & set(row["models"])]
+def _versus(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """[{baseline, rows: [(method, temperature -> comparison)]}]: every method against the SFT policy, and against DPO."""
+    found = []
+    for baseline in ("sft", "dpo"):
+        rows: dict[str, dict[str, Any]] = {}
+        for row in results["comparisons"]:
+            if baseline in row["models"]:
+                other = next(model for model in row["models"] if model != baseline)
+                sign = -1 if row["models"][0] == baseline else 1
+                low, high = sorted((sign * row["low"], sign * row["high"]))
+                cell = {"difference": sign * row["difference"], "low": low, "high": high, "p": row["p"]}
+                rows.setdefault(other, {})[f"{row['temperature']:g}"] = cell
+        if rows:
+            found.append({"baseline": baseline, "rows": rows})
+    return found
 
 
 def _examples(stages: Stages, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The first test items: gold, and what the SFT policy and one run of another method wrote at the middle temperature."""
-    main = [run for run in runs if run.amount == 1 and run.share is None]
+    main = [run for run in runs if run.main]
     shown = [run for run in main if run.method in ("sft", "dpo", "jpo_union") and run.seed == main[0].seed]
     degree = sorted(stages.config.temperatures)[len(stages.config.temperatures) // 2]
     found: dict[str, dict[str, Any]] = {}

@@ -26,6 +26,8 @@ CLAIMS = (
     ("jpo_union", "kto", "JPO on both kinds of feedback improves on KTO"),
 )
 
+MIXED = ("dpo", "jpo_union", "jpo_joint")  # of the mixing study at equal epochs: joint pairs none, some, all
+
 
 def gather(stages: Stages, runs: Sequence[Run], seconds: Mapping[str, float]) -> dict[str, Any]:
     """Everything that the report shows; win_rates[method][training seed][temperature] first.
@@ -34,7 +36,7 @@ def gather(stages: Stages, runs: Sequence[Run], seconds: Mapping[str, float]) ->
     bootstrap paired items; `pooled` compares over all temperatures at once.
     """
     config = stages.config
-    main = [run for run in runs if run.amount == 1 and run.share is None]
+    main = [run for run in runs if run.main]
     rows = verdict_rows(stages, main)
     found = win_rates(rows)
     return {
@@ -178,7 +180,7 @@ def _scaling(stages: Stages, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """method -> share of the feedback -> its point, where smaller amounts were run."""
     wanted = {run.method for run in runs if run.amount < 1}
     found: dict[str, dict[str, Any]] = {}
-    for group in _groups(run for run in runs if run.method in wanted and run.share is None).values():
+    for group in _groups(run for run in runs if run.method in wanted and (run.main or run.amount < 1)).values():
         found.setdefault(group[0].method, {})[f"{group[0].amount:g}"] = _point(stages, group)
     return {method: dict(sorted(points.items(), key=lambda pair: float(pair[0]))) for method, points in found.items()}
 
@@ -190,9 +192,10 @@ def _mixing(stages: Stages, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     if not shares:
         return {}
     epochs: dict[str, Any] = {}
-    for method in ("dpo", "jpo_union", "jpo_joint"):
-        if method in groups:
-            point = _point(stages, groups[method])
+    for method in MIXED:
+        group = groups.get(f"{method}@epochs") or groups.get(method)
+        if group:
+            point = _point(stages, group)
             joint = {"dpo": 0, "jpo_joint": point["pairs"]}.get(method)
             if joint is None:
                 joint = len(read_records(stages.path("pairs", "joint.jsonl")))

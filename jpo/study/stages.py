@@ -17,7 +17,8 @@ from typing import Any
 import jpo
 from jpo.data.batches import permutation
 from jpo.data.readers import read_records, write_records
-from jpo.data.records import instruction_of, items_to_test, plain, sft_examples
+from jpo.data.records import items_to_test, plain, sft_examples
+from jpo.data.report import Report
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
@@ -40,18 +41,27 @@ _WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
 
 @dataclass(frozen=True)
 class Run:
-    """One training (of the policy "sft": none) and its samples. `share`: of the mixing study, joint pairs by all."""
+    """One training (of the policy "sft": none) and its samples. `share`: of the mixing study at equal pairs, joint pairs by
+    all; `epochs`: of the mixing study at equal epochs, where training is otherwise told in steps."""
 
     method: str
     seed: int
     amount: float = 1.0
     share: float | None = None
+    epochs: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether the run belongs to the win-rate table."""
+        return self.amount == 1 and self.share is None and not self.epochs
 
     @property
     def label(self) -> str:
         """The same for all seeds: the model's name in samples and tables."""
         if self.share is not None:
             return f"mix@{self.share:g}"
+        if self.epochs:
+            return f"{self.method}@epochs"
         return self.method if self.amount == 1 else f"{self.method}@{self.amount:g}"
 
     @property
@@ -66,9 +76,10 @@ class Stages:
     def __init__(self, config: StudyConfig, folder: str, inner: Inner):
         self.config, self.folder, self.inner = config, folder, inner
         self._policy: LanguageModel | None = None
+        self._local: Any = None  # the local judge: its model is loaded once
 
     def path(self, *parts: str) -> str:
-        """A file of the study."""
+        """A file or folder of the study."""
         return os.path.join(self.folder, *parts)
 
     @property
@@ -206,8 +217,13 @@ class Stages:
     def _judge(self) -> Any:
         c = self.config
         if c.judge == WORLD:
-            return CallableJudge(world.judge, f"world, tie below {world.TIE:g}")
-        return make_judge(c.judge, base_url=c.base_url, model=c.judge_model, timeout=c.timeout)
+            return CallableJudge(_exact, f"world, tie below {world.TIE:g}")
+        if self._local is not None:
+            return self._local
+        judge = make_judge(c.judge, base_url=c.base_url, model=c.judge_model, timeout=c.timeout)
+        if c.judge == "local":
+            self._local = judge
+        return judge
 
     def _judging(self) -> dict[str, Any]:
         concurrency = _WORLD_CONCURRENCY if self.config.judge == WORLD else self.config.concurrency
@@ -220,7 +236,8 @@ class Stages:
 
     def conditional(self) -> None:
         """feedback/conditional.jsonl: two responses to one instruction, judged."""
-        rows = build.conditional_candidates(self._rows("feedback", "samples.jsonl"), 1, self.config.seed)
+        samples = self._rows("feedback", "samples.jsonl")
+        rows = build.conditional_candidates(samples, 1, self.config.seed, report=Report())
         if not rows:
             raise JpoError("the two samples of every instruction are equal; raise candidate_temperature")
         acquire(rows, self.path("feedback", "conditional.jsonl"), self._judge(), **self._judging())
@@ -228,8 +245,13 @@ class Stages:
     def joint(self) -> None:
         """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged."""
         items = build.items_of(self._rows("feedback", "conditional.jsonl"))
-        labelled = [item for item in items if item.label]
-        most = len(labelled) * (len(labelled) - 2) // 8  # what the rarest kind of the default mix leaves
+        labelled = sum(item.label is not None for item in items)
+        most = labelled * (labelled - 2) // 8  # so many pairs there are even of one kind alone
+        if most < 1:
+            raise JpoError(
+                f"{labelled} labelled responses came out of the conditional feedback, too few for joint candidates; "
+                "raise conditional_size, or look at the judge's verdicts in feedback/conditional.jsonl"
+            )
         count = min(self.config.joint_size, most)
         rows = build.joint_candidates(items, count, self.config.seed, build.parse_mix(self.config.mix))
         acquire(rows, self.path("feedback", "joint.jsonl"), self._judge(), **self._judging())
@@ -241,7 +263,7 @@ class Stages:
     def pairs(self) -> None:
         """pairs/{conditional,joint}.jsonl: the decided verdicts."""
         for kind in ("conditional", "joint"):
-            found = build.preferences_from_feedback(self._rows("feedback", f"{kind}.jsonl"))
+            found = build.preferences_from_feedback(self._rows("feedback", f"{kind}.jsonl"), report=Report())
             if not found:
                 raise DataError(
                     f"{self.path('feedback', kind)}.jsonl: no verdict is decisive; nothing can be trained on"
@@ -264,10 +286,13 @@ class Stages:
         part, final = self.path("runs", f"{run.name}.part"), self.path("runs", run.name)
         lm = self.policy
         lm.remove_adapter()
-        config = self.config.train_options(
-            run.method, seed=run.seed, template=self.template, output=part, save_total_limit=1
-        )
         rows = self.pairs_of(run)
+        decided = {"seed": run.seed, "template": self.template, "output": part, "save_total_limit": 1}
+        if run.epochs:  # as many as the steps take of the conditional pairs
+            told = self.config.train_options(run.method)
+            passes = (told.steps or 1000) * told.batch_size / len(self._rows("pairs", "conditional.jsonl"))
+            decided |= {"steps": None, "epochs": passes}
+        config = self.config.train_options(run.method, **decided)
         trainer = jpo.PreferenceTrainer(lm, rows, config)
         self._train(trainer, part)
         write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(rows)})
@@ -293,6 +318,11 @@ class Stages:
         samples, gold = self.path("samples", f"{run.name}.jsonl"), self.path("data", "test.jsonl")
         judge_generations(samples, gold, self._judge(), part, **self._judging())
         os.replace(part, final)
+
+
+async def _exact(prompt: str) -> str:
+    """The world's judge as a coroutine: too quick to be worth a thread."""
+    return world.judge(prompt)
 
 
 def read_json(path: str) -> Any:

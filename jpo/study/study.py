@@ -21,7 +21,7 @@ from jpo.errors import JpoError
 from jpo.formats.files import write_json, write_text
 from jpo.study.config import FREE, WORLD, StudyConfig
 from jpo.study.display import Display
-from jpo.study.results import gather
+from jpo.study.results import MIXED, gather
 from jpo.study.stages import Run, Stages
 from jpo.train.config import read_yaml
 from jpo.train.progress import hidden_bar
@@ -181,4 +181,6 @@ def planned_runs(config: StudyConfig) -> list[Run]:
         runs += [Run(method, seed, amount) for method in scaling for seed in config.training_seeds]
     for share in config.mixing:
         runs += [Run("jpo_union", seed, share=share) for seed in config.training_seeds]
+    if config.mixing and config.train.get("epochs") is None:
+        runs += [Run(method, seed, epochs=True) for method in MIXED for seed in config.training_seeds]
     return runs

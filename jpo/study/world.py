@@ -133,7 +133,8 @@ def judge(prompt: str) -> str:
 
 def instructions(count: int, seed: int, stream: int, without: Sequence[str] = ()) -> list[str]:
     """`count` different instructions, the families in turn; none of `without`."""
-    dice, seen, found = Dice(seed, stream, 0), set(without), []
+    dice, seen = Dice(seed, stream, 0), set(without)
+    found: list[str] = []
     tried = 0
     while len(found) < count:
         tried += 1
