@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jpo.errors import JpoError
+from jpo.feedback.pairs import parse_mix
 from jpo.study.methods import METHODS
 from jpo.train.config import PreferenceConfig, SFTConfig, option, read_yaml
 
@@ -87,6 +88,7 @@ class StudyConfig:
             if getattr(self, name) < least:
                 raise JpoError(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
         self._lists()
+        parse_mix(self.mix)
         if (self.model == WORLD) != (self.judge == WORLD):
             raise JpoError(
                 f"model {self.model!r} and judge {self.judge!r}: the embedded world's judge reads its texts alone; "
@@ -203,12 +205,17 @@ def preset_text(name: str) -> str:
 def load_config(
     path: str | None = None, preset: str | None = None, assignments: Iterable[str] = (), **flags: Any
 ) -> StudyConfig:
-    """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags."""
+    """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags.
+
+    Without a preset, what a file leaves open on the embedded world is as in the preset demo, whose options suit so small a
+    model; on any other model it is StudyConfig's default."""
     import yaml
 
+    own = read_yaml(path) if path else {}
+    if preset is None and own.get("model", WORLD) == WORLD:
+        preset = "demo"
     values: dict[str, Any] = dict(yaml.safe_load(preset_text(preset))) if preset else {}
-    if path:
-        _merge(values, read_yaml(path))
+    _merge(values, own)
     for text in assignments:
         key, equals, shown = text.partition("=")
         try:
@@ -221,7 +228,7 @@ def load_config(
             value = {part: value}
         _merge(values, {key.split(".")[0]: value})
     values.update({key: value for key, value in flags.items() if value is not None})
-    return StudyConfig.from_dict(values, path or (f"preset {preset}" if preset else "options"))
+    return StudyConfig.from_dict(values, path or f"preset {preset}")
 
 
 def _merge(values: dict[str, Any], above: Mapping[str, Any]) -> None:

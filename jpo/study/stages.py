@@ -166,7 +166,7 @@ class Stages:
         os.rename(part, self.path("base"))
 
     def sft(self) -> None:
-        """policy/: the SFT policy as a whole model; sft/: its run."""
+        """policy/: the SFT policy as a whole model, and sft/: its run."""
         c = self.config
         lm = jpo.load(self.path("base") if c.model == WORLD else c.model, compute=c.compute)
         run, whole = self.path("sft.part"), self.path("policy.part")
@@ -174,6 +174,8 @@ class Stages:
         self._train(jpo.SFTTrainer(lm, self._rows("data", "sft.jsonl"), config), run)
         shutil.rmtree(whole, ignore_errors=True)
         lm.merge(whole)
+        shutil.rmtree(self.path("sft"), ignore_errors=True)
+        os.rename(run, self.path("sft"))
         os.rename(whole, self.path("policy"))
 
     def _train(self, trainer: Any, output: str) -> None:
