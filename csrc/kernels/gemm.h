@@ -6,6 +6,7 @@
  *   float32   (D, panel) float
  *   bfloat16  (ceil(D / 2), panel) pairs of bfloat16, the earlier depth in the lower half
  *   int16     per block of 32 along the depth: (16, panel) pairs of int16, then (panel) float scales; value = scale * q
+ * (AVX2: the same as two halves of 16 columns, one after the other).
  * Numerical contract. float32 and bfloat16: products summed in float32 along the depth in ascending order (bfloat16: in
  * pairs), the sum of one range added to the output once. int16: |q| <= 8191 on both sides, so that a block's
  * sum, at most 32 * 8191^2 = 2146959392 < 2^31, is exact in an int32; blocks are then summed in float32, ascending, each

@@ -17,7 +17,7 @@ static const jpo_gemm_table *native_table(jpo_compute compute) {
     if (cpu->chosen == JPO_ISA_AVX512 && (compute != JPO_COMPUTE_INT16 || cpu->avx512_vnni) &&
         (compute != JPO_COMPUTE_BFLOAT16 || cpu->avx512_bf16))
         return &jpo_gemm_avx512;
-    if (compute == JPO_COMPUTE_INT16 && cpu->avx2 && cpu->chosen != JPO_ISA_GENERIC) return &jpo_gemm_avx2;
+    if (compute != JPO_COMPUTE_BFLOAT16 && cpu->avx2 && cpu->chosen != JPO_ISA_GENERIC) return &jpo_gemm_avx2;
 #endif
     (void)compute;
     return NULL;
