@@ -145,4 +145,5 @@ def main() -> None:
     store.drop()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,7 @@ CASES = [
          kind="seconds"),
     Case("start-load", "start: load", "s", lambda c: work.start(c, True), (at_most("seconds", "figure", 1.0),),
          kind="seconds"),
-    Case("accuracy", "error of D over 32 pairs and of gradients, against jpo's float32", "mean |error of D|",
+    Case("accuracy", "error of D over 32 pairs and of gradients, against jpo's float32", "mean absolute error of D",
          work.accuracy, (
              at_most("mean error of D", "figure", 0.02, "jpo, int16"),
              at_most("of autocast's", "error_ratio", 1 / 15, "jpo, int16", "torch, bfloat16 autocast"),

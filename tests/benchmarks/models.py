@@ -37,7 +37,7 @@ def gguf_path(model: str) -> str | None:
 def sample_pairs(lm: Any, posts: str, count: int) -> list[dict[str, str]]:
     """`count` pairs of the model's own responses to posts of at most 384 tokens of prompt."""
     template = Template.named("tldr")
-    instructions = [str(record.values["instruction"]) for record in read_records(posts)]
+    instructions = [str(record["instruction"]) for record in read_records(posts)]
     fitting = [text for text in instructions if len(lm.tokenizer.encode(template.prompt_text(text))) <= 384][:count]
     if len(fitting) < count:
         raise SystemExit(f"{posts}: {len(fitting)} posts of at most 384 tokens, {count} are needed")

@@ -55,9 +55,10 @@ class Process:
         name = re.sub(r"\W+", "-", f"{work_file.stem}-{entry.label}")
         self._log = open(settings.folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115 (closed in stop)
         run = entry.contestant.run
+        module = "tests." + run.__module__.removeprefix("tests.")  # pytest imports it without the prefix
+        options = json.dumps(dict(entry.variant.options))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.turns", run.__module__, run.__name__, str(work_file)]
-            + [json.dumps(dict(entry.variant.options))],
+            [sys.executable, "-m", "tests.benchmarks.turns", module, run.__name__, str(work_file), options],
             cwd=ROOT,
             env=child_environment(entry.variant.allocator),
             stdin=subprocess.PIPE,
@@ -176,6 +177,7 @@ def _run_wave(group: list[Entry], wave: int, work_file: Path, settings: Settings
         for process in processes:
             process.hear()
         allowed = {id(process): _warm_up(process, settings) if warm else 1 for process in processes}
+        allowed[id(processes[0])] = settings.rounds  # the yardstick, as long as anybody runs
         for number in range(1, settings.rounds + 1):
             for process in processes:
                 if number > allowed[id(process)]:

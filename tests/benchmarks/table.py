@@ -38,18 +38,18 @@ def machine_lines(machine: dict[str, Any], versions: dict[str, str]) -> list[str
 
 def case_lines(result: dict[str, Any]) -> list[str]:
     """One case: figure, ratio, memory, share of the limit."""
-    head = [result["unit"], "", "jpo is x times", "peak GB", "% of limit", "turns"]
-    body = []
+    head = [f"{result['name']}, {result['unit']}", "figure", "jpo is x times", "peak GB", "% of limit", "turns"]
+    body, notes = [], []
     for row in result["rows"]:
-        if "figure" not in row:
-            body.append([row["label"], "", "", "", "", row["note"] or "no turn"])
-            continue
         share = f"{100 * row['share']:.0f}" if row.get("share") is not None else ""
-        cells = [row["label"], number(row["figure"]), number(row.get("ratio")), number(row["peak_gb"]), share]
-        body.append([*cells, str(row["n"]) + (f" ({row['note']})" if row["note"] else "")])
-    title = f"### {result['title']} ({result['name']})"
-    yardstick = f"{result['yardstick']}: {result['yardstick_text']}" if result["yardstick_text"] else ""
-    return [title, yardstick, "", *_markdown(head, body)] if body else [title, yardstick]
+        figure, ratio, peak = (number(row.get(name)) for name in ("figure", "ratio", "peak_gb"))
+        body.append([row["label"], figure or "left out", ratio, peak, share, str(row["n"])])
+        if row["note"]:
+            notes.append(f"- {row['label']}: {row['note']}")
+    lines = [f"### {result['title']}", ""]
+    if result["yardstick_text"]:
+        lines += [f"{result['yardstick']}: {result['yardstick_text']}", ""]
+    return [*lines, *_markdown(head, body), "", *notes]
 
 
 def goal_lines(results: list[dict[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from . import Variant, contestant
+from . import LeftOut, Variant, contestant
 from .jpo_preference import COMPUTES, load
 
 
@@ -51,6 +51,8 @@ def jpo_generate(work: Any, turns: Any, n: int = 0, **how: Any) -> None:
             max_new_tokens=work["new_tokens"],
             on_token=lambda prompt, sample, token: times.append(time.perf_counter()),
         )
+        if len(times) == streams:
+            raise LeftOut("every stream ended at its first token; another model or prompt is needed")
         return {"seconds": times[-1] - times[streams - 1], "units": len(times) - streams}
 
     turns.loop(repetition)

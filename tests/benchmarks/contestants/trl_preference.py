@@ -12,7 +12,7 @@ from . import Variant, contestant
     "TRL",
     enters=("preference-8", "preference-4", "long-prompts", "joint-reuse"),
     needs=("trl", "torch", "transformers", "peft", "datasets", "accelerate"),
-    gigabytes=16,
+    gigabytes=19,
     variants=(
         Variant("as installed", {"defaults": True}, only=("preference-8",)),
         Variant("float32", only=("preference-8", "long-prompts", "joint-reuse")),
