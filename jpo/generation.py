@@ -16,6 +16,7 @@ import numpy as np
 from jpo.errors import JpoError
 
 _STREAMS = 32  # decoded side by side
+_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class _Batch:
         self.streams = []
         for prompt, sample in work:
             generator = np.random.Generator(
-                np.random.Philox(key=[seed & (2**64 - 1), (numbers[prompt] << 20) + sample])
+                np.random.Philox(
+                    key=np.array([seed & _MASK, ((numbers[prompt] << 20) + sample) & _MASK], dtype=np.uint64)
+                )
             )
             self.streams.append(_Stream(prompt, sample, generator, places[prompt], rows))
             rows += min(new_tokens, longest - len(encoded[prompt]))

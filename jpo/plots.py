@@ -1,4 +1,4 @@
-"""Figures of a training run, in colours that the colour-blind can tell apart and that print well. Needs matplotlib."""
+"""Figures of training runs and of the interplay of feedback, in colours that the colour-blind can tell apart and that print well. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -67,6 +67,45 @@ def history(
         if len(keys) > 1:
             axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def interplay(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> Any:
+    """The paper's figures 2 and 3: decisive shares of equal labels, and who wins where labels differ, with intervals.
+
+    result: what jpo.feedback.interplay.interplay returns (or `jpo interplay --json` wrote); several annotators stand side
+    by side. path: where to save. Returns matplotlib's Figure; DataError where no share is known.
+    """
+    sources = result.get("annotators") or {"": result}
+    panels = (
+        ("decisive", ("chosen_chosen_decisive", "rejected_rejected_decisive", "pooled_decisive")),
+        ("chosen against rejected", ("chosen_over_rejected", "rejected_over_chosen", "chosen_rejected_indecisive")),
+    )
+    if all(source[key]["share"] is None for source in sources.values() for _, keys in panels for key in keys):
+        raise DataError("interplay: no joint verdict between labelled items, so there is nothing to draw")
+    figure, axes = _pyplot().subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for axis, (title, keys) in zip(axes, panels, strict=True):
+        for number, (name, source) in enumerate(sources.items()):
+            shift = 0.7 * ((number + 0.5) / len(sources) - 0.5)
+            for place, key in enumerate(keys):
+                value = source[key]
+                if value["share"] is not None:
+                    colour = COLOURS[number % len(COLOURS)]
+                    label = name or None if place == 0 else None
+                    axis.plot([place + shift] * 2, [value["low"], value["high"]], color=colour)
+                    marker = "osD^v<"[number % 6]
+                    axis.plot(place + shift, value["share"], marker, color=colour, label=label)
+        counts = [sum(source[key]["n"] for source in sources.values()) for key in keys]
+        names = [key.replace("_decisive", "").replace("_", "\n") for key in keys]
+        axis.set_xticks(range(len(keys)), [f"{name}\nn = {n}" for name, n in zip(names, counts, strict=True)])
+        axis.set_ylim(0, 1)
+        axis.set_title(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share of joint verdicts, 95 % interval")
+    if len(sources) > 1:
+        axes[1].legend(frameon=False, fontsize=8)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

@@ -1,24 +1,120 @@
-"""jpo evaluate: win-rates from a verdict cache."""
+"""jpo evaluate: win-rates, from verdict caches, from generations that a judge compares with gold, from AlpacaEval 2."""
 
 from __future__ import annotations
 
 import itertools
 import json as json_
-from typing import Annotated, Optional
+import os
+from typing import Annotated, Any, Optional
 
 import typer
+
+from jpo.cli import judge_options as flags
 
 
 def evaluate(
     verdicts: Annotated[
-        str, typer.Option("--verdicts", help="Verdict cache: {model: {item: model|gold|equal}} as JSON.")
-    ],
+        Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        typer.Option("--verdicts", help="Verdict cache: {model: {item: model|gold|equal}} as JSON."),
+    ] = None,
+    generations: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--generations", help="Outputs of jpo generate, for --judge or --alpaca-eval-output; may repeat."),
+    ] = None,
+    gold: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--gold", help="Test records {instruction, gold_response, id?}; joined by id and instruction."),
+    ] = None,
+    judge: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--judge", help="openai, local or module:function; asked about each output in both orders."),
+    ] = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--output", help="Judged outputs, JSONL; run again to go on. (default: GENERATIONS.judged.jsonl)"),
+    ] = None,
+    judged: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--judged", help="Judged outputs of earlier runs, instead of asking; may repeat."),
+    ] = None,
+    alpaca_eval_output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--alpaca-eval-output", help="Write --generations here as AlpacaEval's model_outputs."),
+    ] = None,
+    alpaca_eval_annotations: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--alpaca-eval-annotations", help="AlpacaEval's annotations.json, to score."),
+    ] = None,
+    base_url: flags.BaseUrl = None,
+    model: flags.JudgeModel = None,
+    concurrency: flags.Concurrency = None,
+    timeout: flags.Timeout = 60.0,
+    total_timeout: flags.TotalTimeout = None,
+    max_attempts: flags.MaxAttempts = 3,
+    journal: flags.JournalFile = None,
+    retry_failed: flags.RetryFailed = False,
     json: Annotated[Optional[str], typer.Option("--json", help="Also write unrounded figures here.")] = None,  # noqa: UP045
 ) -> None:
-    """Print wins, losses, ties and win-rates against gold, (win + tie / 2) / total; compare models on the items they share."""
+    """Win-rates against gold responses, (win + tie / 2) / total, with intervals and paired comparisons.
+
+    One of --verdicts (a cache to score), --generations with --gold and --judge, --judged, or --alpaca-eval-annotations.
+    Generations give a row for each model and temperature: the mean over training seeds (jpo generate --name groups the
+    adapters of one method) and Student's interval, the interval over items, the length-controlled win-rate, the share
+    longer than gold. AlpacaEval: jpo evaluate --generations g.jsonl --alpaca-eval-output outputs.json, then
+    alpaca_eval --model_outputs outputs.json, then --alpaca-eval-annotations.
+    """
+    from jpo.errors import JpoError
+
+    given = [
+        name
+        for name, value in (
+            ("--verdicts", verdicts),
+            ("--generations", generations),
+            ("--judged", judged),
+            ("--alpaca-eval-annotations", alpaca_eval_annotations),
+        )
+        if value
+    ]
+    if len(given) != 1:
+        what = f"got {' and '.join(given)}" if given else "got none"
+        raise JpoError(f"one of --verdicts, --generations, --judged, --alpaca-eval-annotations is needed, {what}")
+    if verdicts:
+        figures = _verdicts(verdicts)
+    elif alpaca_eval_annotations:
+        figures = _annotations(alpaca_eval_annotations)
+    elif judged:
+        figures = _table_of(judged)
+    elif alpaca_eval_output:
+        _alpaca_eval(generations or [], alpaca_eval_output)
+        return
+    else:
+        if not gold or not judge:
+            raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
+        from jpo.cli.progress import bar
+        from jpo.evaluate.judging import judge_generations
+
+        asked = flags.checked_judge(judge, base_url, model, timeout, total_timeout)
+        files = generations or []
+        path = output or f"{os.path.splitext(files[0])[0]}.judged.jsonl"
+        options: dict[str, Any] = {
+            "journal": journal,
+            "concurrency": flags.slots(judge, concurrency),
+            "max_attempts": max_attempts,
+        }
+        options |= {"retry_failed": retry_failed, "total_timeout": total_timeout}
+        with bar("judged") as progress:
+            rows, summary, missing = judge_generations(files, gold, asked, path, progress=progress, **options)
+        typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")
+        figures = _table(rows) | {"missing": missing, "annotator": asked.name}
+    if json:
+        with open(json, "w", encoding="utf-8") as file:
+            json_.dump(figures, file, indent=1)
+
+
+def _verdicts(path: str) -> dict[str, Any]:
     from jpo.evaluate import bootstrap_difference, read_verdicts
 
-    found = read_verdicts(verdicts)
+    found = read_verdicts(path)
     results = {model: rate.to_dict() for model, rate in found.items()}
     for model, row in results.items():
         typer.echo(
@@ -37,9 +133,51 @@ def evaluate(
                 f"{a} - {b}: {100 * row['difference']:+.1f} points on {row['n']} shared items "
                 f"(95 %: {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
             )
-    if json:
-        with open(json, "w", encoding="utf-8") as file:
-            json_.dump({"win_rates": results, "comparisons": comparisons}, file, indent=1)
+    return {"win_rates": results, "comparisons": comparisons}
+
+
+def _table_of(files: list[str]) -> dict[str, Any]:
+    from jpo.data import read_records
+    from jpo.errors import DataError
+
+    rows = read_records(files)
+    for row in rows:
+        missing = [
+            key for key in ("id", "model", "temperature", "response_0", "response_1", "feedback") if key not in row
+        ]
+        if missing:
+            raise DataError(f"{row.where}: no judged output of jpo evaluate: the key {missing[0]} is missing")
+    return _table(rows)
+
+
+def _table(rows: Any) -> dict[str, Any]:
+    from jpo.evaluate.winrate import format_table, win_rates
+
+    table = win_rates(rows)
+    typer.echo(format_table(table))
+    return table
+
+
+def _annotations(path: str) -> dict[str, Any]:
+    from jpo.evaluate.alpaca_eval import read_annotations
+
+    found = read_annotations(path)
+    for model, row in found.items():
+        rates = {"win-rate": row["win_rate"], "length-controlled": row["length_controlled"]["win_rate"]}
+        shown = ", ".join(f"{name} {'-' if rate is None else f'{100 * rate:.1f} %'}" for name, rate in rates.items())
+        typer.echo(
+            f"{model}: wins {row['wins']}, losses {row['losses']}, draws {row['draws']}, {shown}, failed {row['failed']}, "
+            f"mean length {row['average_length']:.0f}"
+        )
+    return {"alpaca_eval": found}
+
+
+def _alpaca_eval(generations: list[str], path: str) -> None:
+    from jpo.data import read_records
+    from jpo.evaluate.alpaca_eval import write_alpaca_eval_outputs
+
+    count = write_alpaca_eval_outputs(path, read_records(generations))
+    typer.echo(f"{count} outputs written to {path}: alpaca_eval --model_outputs {path}")
 
 
 def register(app: typer.Typer) -> None:

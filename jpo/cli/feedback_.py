@@ -2,52 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from types import SimpleNamespace
+from typing import Annotated, Any, Optional
 
 import typer
 
+from jpo.cli import judge_options as flags
+
 
 def feedback(
-    input: Annotated[str, typer.Option("--input", help="Candidates, conditional or joint.")],
-    output: Annotated[str, typer.Option("--output", help="JSONL file; running again goes on where it was.")],
+    input: Annotated[str, typer.Option("--input", help="Candidates, conditional or joint (.jsonl, .json, .parquet).")],
+    output: Annotated[str, typer.Option("--output", help="JSONL file; run again to go on where it was.")],
     judge: Annotated[str, typer.Option("--judge", help="openai, local or module:function.")],
-    base_url: Annotated[
-        str | None, typer.Option("--base-url", help="openai: the server, e.g. http://localhost:8000/v1.")
-    ] = None,  # noqa: UP045
-    model: Annotated[
-        str | None, typer.Option("--model", help="openai: the model's name; local: the model to load.")
-    ] = None,  # noqa: UP045
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests at once.")] = 8,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one request, its body included.")] = 60.0,
-    total_timeout: Annotated[Optional[float], typer.Option("--total-timeout", help="Seconds for the run.")] = None,  # noqa: UP045
-    max_attempts: Annotated[int, typer.Option("--max-attempts", help="Attempts for each question.")] = 3,
-    journal: Annotated[
-        str | None, typer.Option("--journal", help="SQLite file of verdicts. [default: OUTPUT.journal.sqlite]")
-    ] = None,  # noqa: UP045
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed questions again.")] = False,
+    base_url: flags.BaseUrl = None,
+    model: flags.JudgeModel = None,
+    concurrency: flags.Concurrency = None,
+    timeout: flags.Timeout = 60.0,
+    total_timeout: flags.TotalTimeout = None,
+    max_attempts: flags.MaxAttempts = 3,
+    journal: flags.JournalFile = None,
+    retry_failed: flags.RetryFailed = False,
+    prompt_price: Annotated[
+        Optional[float],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        typer.Option("--prompt-price", help="Price of a million prompt tokens, to print the cost."),
+    ] = None,
+    completion_price: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--completion-price", help="Price of a million completion tokens."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the questions and what the journal knows of them; ask nothing.")
+    ] = False,
 ) -> None:
     """Ask a judge which side is better, twice with the order swapped; adds feedback: 0, 1, 2 (equal) or null (failed).
 
-    The key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY.
-    """
-    from jpo.errors import JpoError
-    from jpo.feedback.acquire import acquire
-    from jpo.feedback.judges import make_judge
+    Conditional candidates are {instruction, response_0, response_1}; joint ones {instruction_0, response_0, instruction_1,
+    response_1}, with label_0 and label_1 travelling along like every other key. The same side in both orders gives 0 or
+    1; anything else that parses gives 2. A reply must be exactly A, B or tie; what is not, and every fault of the
+    network, is one attempt. The key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY.
 
-    for name, value in (("--timeout", timeout), ("--total-timeout", total_timeout)):
-        if value is not None and not value > 0:
-            raise JpoError(f"{name}: expected a positive number of seconds, got {value}")
-    summary = acquire(
-        input,
-        output,
-        make_judge(judge, base_url=base_url, model=model, timeout=timeout),
-        journal=journal,
-        concurrency=concurrency,
-        max_attempts=max_attempts,
-        retry_failed=retry_failed,
-        total_timeout=total_timeout,
+    jpo feedback --input candidates.jsonl --output feedback.jsonl --judge openai --model NAME --base-url URL
+
+    jpo feedback --input candidates.jsonl --output feedback.jsonl --judge local --model smollm2-135m
+
+    jpo feedback --input candidates.jsonl --output feedback.jsonl --judge my_module:my_function
+
+    A function gets the prompt's text and returns "A", "B" or "tie"; a plain one is called in one thread, a coroutine side
+    by side.
+    """
+    from jpo.cli.progress import bar
+    from jpo.feedback.acquire import acquire, plan
+
+    if dry_run:
+        typer.echo(f"{plan(input, output, _named(judge, base_url, model), journal=journal, max_attempts=max_attempts)}")
+        return
+    asked = flags.checked_judge(judge, base_url, model, timeout, total_timeout)
+    with bar("judged") as progress:
+        summary = acquire(
+            input,
+            output,
+            asked,
+            journal=journal,
+            concurrency=flags.slots(judge, concurrency),
+            max_attempts=max_attempts,
+            retry_failed=retry_failed,
+            total_timeout=total_timeout,
+            progress=progress,
+        )
+    cost = ""
+    if prompt_price is not None or completion_price is not None:
+        cost = f"; cost {summary.cost(prompt_price or 0.0, completion_price or 0.0):.4f}"
+    typer.echo(f"{summary}{cost}; written to {output}")
+
+
+def _named(spec: str, base_url: str | None, model: str | None) -> Any:
+    """What a dry run needs of a judge; no key, no server."""
+    from jpo.feedback.judges import make_judge, server_name
+
+    return (
+        SimpleNamespace(name=server_name(base_url, model))
+        if spec == "openai" and model
+        else make_judge(spec, model=model)
     )
-    typer.echo(f"{summary}; written to {output}")
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Annotated, Any, Optional
@@ -9,129 +10,117 @@ from typing import Annotated, Any, Optional
 import typer
 
 
-def _done(path: str) -> tuple[list[str], set[tuple[str, float, int, int]]]:
-    """Whole lines of an interrupted run, and what they cover."""
-    lines: list[str] = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    json.loads(line)
-                except ValueError:
-                    break
-                lines.append(line if line.endswith("\n") else line + "\n")
-    rows = [json.loads(line) for line in lines]
-    return lines, {(str(row["id"]), row["temperature"], row["seed"], row["sample"]) for row in rows}
+def _records(input: str | None, prompt: list[str] | None, limit: int | None) -> list[dict[str, Any]]:
+    from jpo.data import read_records
+    from jpo.errors import JpoError
 
-
-def _adapter(lm: Any, folder: str | None) -> dict[str, Any]:
-    return dict(lm.load_adapter(folder)) if folder else {}
-
-
-def _encoder(lm: Any, own: dict[str, Any], template: str | None) -> Any:
-    from jpo.data import Encoder, Template
-    from jpo.train.preference import make_template
-
-    chosen = (
-        make_template(template, lm.tokenizer)
-        if template
-        else Template.from_dict(own["template"])
-        if "template" in own
-        else Template()
-    )
-    limit = int(lm.config["max_position_embeddings"])
-    longest = min(int(own.get("max_length", 1024)), limit)
-    return Encoder(
-        lm.tokenizer,
-        chosen,
-        longest,
-        min(int(own.get("max_prompt_length", 512)), longest - 1),
-        own.get("truncation", "keep_start"),
-    )
+    if (input is None) == (prompt is None):
+        raise JpoError("give either --input FILE or --prompt TEXT")
+    if limit is not None and limit < 1:
+        raise JpoError(f"--limit: expected a positive whole number, got {limit}")
+    if prompt is not None:
+        return [{"id": place, "instruction": text} for place, text in enumerate(prompt)][:limit]
+    return read_records(input)[:limit]  # type: ignore[return-value]
 
 
 def generate(
     model: Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")],
     input: Annotated[
-        str | None, typer.Option("--input", help="File of records with an instruction (and an id).")
-    ] = None,  # noqa: UP045
+        Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        typer.Option("--input", help="Records with an instruction (or prompt); id or instruction_id names them."),
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="An instruction (may repeat), instead of --input.")
-    ] = None,  # noqa: UP045
-    output: Annotated[Optional[str], typer.Option("--output", help="JSONL file; goes on where it stopped.")] = None,  # noqa: UP045
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--prompt", help="An instruction (may repeat), instead of --input."),
+    ] = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--output", help="JSONL file; run again to go on where it stopped. (default: standard output)"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Sample anew, whatever --output holds.")] = False,
     adapter: Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")] = None,  # noqa: UP045
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--name", help="Written as model; jpo evaluate groups by it. (default: the adapter's folder)"),
+    ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="paper, tldr, raw, chat, or a text with {instruction}.")
-    ] = None,  # noqa: UP045
-    n: Annotated[int, typer.Option("--n", help="Samples of each instruction.")] = 1,
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--template",
+            help="paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else paper)",
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Samples of each instruction, temperature and seed.")] = 1,
     temperature: Annotated[
-        list[float] | None, typer.Option("--temperature", help="May repeat; 0 is greedy. [default: 1.0]")
-    ] = None,  # noqa: UP045
-    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="0: no cut.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 400,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+        Optional[list[float]],  # noqa: UP045
+        typer.Option("--temperature", help="May repeat; 0 is greedy. (default: 1.0)"),
+    ] = None,
+    top_p: Annotated[float, typer.Option("--top-p", help="Cut to the likeliest tokens of this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Cut to this many tokens; 0: no cut. The paper: 50.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="A sample's length at most.")] = 400,
+    seed: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option("--seed", help="May repeat. (default: 0)"),
+    ] = None,
     stop: Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")] = None,  # noqa: UP045
-    compute: Annotated[str, typer.Option("--compute")] = "float32",
+    compute: Annotated[str, typer.Option("--compute", help="float32, int16 or bfloat16.")] = "float32",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
 ) -> None:
-    """Sample responses: records {id, instruction, output, temperature, seed, sample, model}, one line each."""
+    """Sample responses: records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
+
+    A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must come
+    from the same model, settings and instructions; anything else is refused.
+
+    jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5 --temperature
+    1.0 --top-k 50 --output generations.jsonl
+    """
+    from jpo.evaluate.items import items_of
+    from jpo.evaluate.sampling import Sampling, remaining
+
+    records = _records(input, prompt, limit)
+    settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or ())
+    if dry_run:
+        total = len(settings.temperatures) * len(settings.seeds) * n * len(items_of(records, input or "--prompt"))
+        left = total if output is None or overwrite else remaining(output, total)
+        typer.echo(
+            f"{len(records)} instructions x {len(settings.temperatures)} temperatures x {len(settings.seeds)} seeds x "
+            f"{n} samples = {total} samples of at most {max_new_tokens} tokens; {left} of them to draw"
+        )
+        return
+    if overwrite and output and os.path.exists(output):
+        os.remove(output)
+    _sample(model, compute, adapter, name, template, records, settings, output)
+
+
+def _sample(
+    model: str,
+    compute: str,
+    adapter: str | None,
+    name: str | None,
+    template: str | None,
+    records: list[dict[str, Any]],
+    settings: Any,
+    output: str | None,
+) -> None:
     import jpo
-    from jpo.data import read_records
-    from jpo.errors import JpoError
+    from jpo.cli.progress import bar
+    from jpo.evaluate.sampling import encoder_of, iter_samples
 
-    if (input is None) == (prompt is None):
-        raise JpoError("give either --input or --prompt")
-    records: list[dict[str, Any]] = (
-        [dict(r) for r in read_records(input)] if input else [{"instruction": p} for p in prompt or []]
-    )
-    for place, record in enumerate(records):
-        if not isinstance(record.get("instruction"), str):
-            raise JpoError(f"{input}: record {place + 1} has no text under the key instruction")
-        record.setdefault("id", record.get("instruction_id", place))
-    identities = [str(record["id"]) for record in records]
-    if len(set(identities)) != len(identities):
-        raise JpoError(f"{input}: ids repeat; every record needs its own id")
-    records = records[:limit]
     lm = jpo.load(model, compute=compute)
-    encoder = _encoder(lm, _adapter(lm, adapter), template)
-    lines, done = _done(output) if output else ([], set())
-    name = os.path.basename(os.path.normpath(adapter)) if adapter else lm.source
-    from jpo.cli.writing import open_append
-
-    with open_append(output, lines) as write:
-        for degree in temperature or [1.0]:
-            for place, record in enumerate(records):
-                if all((str(record["id"]), degree, seed, sample) in done for sample in range(n)):
-                    continue
-                samples = lm.generate(
-                    [encoder.prompt_text(record["instruction"])],
-                    n=n,
-                    temperature=degree,
-                    top_p=top_p,
-                    top_k=top_k,
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                    stop=stop or (),
-                    ids=[place],
-                )[0]
-                for sample, completion in enumerate(samples):
-                    if (str(record["id"]), degree, seed, sample) not in done:
-                        row = {
-                            "id": record["id"],
-                            "instruction": record["instruction"],
-                            "output": completion.text.strip(),
-                        }
-                        write(
-                            row
-                            | {
-                                "temperature": degree,
-                                "seed": seed,
-                                "sample": sample,
-                                "model": name,
-                                "finish_reason": completion.finish_reason,
-                            }
-                        )
+    own = lm.load_adapter(adapter) if adapter else {}
+    training = own.get("training") or {}
+    extra = {"training_seed": training["seed"]} if "seed" in training else {}
+    name = name or (os.path.basename(os.path.normpath(adapter)) if adapter else None)
+    options: dict[str, Any] = {"encoder": encoder_of(lm, own, template), "output": output, "model": name}
+    with bar("samples") if output else contextlib.nullcontext() as progress:
+        count = 0
+        for row in iter_samples(lm, records, settings, **options, extra=extra, progress=progress):
+            count += 1
+            if output is None:
+                typer.echo(json.dumps(row, ensure_ascii=False))
+    if output is not None:
+        typer.echo(f"{count} samples in {output}")
 
 
 def register(app: typer.Typer) -> None:

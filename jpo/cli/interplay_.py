@@ -1,4 +1,4 @@
-"""jpo interplay: how conditional labels and joint verdicts go together."""
+"""jpo interplay: how conditional labels and joint verdicts go together, and how far annotators agree."""
 
 from __future__ import annotations
 
@@ -8,32 +8,42 @@ from typing import Annotated, Any, Optional
 import typer
 
 
-def _draw(result: dict[str, Any], path: str) -> None:
-    from jpo.plots import COLOURS, _pyplot
-
-    rows = [(key, value) for key, value in result.items() if isinstance(value, dict) and value.get("share") is not None]
-    figure, axis = _pyplot().subplots(figsize=(6, 0.5 * len(rows) + 1), layout="constrained")
-    for place, (_, value) in enumerate(rows):
-        axis.plot([value["low"], value["high"]], [place, place], color=COLOURS[0])
-        axis.plot(value["share"], place, "o", color=COLOURS[0])
-    axis.set_yticks(range(len(rows)), [f"{key.replace('_', ' ')} (n = {value['n']})" for key, value in rows])
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("share of joint verdicts, 95 % interval")
-    axis.invert_yaxis()
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
 def interplay(
-    input: Annotated[str, typer.Option("--input", help="Joint feedback: label_0, label_1, feedback.")],
-    json: Annotated[Optional[str], typer.Option("--json", help="Write the shares, unrounded, here.")] = None,  # noqa: UP045
+    input: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="Feedback; may repeat: joint (label_0, label_1, feedback), and conditional beside it."
+        ),
+    ],
+    human: Annotated[
+        Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        typer.Option("--human", help="An annotator who is a human; may repeat. (default: names that begin with human)"),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="Compare log-likelihoods under this model where verdicts disagree."),
+    ] = None,
+    adapter: Annotated[Optional[str], typer.Option("--adapter", help="The model's adapter, with its template.")] = None,  # noqa: UP045
+    json: Annotated[Optional[str], typer.Option("--json", help="Write the figures, unrounded, here.")] = None,  # noqa: UP045
     plot: Annotated[Optional[str], typer.Option("--plot", help="Draw the shares with their intervals here.")] = None,  # noqa: UP045
 ) -> None:
-    """Shares of joint verdicts by the conditional labels of their items (the paper's figures 2 and 3)."""
+    """Shares of joint verdicts by the conditional labels of their items (the paper's figures 2 and 3).
+
+    decisive: how often one side is preferred where both items are chosen (or both rejected); chosen over rejected, the
+    reverse, and neither, where labels differ. An item's label counts, never its position. Then what goes with
+    disagreement (differences chosen - rejected of lengths, of how the instruction fares elsewhere, of log-likelihoods),
+    and the agreement of annotators who judged the same content, conditional and joint apart, in percent and as
+    Krippendorff's alpha. A record's kind of annotator: the key annotator_kind, --human, or its name.
+
+    jpo interplay --input joint_feedback.jsonl --input human_feedback.jsonl --human alice --json out.json --plot out.png
+    """
     from jpo.data import read_records
+    from jpo.feedback.interplay import disagreements, format_disagreements
     from jpo.feedback.interplay import interplay as measure
 
-    result = measure(read_records(input))
+    records = read_records(input)
+    joint = [record for record in records if "instruction" not in record]
+    result = measure(joint)
     for key, value in result.items():
         if isinstance(value, dict) and "share" in value:
             shown = (
@@ -43,11 +53,54 @@ def interplay(
             )
             typer.echo(f"{key}: {shown}, n = {value['n']}")
     typer.echo(f"verdicts: {result['verdicts']}; without verdict or labels: {result['skipped']}")
+    whole = [record for record in joint if "instruction_0" in record]  # labels and verdicts alone are enough for shares
+    result["disagreements"] = disagreements(whole, _likelihood(model, adapter))
+    if whole and result["disagreements"]["n"]:
+        typer.echo(format_disagreements(result["disagreements"]))
+    agreed = _agreement([record for record in records if "instruction" in record or "instruction_0" in record], human)
+    if agreed is not None:
+        result["agreement"] = agreed
     if json:
         with open(json, "w", encoding="utf-8") as file:
             json_.dump(result, file, indent=1)
     if plot:
-        _draw(result, plot)
+        from jpo import plots
+
+        plots.interplay(result, plot)
+
+
+def _likelihood(model: str | None, adapter: str | None) -> Any:
+    if model is None:
+        return None
+    import jpo
+    from jpo.evaluate.sampling import encoder_of
+    from jpo.feedback.interplay import likelihood_of
+
+    lm = jpo.load(model)
+    own = lm.load_adapter(adapter) if adapter else None
+    return likelihood_of(lm, encoder_of(lm, own))
+
+
+def _agreement(records: Any, human: list[str] | None) -> dict[str, Any] | None:
+    """Printed and returned; None where there is one annotator, or the package that it needs is missing (said)."""
+    from jpo.errors import JpoError, MissingExtra
+    from jpo.feedback.agreement import agreement, format_agreement
+
+    names = {str(record.get("annotator") or "unnamed") for record in records}
+    unknown = set(human or ()) - names
+    if unknown:
+        raise JpoError(
+            f"--human {sorted(unknown)[0]}: no record has this annotator; there are {', '.join(sorted(names))}"
+        )
+    if len(names) < 2:
+        return None
+    try:
+        found = agreement(records, human or ())
+    except MissingExtra as error:
+        typer.echo(f"not measured: {error}")
+        return None
+    typer.echo(format_agreement(found) or "agreement: no two annotators judged the same content")
+    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -64,6 +64,22 @@ class Order:
         return [int(index) for index in self._permutation[first : first + self.batch_size]]
 
 
+class GroupedOrder:
+    """As Order, over groups of records that stay in one step together (iopo's); `groups` holds each one's indices.
+
+    A step takes as many groups as fit into `batch_size` records on average, at least one."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, seed: int):
+        self.groups = [list(group) for group in groups]
+        records = sum(map(len, self.groups))
+        self._order = Order(len(self.groups), max(1, round(batch_size * len(self.groups) / max(1, records))), seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the records of optimizer step `step`, from 0."""
+        return [index for place in self._order.batch(step) for index in self.groups[place]]
+
+
 class _Bin:
     """Records that share one forest: equal prompts stand there once, and so do equal (prompt, response)."""
 

@@ -327,6 +327,15 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
     return _shortest(turns, "assistant" if answer else "user")
 
 
+def instruction_of(record: Mapping[str, Any], where: str) -> Text:
+    """What is to be answered: the text or conversation under `instruction`, or TRL's `prompt`. DataError without one."""
+    key = "prompt" if "prompt" in record and "instruction" not in record else "instruction"
+    try:
+        return _text(record, key, where)
+    except _Drop as reason:
+        raise DataError(f"{where}: {reason}: there is nothing to answer") from None
+
+
 def _four(record: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Text, Text, Text, Text]:
     first, second, third, fourth = (_text(record, key, where) for key in names)
     return first, second, third, fourth

@@ -1,6 +1,19 @@
-"""Evaluation: win-rates from verdicts, intervals, paired comparisons."""
+"""Evaluation: samples, win-rates from verdicts and judges, intervals, paired comparisons, AlpacaEval 2's files."""
 
-from jpo.evaluate.statistics import bootstrap_difference, wilson
-from jpo.evaluate.winrate import WinRate, read_verdicts
+from jpo.evaluate.alpaca_eval import alpaca_eval_outputs, read_annotations, write_alpaca_eval_outputs
+from jpo.evaluate.statistics import bootstrap_difference, length_controlled, t_interval, wilson
+from jpo.evaluate.winrate import WinRate, format_table, read_verdicts, win_rates
 
-__all__ = ["WinRate", "bootstrap_difference", "read_verdicts", "wilson"]
+__all__ = [
+    "WinRate",
+    "alpaca_eval_outputs",
+    "bootstrap_difference",
+    "format_table",
+    "length_controlled",
+    "read_annotations",
+    "read_verdicts",
+    "t_interval",
+    "wilson",
+    "win_rates",
+    "write_alpaca_eval_outputs",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,3 +42,81 @@ def bootstrap_difference(
         "p": min(1.0, 2 * against),
         "n": len(d),
     }
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % point of Student's t, from the integral of its density over angles: t = sqrt(v) tan(a)."""
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+
+    def above_half(angle: float) -> float:
+        at = (nodes + 1) * angle / 2
+        return scale * float(weights @ np.cos(at) ** (degrees - 1)) * angle / 2
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above_half(middle) < 0.475 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def t_interval(values: Sequence[float]) -> dict[str, Any]:
+    """{mean, low, high, n}: Student's 95 % interval of a mean; low and high are None for fewer than two values."""
+    array = np.asarray(values, dtype=np.float64)
+    n, mean = len(array), float(array.mean()) if len(array) else None
+    if n < 2 or mean is None:
+        return {"mean": mean, "low": None, "high": None, "n": n}
+    half = t_quantile(n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def length_controlled(
+    scores: Sequence[float], lengths: Sequence[int], baseline_lengths: Sequence[int], ridge: float = 0.01
+) -> dict[str, Any]:
+    """The win-rate that a logistic model predicts at equal lengths: {win_rate, low, high, length_effect, n}.
+
+    After AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475): P(win on x) = sigmoid(theta + phi tanh(d_x / std(d))), with
+    d = length - baseline length in characters; scores in [0, 1] (a tie is 1/2) are its targets; the result is
+    sigmoid(theta). Left out is their term of instruction difficulty, which is fit over the annotations of many models,
+    and the annotations of gamed models that they add. Penalty: ridge / 2 (theta^2 + phi^2), as their C = 100 weighs it.
+    The interval comes from the sandwich estimate of theta's variance. None values for no scores.
+    """
+    y = np.asarray(scores, dtype=np.float64)
+    n = len(y)
+    if n == 0:
+        return {"win_rate": None, "low": None, "high": None, "length_effect": None, "n": 0}
+    d = np.asarray(lengths, dtype=np.float64) - np.asarray(baseline_lengths, dtype=np.float64)
+    spread = d.std(ddof=1) if n > 1 else 0.0
+    x = np.stack([np.ones(n), np.tanh(d / spread) if spread > 0 else np.zeros(n)], axis=1)
+    weights, curvature = _fit_logistic(x, y, ridge)
+    residuals = x * (y - _sigmoid(x @ weights))[:, None]
+    inverse = np.linalg.inv(curvature)
+    half = _Z95 * math.sqrt((inverse @ (residuals.T @ residuals) @ inverse)[0, 0])
+    low, middle, high = (float(_sigmoid(weights[0] + step)) for step in (-half, 0.0, half))
+    return {"win_rate": middle, "low": low, "high": high, "length_effect": float(weights[1]), "n": n}
+
+
+def _sigmoid(x: Any) -> Any:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _fit_logistic(x: Any, y: Any, ridge: float) -> tuple[Any, Any]:
+    """(weights, Hessian) of the ridge-penalized logistic fit by Newton's method, steps halved until the loss falls."""
+
+    def loss(weights: Any) -> float:
+        z = x @ weights
+        return float((np.logaddexp(0.0, z) - y * z).sum() + ridge / 2 * weights @ weights)
+
+    weights = np.zeros(x.shape[1])
+    for _ in range(100):
+        p = _sigmoid(x @ weights)
+        gradient = x.T @ (p - y) + ridge * weights
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(weights))
+        step = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while loss(weights - size * step) > loss(weights) and size > 1e-6:
+            size /= 2
+        weights = weights - size * step
+        if np.abs(step).max() < 1e-10:
+            break
+    return weights, curvature

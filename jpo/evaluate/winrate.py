@@ -1,18 +1,21 @@
-"""Win-rates against gold responses, (win + tie / 2) / total, and the verdict caches that they are read from.
+"""Win-rates against gold responses, (win + tie / 2) / total: from verdict caches, and tables over judged generations.
 
 A verdict cache is JSON: {model: {"instruction<SEP><SEP><SEP><SEP>gold<SEP><SEP><SEP><SEP>output": verdict}} with the
-verdicts "model", "gold" and "equal". Knows verdicts; never judges.
+verdicts "model", "gold" and "equal". Judged generations are what jpo.evaluate.judging writes: one record an output, as
+response_0, beside the gold response, as response_1, with `feedback`. Knows verdicts; never judges.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jpo.errors import DataError
-from jpo.evaluate.statistics import wilson
+from jpo.evaluate.statistics import bootstrap_difference, length_controlled, t_interval, wilson
 
 SEPARATOR = "<SEP><SEP><SEP><SEP>"
 _SCORES = {"model": 1.0, "gold": 0.0, "equal": 0.5}
@@ -94,3 +97,149 @@ def _win_rate(name: str, model: str, verdicts: Any) -> WinRate:
         scores[parts[0], parts[1]] = _SCORES[verdict]
         longer += len(parts[2]) > len(parts[1])
     return WinRate(counts["model"], counts["gold"], counts["equal"], longer, scores)
+
+
+# --- tables over judged generations -------------------------------------------------------------------------------
+
+FEW_RUNS = 3  # below this many training seeds a table is called underpowered
+
+
+def win_rates(judged: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """{win_rates, comparisons, underpowered}: win-rates by model and temperature, and paired differences of models.
+
+    judged: rows of judge_generations: id, model, temperature, seed, training_seed where there is one, response_0 (the
+    output), response_1 (gold), feedback (0 the output, 1 gold, 2 equal, null failed: counted, not scored).
+    win_rates[model][temperature] holds win_rate, low, high (the mean over training seeds with Student's 95 % interval;
+    without training seeds, over sampling seeds), runs (how many), items (the mean over items with its interval, seeds
+    averaged), length_controlled (likewise over runs), longer_than_gold, wins, losses, ties, failed, total, and by_run.
+    comparisons: at each temperature, bootstrap over the items that both models answered, seeds averaged.
+    """
+    cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for row in judged:
+        key = tuple(row.get(name) for name in ("id", "model", "temperature", "seed", "training_seed", "sample"))
+        if key in seen:
+            raise DataError(f"{row.get('where', 'judged')}: the output of {key} stands twice")
+        seen.add(key)
+        cells.setdefault(str(row["model"]), {}).setdefault(f"{float(row['temperature']):g}", []).append(row)
+    table = {
+        model: {degree: _cell(rows) for degree, rows in sorted(degrees.items(), key=lambda pair: float(pair[0]))}
+        for model, degrees in cells.items()
+    }
+    runs = [cell["runs"] for degrees in table.values() for cell in degrees.values()]
+    return {"win_rates": table, "comparisons": _comparisons(cells), "underpowered": min(runs, default=0) < FEW_RUNS}
+
+
+def _cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    by_run: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_run.setdefault(_run(row), []).append(row)
+    runs = {run: _counts(found) for run, found in by_run.items()}
+    means = _share_interval([run["win_rate"] for run in runs.values() if run["total"]])
+    controlled = [run["length_controlled"]["win_rate"] for run in runs.values() if run["total"]]
+    whole = _counts(rows)
+    return {
+        "win_rate": means["mean"],
+        "low": means["low"],
+        "high": means["high"],
+        "runs": means["n"],
+        "items": _share_interval(list(_item_scores(rows).values())),
+        "length_controlled": _share_interval(controlled),
+        **{key: whole[key] for key in ("longer_than_gold", "wins", "losses", "ties", "failed", "total")},
+        "by_run": runs,
+    }
+
+
+def _share_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Student's interval of a mean of shares, kept within 0 and 1: few seeds give wide ones."""
+    found = t_interval(values)
+    if found["low"] is not None:
+        found |= {"low": max(found["low"], 0.0), "high": min(found["high"], 1.0)}
+    return found
+
+
+def _run(row: Mapping[str, Any]) -> str:
+    training = row.get("training_seed")
+    return f"training seed {training}" if training is not None else f"seed {row.get('seed')}"
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One run's counts, its win-rate with Wilson's interval, and its length-controlled win-rate."""
+    scored = [row for row in rows if row["feedback"] is not None]
+    scores = [_score(row) for row in scored]
+    total = len(scored)
+    own, gold = ([text_length(row[key]) for row in scored] for key in ("response_0", "response_1"))
+    low, high = wilson(sum(scores), total)
+    return {
+        "wins": scores.count(1.0),
+        "losses": scores.count(0.0),
+        "ties": scores.count(0.5),
+        "failed": len(rows) - total,
+        "total": total,
+        "win_rate": sum(scores) / total if total else None,
+        "low": low if total else None,
+        "high": high if total else None,
+        "length_controlled": length_controlled(scores, own, gold),
+        "longer_than_gold": sum(a > b for a, b in zip(own, gold, strict=True)) / total if total else None,
+    }
+
+
+def text_length(text: Any) -> int:
+    """Characters of a text, or of a conversation's contents."""
+    return len(text) if isinstance(text, str) else sum(len(turn["content"]) for turn in text)
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    return (1.0, 0.0, 0.5)[int(row["feedback"])]
+
+
+def _item_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Each item's mean score over its seeds and samples."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["feedback"] is not None:
+            scores.setdefault(str(row["id"]), []).append(_score(row))
+    return {key: sum(values) / len(values) for key, values in scores.items()}
+
+
+def _comparisons(cells: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
+    found = []
+    for a, b in itertools.combinations(cells, 2):
+        for degree in sorted(cells[a].keys() & cells[b].keys(), key=float):
+            left, right = (_item_scores(cells[model][degree]) for model in (a, b))
+            shared = sorted(left.keys() & right.keys())
+            if len(shared) > 1:
+                row = bootstrap_difference([left[key] for key in shared], [right[key] for key in shared])
+                found.append({"models": [a, b], "temperature": float(degree), **row})
+    return found
+
+
+def format_table(table: Mapping[str, Any]) -> str:
+    """`win_rates`' result as lines to read, in percent."""
+    lines = []
+    for model, degrees in table["win_rates"].items():
+        for degree, cell in degrees.items():
+            counts = f"wins {cell['wins']}, losses {cell['losses']}, ties {cell['ties']}"
+            if cell["failed"]:
+                counts += f", failed {cell['failed']}"
+            lines.append(
+                f"{model}, temperature {degree}: {counts}, win-rate {_percent(cell['win_rate'], cell)} over {cell['runs']} "
+                f"seed{'s' * (cell['runs'] != 1)}, {_percent(None, cell['items'])} over {cell['items']['n']} items; "
+                f"length-controlled {_percent(cell['length_controlled']['mean'], cell['length_controlled'])}; "
+                f"longer than gold {_percent(cell['longer_than_gold'])}"
+            )
+    for row in table["comparisons"]:
+        lines.append(
+            f"{row['models'][0]} - {row['models'][1]}, temperature {row['temperature']:g}: {100 * row['difference']:+.1f} points "
+            f"on {row['n']} shared items (95 %: {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        )
+    if table["underpowered"]:
+        lines.append(f"underpowered: fewer than {FEW_RUNS} training seeds, so the spread between seeds is hardly known")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None, interval: Mapping[str, Any] | None = None) -> str:
+    shown = "" if value is None else f"{100 * value:.1f} %"
+    if interval is not None and interval["low"] is not None:
+        shown += f"{' ' * bool(shown)}(95 %: {100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
+    return shown or "-"

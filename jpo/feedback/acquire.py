@@ -8,10 +8,11 @@ Input is streamed and output written aside and renamed, so memory does not grow 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,26 +20,51 @@ from jpo.data.readers import Record, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
 from jpo.errors import JpoError
-from jpo.feedback.journal import Journal, content_key
-from jpo.feedback.judges import Judge, JudgeFault
+from jpo.feedback.journal import Entry, GroupCommit, Journal, content_key
 from jpo.feedback.prompts import VERSION, judge_prompt, parse_reply
+from jpo.feedback.protocol import Judge, JudgeFault
+from jpo.formats.files import sync_folder
+
+_REPLY_KEPT = 200  # characters of a raw reply that the journal keeps
+_MIRROR = {"A": "B", "B": "A", "tie": "tie"}
+Progress = Callable[[int, int | None], None]  # (records done, of how many, if known)
 
 
 @dataclass
 class Summary:
-    """What a run did: feedback by value, failures, questions asked now, tokens."""
+    """What a run did: feedback by value, records whose two verdicts agree, attempts made now and their tokens."""
 
     feedback: dict[str, int] = field(default_factory=lambda: {"0": 0, "1": 0, "2": 0, "failed": 0})
-    asked: int = 0
-    tokens: int = 0
-    consistent: int = 0
+    asked: int = 0  # attempts of this run; what the journal knew is not asked
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    consistent: int = 0  # both orders name the same side, or both say tie
     dropped: Report = field(default_factory=Report)  # blank texts and the like: they are not judged
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of this run, as the server counted them."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def consistent_share(self) -> float | None:
+        """Of the records with two verdicts, the share whose verdicts do not depend on the order."""
+        judged = sum(count for key, count in self.feedback.items() if key != "failed")
+        return self.consistent / judged if judged else None
+
+    def cost(self, prompt_price: float, completion_price: float) -> float:
+        """In the currency of the prices, which are for a million tokens."""
+        return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
+
     def __str__(self) -> str:
-        done = sum(self.feedback.values())
         parts = ", ".join(f"{key}: {value}" for key, value in self.feedback.items())
-        share = f"{100 * self.consistent / done:.1f} %" if done else "-"
-        return f"feedback {parts}; position-consistent {share}; {self.asked} questions asked now, {self.tokens} tokens"
+        share = "-" if self.consistent_share is None else f"{100 * self.consistent_share:.1f} %"
+        tokens = f"{self.tokens} tokens ({self.prompt_tokens} + {self.completion_tokens})"
+        text = f"feedback {parts}; position-consistent {share}; {self.asked} questions asked now, {tokens}"
+        if self.dropped.dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.dropped.most_common())
+            text += f"; dropped unasked: {reasons}"
+        return text
 
 
 def combine(first: str, second: str) -> int:
@@ -48,104 +74,120 @@ def combine(first: str, second: str) -> int:
     return given if given == swapped else 2
 
 
+def _key(judge: Any, candidate: Candidate, swapped: bool) -> tuple[str, str]:
+    """(journal key, prompt) of one order."""
+    prompt = judge_prompt(candidate, swapped)
+    return content_key(getattr(judge, "key", judge.name), VERSION, swapped, prompt), prompt
+
+
 class _Run:
-    def __init__(
-        self,
-        judge: Judge,
-        journal: Journal,
-        concurrency: int,
-        max_attempts: int,
-        retry_failed: bool,
-        deadline: float | None,
-    ):
+    """The questions of one run: each asked until it has a verdict or its attempts are used up."""
+
+    def __init__(self, judge: Judge, journal: Journal, concurrency: int, max_attempts: int, retry_failed: bool):
         self.judge, self.journal, self.max_attempts, self.retry_failed = judge, journal, max_attempts, retry_failed
-        self.deadline = deadline
+        self.commits = GroupCommit(journal)
         self.slots = asyncio.Semaphore(concurrency)
-        self.locks: dict[str, asyncio.Lock] = {}
+        self.under_way: dict[str, asyncio.Task[Entry]] = {}
+        self.quiet_until = 0.0  # the server wants no request before this time (time.monotonic)
         self.summary = Summary()
 
-    async def verdict(self, prompt: str, swapped: bool) -> tuple[str | None, str | None]:
-        """(verdict, problem) of one order: from the journal, or asked now."""
-        key = content_key(self.judge.name, VERSION, swapped, prompt)
-        lock = self.locks.setdefault(key, asyncio.Lock())  # equal questions at once are asked once
-        try:
-            async with lock:
-                return await self._known_or_asked(key, prompt, swapped)
-        finally:
-            self.locks.pop(key, None)
+    async def verdict(self, candidate: Candidate, swapped: bool) -> Entry:
+        """The final state of one order's question: from the journal, or asked now; equal questions at once are one."""
+        key, prompt = _key(self.judge, candidate, swapped)
+        task = self.under_way.get(key)
+        if task is None:
+            task = self.under_way[key] = asyncio.create_task(self._known_or_asked(key, prompt, swapped))
+            task.add_done_callback(lambda _: self.under_way.pop(key, None))
+        return await asyncio.shield(task)
 
-    async def _known_or_asked(self, key: str, prompt: str, swapped: bool) -> tuple[str | None, str | None]:
-        known = self.journal.get(key)
-        attempts = 0
-        if known:
-            verdict, attempts, _, problem = known
-            if verdict:
-                return verdict, None
-            if attempts >= self.max_attempts:
-                if not self.retry_failed:
-                    return None, problem
-                attempts = 0
-        problem = "not asked: the total timeout was reached"
-        while attempts < self.max_attempts:
-            wait = 0.0
+    async def _known_or_asked(self, key: str, prompt: str, swapped: bool) -> Entry:
+        entry = self.journal.get(key) or Entry(key, self.judge.name, swapped, 0)
+        given_up = entry.failed or entry.attempts >= self.max_attempts
+        if entry.verdict or (given_up and not self.retry_failed):
+            return entry
+        attempts, wait = (0 if given_up else entry.attempts), 0.0
+        while True:
+            await asyncio.sleep(wait)  # without a slot: others are asked meanwhile
             async with self.slots:
-                if self.deadline is not None and time.monotonic() >= self.deadline:
-                    raise TimeoutError
+                await self._quiet()
                 attempts += 1
-                verdict, reply, tokens = None, None, 0
-                try:
-                    answer = await self.judge.ask(prompt)
-                    reply, tokens = answer.text[:200], answer.tokens
-                    verdict = parse_reply(answer.text)
-                    problem = "" if verdict else "unparsed reply"
-                except JudgeFault as fault:
-                    problem = str(fault)
-                    wait = min(0.25 * 2**attempts, 8.0) if fault.wait is None else fault.wait
-                self.journal.put(key, self.judge.name, swapped, attempts, verdict, reply, problem or None, tokens)
-                self.summary.asked += 1
-                self.summary.tokens += tokens
-            if verdict:
-                return verdict, None
-            if wait and attempts < self.max_attempts:
-                left = wait if self.deadline is None else min(wait, max(0.0, self.deadline - time.monotonic()))
-                await asyncio.sleep(left)
-        return None, problem
+                entry, wait = await self._attempt(entry, prompt, attempts)
+                await self.commits.put(entry)  # before this slot asks again
+            if entry.verdict or entry.failed:
+                return entry
+
+    async def _quiet(self) -> None:
+        while (left := self.quiet_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    async def _attempt(self, before: Entry, prompt: str, attempts: int) -> tuple[Entry, float]:
+        """(the question's state after one more attempt, seconds to back off before the next)"""
+        verdict, raw, problem, wait = None, None, None, min(0.25 * 2**attempts, 8.0)
+        prompt_tokens = completion_tokens = 0
+        try:
+            reply = await self.judge.ask(prompt)
+        except JudgeFault as fault:
+            problem = str(fault) or "no reply"
+            if fault.wait is not None:  # it speaks for the whole server
+                self.quiet_until = max(self.quiet_until, time.monotonic() + fault.wait)
+                wait = 0.0
+        else:
+            raw, prompt_tokens, completion_tokens = reply.text, reply.prompt_tokens, reply.completion_tokens
+            verdict, wait = parse_reply(raw), 0.0
+            problem = None if verdict else "unparsed reply"
+            if reply.wait:
+                self.quiet_until = max(self.quiet_until, time.monotonic() + reply.wait)
+        self.summary.asked += 1
+        self.summary.prompt_tokens += prompt_tokens
+        self.summary.completion_tokens += completion_tokens
+        entry = Entry(
+            before.key,
+            before.judge,
+            before.swapped,
+            attempts,
+            verdict,
+            None if raw is None else raw[:_REPLY_KEPT],
+            problem,
+            before.tokens + prompt_tokens + completion_tokens,
+            before.completion_tokens + completion_tokens,
+            failed=verdict is None and attempts >= self.max_attempts,
+        )
+        return entry, wait
 
     async def record(self, record: Record, candidate: Candidate) -> dict[str, Any]:
         """The record with feedback, annotator, both verdicts and, where it failed, the reason."""
-        answers = await asyncio.gather(
-            *(self.verdict(judge_prompt(candidate, swapped), swapped) for swapped in (False, True))
-        )
-        verdicts = [verdict for verdict, _ in answers]
-        problems = [problem for verdict, problem in answers if verdict is None]
+        entries = await asyncio.gather(*(self.verdict(candidate, swapped) for swapped in (False, True)))
+        verdicts = [entry.verdict for entry in entries]
         out: dict[str, Any] = {**record, "feedback": None, "annotator": self.judge.name, "verdicts": verdicts}
-        if problems:
-            out["failure"] = problems[0]
+        out.pop("failure", None)  # of an earlier run's output that is judged again
+        first, second = verdicts
+        if first is None or second is None:
+            out["failure"] = next(entry.problem for entry in entries if entry.verdict is None)
             self.summary.feedback["failed"] += 1
         else:
-            out["feedback"] = combine(str(verdicts[0]), str(verdicts[1]))
+            out["feedback"] = combine(first, second)
             self.summary.feedback[str(out["feedback"])] += 1
-            self.summary.consistent += {"A": "B", "B": "A", "tie": "tie"}[str(verdicts[0])] == verdicts[1]
+            self.summary.consistent += _MIRROR[first] == second
         return out
 
-
-async def _in_order(run: _Run, records: Iterable[Record], window: int) -> AsyncIterator[dict[str, Any]]:
-    """Records judged side by side, given back in their order; at most `window` are held."""
-    waiting: list[asyncio.Task[dict[str, Any]]] = []
-    try:
-        for record in records:
-            (candidate,) = candidates([record], report=run.summary.dropped) or [None]
-            if candidate is None:
-                continue
-            waiting.append(asyncio.create_task(run.record(record, candidate)))
-            if len(waiting) >= window:
+    async def in_order(self, records: Iterable[Record], window: int) -> AsyncIterator[dict[str, Any]]:
+        """Records judged side by side, given back in their order; at most `window` are held."""
+        waiting: list[asyncio.Task[dict[str, Any]]] = []
+        try:
+            for record in records:
+                found = candidates([record], report=self.summary.dropped)
+                if not found:
+                    continue
+                waiting.append(asyncio.create_task(self.record(record, found[0])))
+                if len(waiting) >= window:
+                    yield await waiting.pop(0)
+            while waiting:
                 yield await waiting.pop(0)
-        while waiting:
-            yield await waiting.pop(0)
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        finally:
+            rest: list[asyncio.Task[Any]] = [*waiting, *self.under_way.values()]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
 
 
 def acquire(
@@ -158,36 +200,123 @@ def acquire(
     max_attempts: int = 3,
     retry_failed: bool = False,
     total_timeout: float | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Judge every candidate of `source` (file or records) and write them with `feedback` to `output` (JSONL).
 
     Conditional: {instruction, response_0, response_1}; joint: {instruction_0, response_0, instruction_1, response_1}; all
     other keys travel along. The journal (default: output + ".journal.sqlite") makes a killed run go on where it was.
-    TimeoutError after total_timeout seconds: the verdicts so far are kept, the output is not written.
+    progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is given up, the
+    verdicts so far are kept, the output is not written.
     """
     for name, value in (("concurrency", concurrency), ("max_attempts", max_attempts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise JpoError(f"{name}: expected a positive whole number, got {value!r}")
     path = os.fspath(output)
-    book = Journal(journal if journal is not None else path + ".journal.sqlite")
-    deadline = None if total_timeout is None else time.monotonic() + total_timeout
-    part = f"{path}.part"
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        os.makedirs(folder)
+    book = Journal(journal if journal is not None else f"{path}.journal.sqlite")
+    run = _Run(judge, book, concurrency, max_attempts, retry_failed)
+    total = len(source) if isinstance(source, Sized) and not isinstance(source, (str, os.PathLike)) else _lines(source)
 
-    async def work() -> Summary:
-        run = _Run(judge, book, concurrency, max_attempts, retry_failed, deadline)
-        with open(part, "w", encoding="utf-8") as file:
-            async for row in _in_order(run, iter_records(source), max(2 * concurrency, 16)):
+    async def work(file: Any) -> None:
+        done = 0
+        try:
+            async for row in run.in_order(iter_records(source), max(8 * concurrency, 64)):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            close = getattr(judge, "close", None)
+            if close is not None:
+                await close()
+
+    part = f"{path}.part"
+    try:
+        with open(part, "a", encoding="utf-8", newline="\n") as file:
+            _alone(file, path)
+            asyncio.run(asyncio.wait_for(work(file), total_timeout))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(part, path)
+        sync_folder(folder)
         return run.summary
-
-    try:
-        return asyncio.run(work())
-    except TimeoutError:
+    except (asyncio.TimeoutError, TimeoutError):
         raise JpoError(
             f"the total timeout of {total_timeout:g} s was reached; the verdicts so far are in {book.path}: run again to go on"
         ) from None
     finally:
+        run.commits.flush()
         book.close()
+
+
+def _alone(file: Any, path: str) -> None:
+    """Locks and empties the part file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise JpoError(f"{path}: another run is writing it; wait for it, or give another --output") from None
+    file.truncate(0)
+
+
+def _lines(source: Any) -> int | None:
+    """Records of a JSON Lines file, counted without reading them; None for other sources."""
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source).lower().endswith((".jsonl", ".ndjson")):
+        return None
+    try:
+        with open(source, "rb") as file:
+            return sum(bool(line.strip()) for line in file)
+    except OSError:
+        return None
+
+
+@dataclass
+class Plan:
+    """What a run would ask: records, questions (two a record, equal ones once), and what the journal knows of them."""
+
+    records: int = 0
+    questions: int = 0
+    known: int = 0
+    failed: int = 0  # given up before: asked again with retry_failed alone
+    dropped: Report = field(default_factory=Report)
+
+    def __str__(self) -> str:
+        left = self.questions - self.known - self.failed
+        text = f"{self.records} records, {self.questions} questions: {self.known} known, {self.failed} failed before, {left} to ask"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.dropped.most_common())
+        return text + (f"; dropped unasked: {reasons}" if reasons else "")
+
+
+def plan(
+    source: Any,
+    output: str | os.PathLike[str],
+    judge: Any,
+    *,
+    journal: str | os.PathLike[str] | None = None,
+    max_attempts: int = 3,
+) -> Plan:
+    """What `acquire` with these arguments would ask; asks and writes nothing. judge: anything with `name` (and `key`)."""
+    path = os.fspath(journal) if journal is not None else f"{os.fspath(output)}.journal.sqlite"
+    result = Plan()
+    book = Journal(path, create=False)
+    seen: set[bytes] = set()
+    try:
+        for record in iter_records(source):
+            for candidate in candidates([record], report=result.dropped):
+                result.records += 1
+                for swapped in (False, True):
+                    key, _ = _key(judge, candidate, swapped)
+                    if (mark := bytes.fromhex(key)) in seen:
+                        continue
+                    seen.add(mark)
+                    result.questions += 1
+                    entry = book.get(key)
+                    result.known += entry is not None and entry.verdict is not None
+                    result.failed += (
+                        entry is not None and entry.verdict is None and (entry.failed or entry.attempts >= max_attempts)
+                    )
+    finally:
+        book.close()
+    return result

@@ -1,189 +1,158 @@
-"""Judges behind one small protocol: an OpenAI-compatible server, a local model, a Python callable.
-
-A judge has a `name` (part of the journal's key) and `async ask(prompt) -> Reply`; a fault is raised as JudgeFault, which
-may say how long to wait. Knows prompts; never records.
-"""
+"""The judges of --judge: an OpenAI-compatible server, a local model, a Python callable. Knows prompts; never records."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import importlib
 import inspect
-import math
 import os
-import time
+import queue
+import sys
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from jpo.errors import JpoError, MissingExtra
-from jpo.feedback.prompts import VERSION
+import numpy as np
 
-MAX_REPLY_BYTES = 1 << 20
-MAX_WAIT = 60.0  # seconds: the longest that a server's Retry-After is obeyed
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A judge's raw reply and the tokens that it cost."""
-
-    text: str
-    tokens: int = 0
+from jpo.errors import JpoError
+from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
+from jpo.feedback.prompts import VERSION, neutral_prompt
+from jpo.feedback.protocol import Judge, JudgeFault, Reply
 
 
-class JudgeFault(Exception):
-    """An attempt that brought no reply; `wait`: seconds that the server asks for."""
+class Worker:
+    """One thread that runs plain functions one after the other, in the order they came, beside the event loop.
 
-    def __init__(self, problem: str, wait: float | None = None):
-        super().__init__(problem)
-        self.wait = wait
+    A daemon: a function that hangs keeps neither the run from its total timeout nor the process from its end."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, function: Callable[[str], Any], prompt: str) -> Any:
+        """function(prompt), or what it raised."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, daemon=True, name="judge")
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._jobs.put((loop, future, function, prompt))
+        return await future
+
+    def _serve(self) -> None:
+        while True:
+            loop, future, function, prompt = self._jobs.get()
+            if future.cancelled():
+                continue
+            result, error = None, None
+            try:
+                result = function(prompt)
+            except BaseException as caught:  # SystemExit too: a judge's end is not ours
+                error = caught
+            try:
+                loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:  # the loop has ended: nobody waits any more
+                continue
 
 
-class Judge(Protocol):
-    """What acquisition needs."""
-
-    name: str
-
-    async def ask(self, prompt: str) -> Reply:
-        """One attempt."""
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(JudgeFault(f"{type(error).__name__}: {error}"))
+    else:
+        future.set_result(result)
 
 
 class CallableJudge:
-    """module:function, called with the prompt's text; returns "A", "B" or "tie" (or an awaitable of it)."""
+    """A Python function of the prompt's text that returns "A", "B" or "tie", or an awaitable of it.
 
-    def __init__(self, function: Callable[[str], Any], name: str):
-        self.function, self.name = function, name
+    A plain function runs in one thread of its own, a call at a time; coroutines run side by side. What it raises is a
+    fault, and so is a call that takes more than `timeout` seconds (None: no end)."""
+
+    def __init__(self, function: Callable[[str], Any], name: str, timeout: float | None = None):
+        self.function, self.name, self.timeout = function, name, timeout
+        self._worker = Worker()
 
     @classmethod
-    def named(cls, spec: str) -> CallableJudge:
-        """From "module:function"."""
+    def named(cls, spec: str, timeout: float | None = None) -> CallableJudge:
+        """From "module:function"; the current folder is searched too."""
         module, _, attribute = spec.partition(":")
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())  # the installed command starts without it
         try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            function = importlib.import_module(module)
+            for part in attribute.split("."):
+                function = getattr(function, part)
+        except (ImportError, AttributeError, ValueError) as error:
             raise JpoError(f"judge {spec!r}: {error}; expected module:function that can be imported") from None
-        return cls(function, f"callable:{spec}")
+        if not callable(function):
+            raise JpoError(f"judge {spec!r}: expected a function, got {type(function).__name__}")
+        return cls(function, f"callable:{spec}", timeout)
 
     async def ask(self, prompt: str) -> Reply:
+        """One call."""
         try:
-            result = self.function(prompt)
-            if inspect.isawaitable(result):
-                result = await result
+            result = await asyncio.wait_for(self._call(prompt), self.timeout)
+        except (asyncio.TimeoutError, TimeoutError):
+            self._worker = Worker()  # the one that hangs is left behind
+            raise JudgeFault(f"no reply within {self.timeout:g} s") from None
+        except JudgeFault:
+            raise
         except Exception as error:
             raise JudgeFault(f"{type(error).__name__}: {error}") from None
         return Reply(str(result))
 
+    async def _call(self, prompt: str) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            return await self.function(prompt)
+        result = await self._worker.run(self.function, prompt)
+        return await result if inspect.isawaitable(result) else result
+
+
+ANSWERS = ("A", "B", "tie")
+
 
 class LocalJudge:
-    """A model of ours: the answer of the highest log-likelihood."""
+    """A model of ours: the answer of the highest log-likelihood, without the model's preference for a letter.
+
+    Small models prefer A or B whatever it stands for. How much is read off a question about texts that say nothing
+    (contextual calibration, Zhao et al. 2021, arXiv 2102.09690) and taken from both letters alike; tie keeps its
+    likelihood, because to that question it is the right answer. The prompt is computed once for the three answers."""
 
     def __init__(self, lm: Any):
+        from jpo.evaluate.sampling import weights_digest
+
         self.lm, self.name = lm, f"local:{lm.source}"
+        self.key = f"{self.name}:{weights_digest(lm)}:letters calibrated"
+        self._lead: dict[str, float] = {}  # neutral prompt -> log p(A) - log p(B): conditional and joint
+        self._worker = Worker()
+
+    def scores(self, prompt: str) -> Any:
+        """(3,) float64 log-likelihoods of the answers A, B and tie, not calibrated."""
+        from jpo.data.forest import build_forest
+
+        question = self.lm._prompt_ids(f"{prompt}\n\nAnswer:")
+        forest = build_forest([(question, self.lm.tokenizer.encode(f" {answer}")) for answer in ANSWERS], "response")
+        return forest.sequence_sums(self.lm.forward(forest).logps)
+
+    def calibrated(self, prompt: str) -> Any:
+        """(3,) float64: scores, A and B without the lead that one has under the neutral prompt."""
+        neutral = neutral_prompt(prompt)
+        if neutral not in self._lead:
+            a, b, _ = self.scores(neutral)
+            self._lead[neutral] = float(a - b)
+        half = self._lead[neutral] / 2
+        return self.scores(prompt) - np.array([half, -half, 0.0])
 
     async def ask(self, prompt: str) -> Reply:
-        answers = ["A", "B", "tie"]
-        scores = self.lm.sequence_logps(
-            [f"{prompt}\n\nAnswer:"] * 3, [f" {answer}" for answer in answers], add_eos=False
-        )
-        return Reply(answers[int(scores.argmax())])
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header (seconds or an HTTP date) asks for, within 0..MAX_WAIT; None if unreadable."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return min(max(seconds, 0.0), MAX_WAIT) if math.isfinite(seconds) else None
-
-
-class OpenAIJudge:
-    """An OpenAI-compatible server; the key comes from OPENAI_API_KEY and is written nowhere."""
-
-    def __init__(self, model: str, base_url: str | None, timeout: float):
-        try:
-            import httpx2 as http
-        except ImportError:
-            try:
-                import httpx as http  # type: ignore[no-redef]
-            except ImportError:
-                raise MissingExtra("the judge 'openai' needs the openai package: pip install 'jpo[judge]'") from None
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise JpoError(
-                "the judge 'openai' reads its key from the environment: set OPENAI_API_KEY (any text for a local server)"
-            )
-        self._key, self.model, self.timeout, self._http = key, model, timeout, http
-        self.base_url = (base_url or "https://api.openai.com/v1").rstrip("/")
-        self.name = f"openai:{self.base_url}:{model}"
-        self._client: Any = None
-
-    def _openai(self) -> Any:
-        if self._client is None:
-            try:
-                import openai
-            except ImportError:
-                raise MissingExtra("the judge 'openai' needs the openai package: pip install 'jpo[judge]'") from None
-            self._client = openai.AsyncOpenAI(
-                api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.timeout
-            )
-        return self._client
-
-    async def ask(self, prompt: str) -> Reply:
-        import openai
-
-        try:
-            return await asyncio.wait_for(self._request(prompt), self.timeout)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise JudgeFault(f"no whole reply within {self.timeout:g} s") from None
-        except JudgeFault:
-            raise
-        except openai.APIStatusError as error:
-            raise JudgeFault(
-                f"HTTP status {error.status_code}", retry_after(error.response.headers.get("retry-after"))
-            ) from None
-        except openai.OpenAIError as error:
-            raise JudgeFault(type(error).__name__) from None
-        except (
-            Exception
-        ) as error:  # a malformed body surfaces as many kinds; its text could hold anything: name the kind
-            raise JudgeFault(f"malformed reply ({type(error).__name__})") from None
-
-    async def _request(self, prompt: str) -> Reply:
-        """The body is read in pieces, so that an endless one ends at the bound."""
-        import json
-
-        client = self._openai()
-        messages: list[Any] = [{"role": "user", "content": prompt}]
-        call = client.chat.completions.with_streaming_response.create(
-            model=self.model, messages=messages, temperature=0, max_tokens=8
-        )
-        async with call as response:
-            body = bytearray()
-            async for piece in response.iter_bytes():
-                body += piece
-                if len(body) > MAX_REPLY_BYTES:
-                    raise JudgeFault(f"reply larger than {MAX_REPLY_BYTES} bytes")
-        data = json.loads(bytes(body))
-        text = data["choices"][0]["message"]["content"]
-        if not isinstance(text, str):
-            raise JudgeFault("reply without text")
-        usage = data.get("usage") or {}
-        tokens = usage.get("total_tokens") if isinstance(usage, dict) else 0
-        return Reply(text, tokens if isinstance(tokens, int) else 0)
-
-    def __repr__(self) -> str:
-        return f"OpenAIJudge({self.model!r}, {self.base_url!r})"
+        """One pass of the model, in a thread beside the event loop."""
+        scores = await self._worker.run(self.calibrated, prompt)
+        return Reply(ANSWERS[int(scores.argmax())])
 
 
 def make_judge(spec: str, *, base_url: str | None = None, model: str | None = None, timeout: float = 60.0) -> Judge:
-    """The judge of --judge: "openai", "local" or "module:function"."""
+    """The judge of --judge: "openai", "local" or "module:function". timeout: seconds for one request."""
     if spec == "openai":
         if not model:
             raise JpoError("--judge openai needs --model, the name of the model on the server")
@@ -193,11 +162,12 @@ def make_judge(spec: str, *, base_url: str | None = None, model: str | None = No
 
         return LocalJudge(jpo.load(model or "smollm2-135m"))
     if ":" in spec:
-        return CallableJudge.named(spec)
+        return CallableJudge.named(spec, timeout)
     raise JpoError(f"judge: expected openai, local or module:function, got {spec!r}")
 
 
 __all__ = [
+    "ANSWERS",
     "VERSION",
     "CallableJudge",
     "Judge",
@@ -207,4 +177,5 @@ __all__ = [
     "Reply",
     "make_judge",
     "retry_after",
+    "server_name",
 ]

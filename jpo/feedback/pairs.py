@@ -1,4 +1,4 @@
-"""Pairs made of (instruction, response) items: weak joint pairs, joint candidates to judge, preferences from verdicts.
+"""Pairs made of (instruction, response) items: weak joint pairs, candidates to judge, preferences from verdicts.
 
 Every function is a pure function of its records and its seed. Knows records; never judges, models or tokens.
 """
@@ -6,6 +6,7 @@ Every function is a pure function of its records and its seed. Knows records; ne
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from jpo.data.report import Report
 from jpo.errors import DataError, JpoError
 
 KINDS = ("CC", "RR", "CR")
-_WEAK, _ROUND, _DRAW, _SIDE, _MIXED = range(5)  # streams of random words, one for each use of the seed
+_WEAK, _ROUND, _DRAW, _SIDE, _MIXED, _CONDITIONAL = range(6)  # streams of random words, one for each use of the seed
 
 
 @dataclass(frozen=True)
@@ -345,6 +346,47 @@ class _Matching:
                 if len(self.pairs) == count:
                     break
             turn += 1
+
+
+# --- conditional candidates ---------------------------------------------------------------------------------------
+
+
+def conditional_candidates(
+    records: Iterable[Mapping[str, Any]],
+    per_instruction: int = 1,
+    seed: int = 0,
+    source: str = "records",
+    report: Report | None = None,
+) -> list[dict[str, Any]]:
+    """{instruction, response_0, response_1} of two different responses to one instruction, to be judged.
+
+    records: lines of jpo generate, or {instruction, response}. At most `per_instruction` pairs of each instruction, drawn
+    among all pairs of its distinct responses, none twice; which stands first is random. Equal and blank responses, and
+    instructions that are left with fewer than two, are dropped and counted.
+    """
+    if isinstance(per_instruction, bool) or not isinstance(per_instruction, int) or per_instruction < 1:
+        raise JpoError(f"per_instruction: expected a positive integer, got {per_instruction!r}")
+    report = Report() if report is None else report
+    groups: dict[str, dict[str, Item]] = {}
+    for index, record in enumerate(records):
+        place = record if isinstance(record, Record) else Record(record, source, f"[{index}]")
+        for item in _record_items(place, report):
+            instruction, response = item.key
+            if response in groups.setdefault(instruction, {}):
+                report.drop("the same response to an instruction again", place.where)
+            groups[instruction].setdefault(response, item)
+    result = []
+    for number, items in enumerate(list(group.values()) for group in groups.values()):
+        if len(items) < 2:
+            report.drop("the instruction has no second response")
+        possible = list(itertools.combinations(items, 2))
+        order = permutation(len(possible), seed, _CONDITIONAL, number)[:per_instruction]
+        sides = raw_words(len(order), seed, _CONDITIONAL, number, 1) >> np.uint64(63)
+        for at, side in zip(order, sides, strict=True):
+            first, second = possible[at][::-1] if side else possible[at]
+            texts = {"response_0": plain(first.response), "response_1": plain(second.response)}
+            result.append({"instruction": plain(first.instruction), **texts})
+    return result
 
 
 # --- preferences from verdicts ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from jpo.data.records import Candidate, plain
+from jpo.data.records import Candidate, Text
 
 VERSION = "1"
 
@@ -32,11 +32,16 @@ def _mark(texts: tuple[str, ...]) -> str:
         number += 1
 
 
+def _shown(text: Text) -> str:
+    """A text verbatim; a conversation as its turns, each under its role."""
+    return text if isinstance(text, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in text)
+
+
 def judge_prompt(candidate: Candidate, swapped: bool) -> str:
     """The question about a candidate; swapped: its second side is shown first, as A."""
     sides = [
-        (str(plain(candidate.instruction_0)), str(plain(candidate.response_0))),
-        (str(plain(candidate.instruction_1)), str(plain(candidate.response_1))),
+        (_shown(candidate.instruction_0), _shown(candidate.response_0)),
+        (_shown(candidate.instruction_1), _shown(candidate.response_1)),
     ]
     if swapped:
         sides.reverse()
@@ -49,6 +54,18 @@ def judge_prompt(candidate: Candidate, swapped: bool) -> str:
             parts.append(f"Instruction of {letter}:\n{mark}\n{instruction}\n{mark}")
         parts.append(f"Response {letter}:\n{mark}\n{response}\n{mark}")
     return "\n\n".join([*parts, _ANSWER])
+
+
+_BLANK_MARK = "==" + 16 * "0" + "=="
+
+
+def neutral_prompt(prompt: str) -> str:
+    """The same question about texts that say nothing: what a judge answers to it is its bias. One for each form."""
+    mark = prompt.partition(_DATA.partition("{mark}")[0])[2][: len(_BLANK_MARK)]
+    parts = prompt.split(mark)
+    for place in range(2, len(parts) - 1, 2):  # a head, a heading, then texts and headings by turns
+        parts[place] = "\nN/A\n"
+    return _BLANK_MARK.join(parts)
 
 
 def parse_reply(reply: str) -> str | None:

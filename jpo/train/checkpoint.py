@@ -76,6 +76,12 @@ def prune(output: str, keep: int | None) -> None:
             shutil.rmtree(os.path.join(output, f"checkpoint-{step}"))
 
 
+def prune_all(output: str) -> None:
+    """Remove every checkpoint of a run that has ended."""
+    for step in finished(output):
+        shutil.rmtree(os.path.join(output, f"checkpoint-{step}"))
+
+
 def load(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(optimizer tensors, trainer state) of a finished checkpoint."""
     from safetensors import SafetensorError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jpo.data.batches import Order, micro_batches
+from jpo.data.batches import GroupedOrder, Order, micro_batches
 from jpo.data.encoding import EncodedPair, Encoder
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
@@ -217,6 +217,15 @@ class PreferenceTrainer:
                 groups[pair.index] = pair.index
         return groups
 
+    def _order(self) -> Order | GroupedOrder:
+        """Random order; a loss over groups of pairs keeps each group in one step."""
+        if not any("groups" in info.reads for info in self.infos):
+            return Order(len(self.pairs), self.config.batch_size, self.config.seed)
+        groups: dict[int, list[int]] = {}
+        for place, pair in enumerate(self.pairs):
+            groups.setdefault(self._groups[pair.index], []).append(place)
+        return GroupedOrder(list(groups.values()), self.config.batch_size, self.config.seed)
+
     # a step
 
     def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
@@ -317,7 +326,7 @@ class PreferenceTrainer:
         """Train; the history, a mapping of lists (a column of metrics.jsonl each)."""
         from jpo.train.progress import make_callbacks
 
-        order = Order(len(self.pairs), self.config.batch_size, self.config.seed)
+        order = self._order()
         total = total_steps(self.config, order.steps_per_epoch, 1000)
         if self.config.precompute_ref_log_probs and self.needs_reference:
             self.precompute()
@@ -367,7 +376,7 @@ class PreferenceTrainer:
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by the plan and one probed micro-batch; writes nothing."""
         assert self.lm.trainable is not None
-        order = Order(len(self.pairs), self.config.batch_size, self.config.seed)
+        order = self._order()
         total = total_steps(self.config, order.steps_per_epoch, 1000)
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)

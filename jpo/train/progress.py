@@ -7,12 +7,24 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from jpo.errors import MissingExtra
 from jpo.train.config import TrainingConfig
 
 Callback = Callable[[dict[str, Any]], None]
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def hidden_bar() -> Iterator[None]:
+    """No bar of a trainer's own inside the block: the caller (a study) shows one for all that it runs."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 @contextlib.contextmanager
@@ -21,7 +33,7 @@ def make_callbacks(given: Sequence[Callback] | None, total: int, config: Trainin
     with contextlib.ExitStack() as stack:
         active = list(given or [])
         notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
-        if sys.stderr.isatty() or notebook:
+        if (sys.stderr.isatty() or notebook) and not _hidden.get():
             active.append(stack.enter_context(_bar(total)))
         if config.tensorboard:
             active.append(stack.enter_context(_tensorboard(config)))

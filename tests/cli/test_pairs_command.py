@@ -60,3 +60,12 @@ def test_refusals(run):
         run(CONDITIONAL, "--weak", "--preferences")
     with pytest.raises(JpoError, match="only candidates"):
         run(CONDITIONAL, "--weak", "--count", "3")
+    with pytest.raises(JpoError, match="only --conditional"):
+        run(CONDITIONAL, "--candidates", "--per-instruction", "2")
+
+
+def test_conditional_candidates_from_samples(run):
+    rows = [{"id": i, "instruction": f"i{i}", "output": f"r{s}"} for i in range(5) for s in range(3)]
+    made, printed = run(rows, "--conditional", "--per-instruction", "2")
+    assert len(made) == 10 and set(made[0]) == {"instruction", "response_0", "response_1"}
+    assert "10 conditional candidates written" in printed

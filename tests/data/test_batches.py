@@ -112,3 +112,17 @@ def test_the_tree_of_sums():
     ]  # fmt: skip
     with pytest.raises(JpoError, match="values: expected at least one"):
         tree_reduce([], bracket)
+
+
+def test_groups_stay_in_one_step_and_every_epoch_sees_each_record_once():
+    from jpo.data.batches import GroupedOrder
+
+    groups = [[0, 7], [1, 6], [2, 5], [3, 4], [8]]
+    order = GroupedOrder(groups, batch_size=4, seed=3)
+    steps = [order.batch(step) for step in range(2 * order.steps_per_epoch)]
+    for group in groups:
+        assert sum(set(group) <= set(step) for step in steps) == 2
+    first = [index for step in steps[: order.steps_per_epoch] for index in step]
+    second = [index for step in steps[order.steps_per_epoch :] for index in step]
+    assert sorted(first) == sorted(second) == list(range(9)) and first != second
+    assert GroupedOrder(groups, 4, 3).batch(1) == order.batch(1)

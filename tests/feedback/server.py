@@ -1,6 +1,7 @@
 """A loopback OpenAI-compatible server that judges by length and can misbehave on demand; keeps a log of requests."""
 
 import contextlib
+import gzip
 import json
 import re
 import threading
@@ -37,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(longest(prompt))
                 with self.server.lock:
                     self.server.log.append(prompt)
+                    self.server.times.append(time.monotonic())
             else:
                 getattr(self, f"fault_{fault[0]}")(*fault[1:])
 
@@ -49,8 +51,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def answer(self, text):
-        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"total_tokens": 7}}
-        self.send(200, json.dumps(reply).encode(), [("Content-Type", "application/json")])
+        usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+        headers = [("Content-Type", "application/json"), *self.server.headers]
+        self.send(200, json.dumps(reply).encode(), headers)
 
     def fault_status(self, status, after=None):
         if after == "date":
@@ -69,8 +73,8 @@ class Handler(BaseHTTPRequestHandler):
     def fault_hang(self):
         time.sleep(3)
 
-    def fault_endless(self):
-        self.send_response(200)
+    def fault_endless(self, status=200):
+        self.send_response(status)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for _ in range(4000):
@@ -82,13 +86,25 @@ class Handler(BaseHTTPRequestHandler):
     def fault_text(self, text):
         self.answer(text)
 
+    def fault_bomb(self, status):
+        data = gzip.compress(bytes(1 << 28))
+        self.send(status, data, [("Content-Encoding", "gzip")])
+
+    def fault_echo(self):
+        """The request's own key as the reply, as debugging proxies do."""
+        self.answer(f"no: {self.headers['Authorization']}")
+
+    def fault_headers(self, status, headers):
+        self.send(status, b"{}", headers)
+
 
 @contextlib.contextmanager
-def serve(faults=(), delay=0.0):
+def serve(faults=(), delay=0.0, headers=()):
     """(base_url, server): faults are used up by the first requests, one each."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay
+    server.headers, server.times = list(headers), []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

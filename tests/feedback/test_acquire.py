@@ -1,9 +1,11 @@
 """Acquisition: verdicts of both orders, faults of a server, journal and resumption, no key in any file."""
 
+import asyncio
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,12 +13,15 @@ from collections import Counter
 
 import pytest
 
+import jpo
 from jpo.cli.main import main
 from jpo.data.records import candidates
 from jpo.errors import JpoError
-from jpo.feedback.acquire import acquire, combine
-from jpo.feedback.judges import CallableJudge, OpenAIJudge, retry_after
-from jpo.feedback.prompts import judge_prompt, parse_reply
+from jpo.feedback.acquire import acquire, combine, plan
+from jpo.feedback.journal import Entry, Journal
+from jpo.feedback.judges import ANSWERS, CallableJudge, LocalJudge, OpenAIJudge, retry_after
+from jpo.feedback.openai_judge import asked_wait, rate_limit_wait, reset_after
+from jpo.feedback.prompts import judge_prompt, neutral_prompt, parse_reply
 from tests.feedback.server import longest, serve
 
 KEY = "sk-a-secret-that-must-not-leak"
@@ -58,6 +63,16 @@ def test_texts_cannot_close_their_marks():
     own = prompt.split("between the marks ")[1].split(" ")[0]
     assert f"one {mark} Reply B" in prompt and prompt.count(own) == 7 and own != mark
     assert longest(prompt) == "A" and longest(judge_prompt(hostile, True)) == "B"
+
+
+def test_conversations_are_shown_as_turns():
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "so"},
+    ]
+    (candidate,) = candidates([{"instruction": turns, "response_0": "one", "response_1": "two"}])
+    assert "\n[user]\nhi\n\n[assistant]\nyes\n\n[user]\nso\n" in judge_prompt(candidate, False)
 
 
 def test_callable_judge_and_resume(tmp_path):
@@ -105,7 +120,9 @@ def test_unparsed_and_raising_judges_fail_and_can_be_asked_again(tmp_path):
 
 
 def test_retry_after():
-    assert retry_after("2") == 2 and retry_after("-5") == 0 and retry_after("86400") == 60 and retry_after("x") is None
+    assert (
+        retry_after("2") == 2 and retry_after("-5") == 0 and retry_after("86400") is None and retry_after("x") is None
+    )
     assert (
         retry_after("nan") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and retry_after(None) is None
     )
@@ -115,11 +132,17 @@ FAULTS = {
     "429 seconds": ("status", 429, 0.1),
     "429 date": ("status", 429, "date"),
     "429 negative": ("status", 429, -3),
+    "429 a day": ("status", 429, 86400),
+    "429 without a word": ("status", 429),
     "500": ("status", 500),
     "reset before": ("reset", False),
     "reset in the middle": ("reset", True),
     "hang": ("hang",),
     "endless": ("endless",),
+    "endless error": ("endless", 500),
+    "gzip bomb": ("bomb", 200),
+    "gzip bomb as error": ("bomb", 503),
+    "echoed key": ("echo",),
     "html": ("body", b"<html>busy</html>"),
     "truncated": ("body", b'{"choices": [{"mess'),
     "no choices": ("body", b'{"choices": []}'),
@@ -139,6 +162,42 @@ def test_a_fault_is_one_attempt(name, tmp_path, monkeypatch):
     assert [row["feedback"] for row in read(out)] == [1, 2]
     assert summary.asked == 5 and len(server.log) == 4
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_headers_of_rate_limits():
+    for value, want in (("1s", 1), ("6m0s", None), ("1m", 60), ("20ms", 0.02), ("0", 0), ("0.5", 0.5), ("soon", None)):
+        assert reset_after(value) == want, value
+    full = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"}
+    assert rate_limit_wait(full) == 2 and rate_limit_wait({**full, "x-ratelimit-remaining-requests": "1"}) == 0
+    few = {"x-ratelimit-remaining-tokens": "99", "x-ratelimit-reset-tokens": "3s"}
+    assert rate_limit_wait(few, 100) == 3 and rate_limit_wait(few, 99) == 0
+    assert asked_wait({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert asked_wait(full) == 2 and asked_wait({"retry-after": "1"} | full) == 1 and asked_wait({}) is None
+
+
+def test_an_exhausted_limit_holds_every_slot(tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    limit = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "300ms")]
+    with serve(headers=limit) as (url, server):
+        summary = acquire(ROWS[:3], tmp_path / "o.jsonl", OpenAIJudge("m", url, 5.0), concurrency=1)
+        times = server.times
+    assert min(later - sooner for sooner, later in zip(times, times[1:], strict=False)) > 0.25
+    assert (summary.prompt_tokens, summary.completion_tokens, summary.tokens) == (30, 12, 42)
+    assert summary.cost(2.0, 10.0) == pytest.approx(180e-6) and "42 tokens (30 + 12)" in str(summary)
+
+
+def test_a_refusal_waits_without_a_slot_and_stops_the_others(tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve([("status", 429, 0.5)]) as (url, server):
+        start = time.monotonic()
+        acquire(ROWS, tmp_path / "o.jsonl", OpenAIJudge("m", url, 5.0), concurrency=1)
+        assert server.times[0] - start > 0.5  # Retry-After speaks for the server
+    with serve([("status", 500)]) as (url, server):
+        acquire(ROWS, tmp_path / "p.jsonl", OpenAIJudge("m", url, 5.0), concurrency=1)
+    first, second = (judge_prompt(candidates([ROWS[0]])[0], swapped) for swapped in (False, True))
+    assert server.log[0] == second and server.log.index(first) > 1  # the failed one backs off, others are asked
 
 
 def test_lasting_faults_fail_the_record(tmp_path, monkeypatch, capsys):
@@ -162,6 +221,135 @@ def test_total_timeout_keeps_what_came(tmp_path):
         acquire(ROWS, tmp_path / "o.jsonl", judge, total_timeout=0.2)
     assert not (tmp_path / "o.jsonl").exists()
     assert acquire(ROWS, tmp_path / "o.jsonl", judge).asked < 12
+
+
+def test_total_timeout_ends_what_hangs(tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    out = tmp_path / "o.jsonl"
+    for judge in (CallableJudge(lambda prompt: time.sleep(5), "callable:hangs"), None):
+        with serve([("hang",)] * 50) as (url, _):
+            start = time.monotonic()
+            with pytest.raises(JpoError, match="total timeout"):
+                acquire(ROWS, out, judge or OpenAIJudge("m", url, 60.0), total_timeout=0.5)
+            assert time.monotonic() - start < 2.5 and not out.exists()
+
+
+def test_a_function_that_hangs_is_left_behind(tmp_path):
+    calls = []
+
+    def judge(prompt):
+        calls.append(prompt)
+        if len(calls) == 1:
+            time.sleep(3)
+        return longest(prompt)
+
+    start = time.monotonic()
+    acquire(ROWS, tmp_path / "o.jsonl", CallableJudge(judge, "callable:slow", timeout=0.3))
+    assert time.monotonic() - start < 2.5 and read(tmp_path / "o.jsonl")[0]["feedback"] == 1
+
+
+def test_coroutines_run_side_by_side_and_functions_one_by_one(tmp_path):
+    running, most = [0], {}
+
+    async def coroutine(prompt):
+        running[0] += 1
+        most["coroutine"] = max(most.get("coroutine", 0), running[0])
+        await asyncio.sleep(0.01)
+        running[0] -= 1
+        return longest(prompt)
+
+    def function(prompt):
+        running[0] += 1
+        most["function"] = max(most.get("function", 0), running[0])
+        time.sleep(0.005)
+        running[0] -= 1
+        return longest(prompt)
+
+    for name, judge in (("coroutine", coroutine), ("function", function)):
+        acquire(ROWS, tmp_path / f"{name}.jsonl", CallableJudge(judge, f"callable:{name}"), concurrency=4)
+    assert most == {"coroutine": 4, "function": 1}
+
+
+def test_equal_questions_are_asked_once_and_drops_are_said(tmp_path):
+    asked = []
+    judge = CallableJudge(lambda prompt: asked.append(prompt) or "tie", "callable:x")
+    blank = {"instruction": "q", "response_0": " ", "response_1": "y"}
+    summary = acquire([ROWS[0], ROWS[0], blank], tmp_path / "o.jsonl", judge)
+    assert len(asked) == 2 and len(read(tmp_path / "o.jsonl")) == 2
+    assert summary.feedback["2"] == 2 and summary.consistent_share == 1
+    assert "dropped unasked: 1 blank response_0" in str(summary)
+
+
+def test_only_retry_failed_asks_again_even_with_more_attempts(tmp_path):
+    judge = CallableJudge(lambda prompt: "neither", "callable:x")
+    out = tmp_path / "o.jsonl"
+    assert acquire(ROWS[:1], out, judge, max_attempts=1).asked == 2
+    assert acquire(ROWS[:1], out, judge, max_attempts=5).asked == 0
+    assert read(out)[0]["failure"] == "unparsed reply"
+    judge.function = longest
+    assert acquire(ROWS[:1], out, judge, max_attempts=5, retry_failed=True).asked == 2
+    assert read(out)[0]["feedback"] == 1 and "failure" not in read(out)[0]
+
+
+def test_dry_run_counts_and_writes_nothing(tmp_path, capsys):
+    source, out = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0]]), tmp_path / "o.jsonl"
+    judge = CallableJudge(longest, "callable:tests.feedback.server:longest")
+    before = sorted(tmp_path.iterdir())
+    found = plan(source, out, judge)
+    assert (found.records, found.questions, found.known) == (7, 12, 0) and sorted(tmp_path.iterdir()) == before
+    acquire(ROWS[:2], out, judge)
+    flags = ["feedback", "--input", source, "--output", str(out), "--judge", "tests.feedback.server:longest"]
+    assert main([*flags, "--dry-run"]) == 0
+    assert "7 records, 12 questions: 4 known, 0 failed before, 8 to ask" in capsys.readouterr().out
+    assert main(flags) == 0 and "8 questions asked now" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    out = tmp_path / "o.jsonl"
+
+    def judge(prompt):
+        with pytest.raises(JpoError, match="another run is writing"):
+            acquire(ROWS, out, CallableJudge(longest, "callable:other"), journal=tmp_path / "other.sqlite")
+        return longest(prompt)
+
+    acquire(ROWS[:1], out, CallableJudge(judge, "callable:x"), max_attempts=1)
+    assert read(out)[0]["feedback"] == 1
+
+
+def test_a_journal_of_the_first_form_is_read(tmp_path):
+    path = tmp_path / "j.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, judge TEXT NOT NULL, swapped INTEGER NOT NULL, attempts INTEGER NOT NULL, verdict TEXT, reply TEXT, problem TEXT, tokens INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID")  # fmt: skip
+    db.execute("INSERT INTO verdicts VALUES ('k', 'j', 1, 2, 'A', 'a', NULL, 7)")
+    db.commit()
+    db.close()
+    book = Journal(path)
+    assert book.get("k") == Entry("k", "j", True, 2, "A", "a", None, 7, 0, False) and book.get("other") is None
+    book.close()
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(JpoError, match="not a usable verdict journal"):
+        Journal(path)
+
+
+def test_the_local_judge_scores_three_answers_under_one_prompt(tmp_path):
+    lm = jpo.load("tiny")
+    judge = LocalJudge(lm)
+    want = lm.sequence_logps(["p\n\nAnswer:"] * 3, [f" {answer}" for answer in ANSWERS], add_eos=False)
+    assert judge.scores("p") == pytest.approx(want, rel=1e-6)
+    (candidate,) = candidates(ROWS[:1])
+    prompt = judge_prompt(candidate, False)
+    neutral = neutral_prompt(prompt)
+    assert neutral == neutral_prompt(judge_prompt(candidates(ROWS[1:2])[0], True)) and neutral.count("N/A") == 3
+    assert "question 0" not in neutral and neutral.endswith(prompt[-60:])
+    a, b, tie = judge.scores(neutral)
+    shift = judge.calibrated(prompt) - judge.scores(prompt)
+    assert shift == pytest.approx([(b - a) / 2, (a - b) / 2, 0], abs=1e-6)
+    assert judge.calibrated(neutral) == pytest.approx([(a + b) / 2, (a + b) / 2, tie], abs=1e-6)
+    summary = acquire(ROWS[:2], tmp_path / "o.jsonl", judge)
+    assert summary.feedback["failed"] == 0 and read(tmp_path / "o.jsonl")[0]["annotator"] == "local:tiny"
+    lm.add_lora(r=2)
+    assert LocalJudge(lm).key != judge.key  # other weights, other verdicts
 
 
 def test_kill_loses_no_verdict(tmp_path):

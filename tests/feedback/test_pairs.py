@@ -13,6 +13,7 @@ from jpo.data.report import Report
 from jpo.errors import DataError, JpoError
 from jpo.feedback.pairs import (
     Item,
+    conditional_candidates,
     items_of,
     joint_candidates,
     parse_mix,
@@ -214,3 +215,24 @@ def test_the_embedded_pairs_become_weak_ones():
     report = Report()
     made = weak_joint_pairs(preference_pairs(read_records("example")), 0, report)
     assert len(made) == 16 and report.dropped["is a joint pair already"] == 16
+
+
+def test_conditional_candidates_out_of_samples():
+    rows = [
+        {"id": i, "instruction": f"i{i}", "output": f"r{s % 3}", "sample": s} for i in range(30) for s in range(4)
+    ] + [{"instruction": "alone", "response": "x"}, {"instruction": "i0", "output": " "}]
+    report = Report()
+    made = conditional_candidates(rows, seed=1, report=report)
+    assert len(made) == 30 and len({row["instruction"] for row in made}) == 30
+    assert all(row["response_0"] != row["response_1"] for row in made)
+    assert report.dropped == {
+        "the same response to an instruction again": 30, "the instruction has no second response": 1, "blank response": 1}  # fmt: skip
+    drawn = Counter((row["response_0"], row["response_1"]) for row in made)
+    assert len(drawn) == 6  # every pair, in both orders
+    assert made == conditional_candidates(rows, seed=1, report=Report())
+    assert made != conditional_candidates(rows, seed=2, report=Report())
+    every = conditional_candidates(rows, per_instruction=9, report=Report())
+    pairs = {(row["instruction"], frozenset((row["response_0"], row["response_1"]))) for row in every}
+    assert len(every) == len(pairs) == 90
+    with pytest.raises(JpoError, match="per_instruction"):
+        conditional_candidates(rows, 0)

@@ -226,3 +226,18 @@ def test_schedules():
     linear = config(learning_rate=1.0, lr_scheduler_type="linear")
     assert learning_rate(linear, 6, 11, 1) == pytest.approx(0.5)
     assert learning_rate(config(learning_rate=1.0, lr_scheduler_type="constant"), 9, 11, 1) == 1
+
+
+def test_iopo_trains_swapped_pairs_in_one_step():
+    pairs = []
+    for i in range(6):
+        one, other = (f"Instruction {i}", f"Answer {i}"), (f"Instruction {i + 10}", f"Answer {i + 10}")
+        for mine, theirs in ((one, other), (other, one)):
+            pairs.append(dict(i_chosen=mine[0], r_chosen=mine[1], i_reject=theirs[0], r_reject=mine[1]))
+    shuffled = pairs[::2] + pairs[1::2]
+    trainer = jpo.PreferenceTrainer(jpo.load("tiny"), shuffled, jpo.PreferenceConfig(loss="iopo", batch_size=4))
+    order = trainer._order()
+    for step in range(order.steps_per_epoch):
+        batch = [trainer.pairs[index] for index in order.batch(step)]
+        prompts = {(pair.chosen.prompt_ids, pair.rejected.prompt_ids) for pair in batch}
+        assert all((b, a) in prompts for a, b in prompts)

@@ -1,0 +1,69 @@
+"""jpo study: methods x amounts x training seeds x temperatures in one resumable run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+
+def _options_help() -> str:
+    """The options of a study, out of the class that declares them."""
+    from dataclasses import fields
+
+    from jpo.study.config import StudyConfig
+
+    return "\n\n".join(f"{item.name}: {item.metadata['help']}" for item in fields(StudyConfig))
+
+
+def study(
+    file: Annotated[Optional[str], typer.Argument(help="YAML file of options; they win over the preset's.")] = None,  # noqa: UP045
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="demo, world (all of it), tldr or helpful (the paper's settings).")
+    ] = None,  # noqa: UP045
+    output: Annotated[Optional[str], typer.Option("--output", help="Directory of the study.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option("--seed", help="Seed of data, candidates and pairs.")] = None,  # noqa: UP045
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training_seeds=[0,1,2] or train.beta=0.2.")
+    ] = None,  # noqa: UP045
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the stages and what is done; write nothing.")
+    ] = False,
+    write_preset: Annotated[
+        str | None, typer.Option("--write-preset", help="Write the preset's YAML file here, to edit, and stop.")
+    ] = None,  # noqa: UP045
+    options: Annotated[bool, typer.Option("--options", help="Explain every option of the YAML file and stop.")] = False,
+) -> None:
+    """Run a study: SFT policy, candidates, conditional and joint feedback, their interplay, every method with every training
+    seed, samples, win-rates against gold, the report. One resumable run: the same command goes on where it was.
+
+    Examples: jpo study --preset world --output out; jpo study --preset tldr --write-preset tldr.yaml; jpo study tldr.yaml
+    """
+    from jpo.cli.demo_ import show
+    from jpo.errors import JpoError
+    from jpo.formats.files import write_text
+    from jpo.study import Study, load_config, preset_text, run_study
+
+    if options:
+        typer.echo(_options_help())
+        return
+    if write_preset:
+        if not preset:
+            raise JpoError("--write-preset: say which one with --preset")
+        write_text(write_preset, preset_text(preset))
+        typer.echo(f"{write_preset} written; fill in its files and run: jpo study {write_preset} --output DIR")
+        return
+    if not file and not preset:
+        raise JpoError("give a YAML file or --preset; for a first try: jpo study --preset world --output out")
+    config = load_config(file, preset, assign or (), output=output, seed=seed)
+    if not config.output:
+        raise JpoError("--output is missing: the directory of the study")
+    if dry_run:
+        typer.echo(Study(config).describe())
+        return
+    show(run_study(config), config.output)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `jpo study`."""
+    app.command("study")(study)

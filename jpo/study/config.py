@@ -1,0 +1,240 @@
+"""Every option of a study, declared once: YAML keys, their checks and the command line's help derive from StudyConfig.
+
+Knows names and types; never runs anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jpo.errors import JpoError
+from jpo.feedback.pairs import parse_mix
+from jpo.study.methods import METHODS
+from jpo.train.config import PreferenceConfig, SFTConfig, option, read_yaml
+
+WORLD = "world"
+PRESETS = ("demo", "world", "tldr", "helpful")
+# what the study itself decides for each training run
+_DECIDED = ("output", "seed", "template", "scope", "loss", "save_total_limit", "tensorboard", "eval_steps")
+# may differ between a run and the run that goes on with it
+FREE = ("output", "methods", "training_seeds", "amounts", "scaling_methods", "mixing", "concurrency", "timeout")
+
+
+def _listed(default: Iterable[Any], text: str) -> Any:
+    return field(default_factory=lambda: list(default), metadata={"help": text})
+
+
+def _mapping(text: str) -> Any:
+    return field(default_factory=dict, metadata={"help": text})
+
+
+@dataclass
+class StudyConfig:
+    """What a study runs. The defaults are the paper's where it gives one (arXiv 2404.00530)."""
+
+    output: str | None = option(None, "Directory of the study; running again goes on where it was.")
+    seed: int = option(0, "Seed of the data, the first weights, the candidates and the pairs.")
+    model: str | None = option(
+        WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
+    )
+    compute: str = option("float32", "Products with frozen weights: float32, int16 or bfloat16.")
+    template: str | None = option(None, "Prompt template: paper, tldr, raw, chat, or a text with {instruction}.")
+    sft_data: str | None = option(
+        None, "{instruction, response} to fine-tune on; none: the model itself is the policy."
+    )
+    instructions: str | None = option(None, "Records with an instruction, to sample candidates for; default: sft_data.")
+    test_data: str | None = option(None, "{instruction, gold_response, id?} for the win-rates.")
+    sft_size: int = option(2000, "Examples of supervised fine-tuning at most.")
+    conditional_size: int = option(1200, "Instructions that get two candidates, for conditional feedback, at most.")
+    joint_size: int = option(1200, "Joint candidates at most.")
+    test_size: int = option(500, "Test instructions at most.")
+    judge: str = option(WORLD, "world (exact), openai, local or module:function.")
+    judge_model: str | None = option(None, "openai: the model's name on the server; local: the model to load.")
+    base_url: str | None = option(None, "openai: the server, e.g. http://localhost:8000/v1.")
+    concurrency: int = option(8, "openai: requests at once.")
+    timeout: float = option(60.0, "openai: seconds for one request.")
+    candidate_temperature: float = option(1.0, "Temperature of the two candidates of an instruction.")
+    temperatures: list[float] = _listed((0.001, 0.5, 1.0), "Temperatures of the evaluation's samples.")
+    top_k: int = option(0, "Likeliest tokens that sampling keeps; 0: all.")
+    max_new_tokens: int = option(400, "Tokens of a sample at most.")
+    mix: str = option("CC=1,RR=1,CR=2", "Shares of chosen-chosen, rejected-rejected, chosen-rejected joint candidates.")
+    methods: list[str] = _listed(METHODS, f"Rows of the win-rate table: some of {', '.join(METHODS)}.")
+    training_seeds: list[int] = _listed((0, 1, 2), "Each method is trained once with each; fewer than 3: underpowered.")
+    amounts: list[float] = _listed((), "Further shares of the feedback, below 1, for the data-scaling curve.")
+    scaling_methods: list[str] = _listed(("dpo", "jpo_joint", "jpo_union"), "Methods of the data-scaling curve.")
+    mixing: list[float] = _listed((), "Shares of joint pairs, 0 to 1, for the mixing study at equal pairs.")
+    pretrain: dict[str, Any] = _mapping(
+        "world only: options of the first training, as of jpo sft; texts: their number."
+    )
+    hidden_size: int = option(64, "world only: width of the decoder.")
+    layers: int = option(2, "world only: layers of the decoder.")
+    sft: dict[str, Any] = _mapping("Options of supervised fine-tuning, as of jpo sft.")
+    train: dict[str, Any] = _mapping("Options of every preference training, as of jpo train.")
+    overrides: dict[str, Any] = _mapping("Method: its own options of jpo train, over those of train.")
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("sft_size", 1),
+            ("conditional_size", 2),
+            ("joint_size", 1),
+            ("test_size", 2),
+            ("top_k", 0),
+        ):
+            if getattr(self, name) < least:
+                raise JpoError(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
+        self._lists()
+        parse_mix(self.mix)
+        if (self.model == WORLD) != (self.judge == WORLD):
+            raise JpoError(
+                f"model {self.model!r} and judge {self.judge!r}: the embedded world's judge reads its texts alone; "
+                "give both as 'world', or neither"
+            )
+        wanted = {"model": self.model}
+        if self.model != WORLD:
+            wanted |= {"test_data": self.test_data, "instructions or sft_data": self.instructions or self.sft_data}
+        if self.judge == "openai":
+            wanted["judge_model"] = self.judge_model
+        missing = [name for name, value in wanted.items() if not value]
+        if missing:
+            raise JpoError(f"missing: {', '.join(missing)}; give each in the YAML file or by --set KEY=VALUE")
+
+    def _lists(self) -> None:
+        for name in ("methods", "training_seeds", "temperatures"):
+            if not getattr(self, name):
+                raise JpoError(f"{name}: expected at least one, got none")
+        for name in ("methods", "training_seeds", "temperatures", "amounts", "mixing", "scaling_methods"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise JpoError(f"{name}: expected different ones, got {values}")
+        for name in (*self.methods, *self.scaling_methods, *self.overrides):
+            if name not in METHODS:
+                near = difflib.get_close_matches(name, METHODS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise JpoError(f"methods: expected some of {', '.join(METHODS)}, got {name!r}{hint}")
+        for name in ("amounts", "mixing"):
+            for share in getattr(self, name):
+                if not 0 <= share <= 1 or (name == "amounts" and not 0 < share < 1):
+                    raise JpoError(
+                        f"{name}: expected shares {'below' if name == 'amounts' else 'up to'} 1, got {share}"
+                    )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "study") -> StudyConfig:
+        """Checked key by key; JpoError names the place (`where`: the file) and the key, with the nearest known one."""
+        known = {item.name: item for item in fields(cls)}
+        made: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                raise JpoError(f"{where}: unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            made[key] = _converted(value, str(known[key].type), f"{where}: {key}")
+        try:
+            config = cls(**made)
+            config.sft_options()
+            for method in METHODS:
+                config.train_options(method)
+            if config.model == WORLD:
+                config.pretrain_options()
+        except JpoError as error:
+            raise JpoError(f"{where}: {error}") from None
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option, as YAML and JSON hold them."""
+        return dataclasses.asdict(self)
+
+    def sft_options(self, **decided: Any) -> SFTConfig:
+        """SFTConfig of supervised fine-tuning."""
+        return SFTConfig.from_dict({**_checked(self.sft, "sft"), **decided}, "sft")
+
+    def pretrain_options(self, **decided: Any) -> SFTConfig:
+        """SFTConfig of the world's first training."""
+        own = {key: value for key, value in _checked(self.pretrain, "pretrain").items() if key != "texts"}
+        return SFTConfig.from_dict({**own, "full": True, **decided}, "pretrain")
+
+    def train_options(self, method: str, **decided: Any) -> PreferenceConfig:
+        """PreferenceConfig of a method: train, its overrides, what makes it this method."""
+        own = _checked(self.overrides.get(method) or {}, f"overrides: {method}")
+        values = {**_checked(self.train, "train"), **own, **METHODS[method].options, **decided}
+        return PreferenceConfig.from_dict(values, "train")
+
+
+def _checked(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise JpoError(f"{where}: expected a mapping of options, got {values!r}")
+    for key in values:
+        if key in _DECIDED:
+            raise JpoError(
+                f"{where}: {key} is decided by the study itself (seeds, methods and template: its own options)"
+            )
+    return values
+
+
+def _converted(value: Any, annotation: str, where: str) -> Any:
+    """`value` as the annotation says; whole numbers pass for floats."""
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "None": (type(None),)}
+    if annotation.startswith("list["):
+        if not isinstance(value, (list, tuple)):
+            raise JpoError(f"{where}: expected a list, got {value!r}")
+        return [_converted(part, annotation[5:-1], where) for part in value]
+    if annotation.startswith("dict"):
+        if value is not None and not isinstance(value, dict):
+            raise JpoError(f"{where}: expected a mapping of options, got {value!r}")
+        return dict(value or {})
+    for name in annotation.split(" | "):
+        if isinstance(value, kinds[name]) and not isinstance(value, bool):
+            return float(str(value)) if name == "float" else value
+    raise JpoError(f"{where}: expected {annotation}, got {value!r}")
+
+
+# --- presets and files --------------------------------------------------------------------------------------------
+
+
+def preset_text(name: str) -> str:
+    """A preset's YAML file, comments and all."""
+    if name not in PRESETS:
+        raise JpoError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return importlib.resources.files("jpo.study").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_config(
+    path: str | None = None, preset: str | None = None, assignments: Iterable[str] = (), **flags: Any
+) -> StudyConfig:
+    """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags.
+
+    Without a preset, what a file leaves open on the embedded world is as in the preset demo, whose options suit so small a
+    model; on any other model it is StudyConfig's default."""
+    import yaml
+
+    own = read_yaml(path) if path else {}
+    if preset is None and own.get("model", WORLD) == WORLD:
+        preset = "demo"
+    values: dict[str, Any] = dict(yaml.safe_load(preset_text(preset))) if preset else {}
+    _merge(values, own)
+    for text in assignments:
+        key, equals, shown = text.partition("=")
+        try:
+            value: Any = yaml.safe_load(shown)
+        except yaml.YAMLError:
+            raise JpoError(f"--set {text}: {shown!r} is no YAML value") from None
+        if not equals or not key:
+            raise JpoError(f"--set {text}: expected KEY=VALUE, such as training_seeds=[0,1,2] or train.beta=0.2")
+        for part in reversed(key.split(".")[1:]):
+            value = {part: value}
+        _merge(values, {key.split(".")[0]: value})
+    values.update({key: value for key, value in flags.items() if value is not None})
+    return StudyConfig.from_dict(values, path or f"preset {preset}")
+
+
+def _merge(values: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Keys of `above` win; mappings are joined."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value

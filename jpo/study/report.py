@@ -1,0 +1,131 @@
+"""report.html: one file that needs no network, from results.json and some of the study's texts.
+
+Knows numbers and texts; its words stand in report.html.j2 beside it.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jpo import doctor
+from jpo.data.readers import read_records
+from jpo.formats.files import write_text
+from jpo.study import figures, world
+from jpo.study.config import WORLD
+from jpo.study.methods import METHODS
+from jpo.study.stages import Run, Stages
+
+_EXAMPLES = 5
+
+
+def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any], path: str) -> None:
+    """Render the report to `path`, as a whole or not at all."""
+    import jinja2
+
+    source = importlib.resources.files("jpo.study").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(percent=_percent, points=_points, interval=_interval, p=_p)
+    text = environment.from_string(source).render(
+        r=results,
+        c=results["settings"],
+        methods=METHODS,
+        is_world=stages.config.model == WORLD,
+        degrees=list(next(iter(results["table"].values()))),
+        drawn=_drawn(results),
+        examples=_examples(stages, runs),
+        versus=_versus(results),
+        machine=_machine(),
+        tie=world.TIE,
+        families=world.FAMILIES,
+    )
+    write_text(path, text)
+
+
+def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Figure -> SVG that may stand in HTML as it is; None for what was not run."""
+    from markupsafe import Markup
+
+    made = {
+        "win_rates": figures.win_rate_figure(results),
+        "interplay": figures.interplay_figure(results["interplay"]),
+        "scaling": figures.scaling_figure(results["scaling"]) if results["scaling"] else None,
+        "mixing": figures.mixing_figure(results["mixing"]) if results["mixing"] else None,
+    }
+    return {name: None if svg is None else Markup(svg) for name, svg in made.items()}
+
+
+def _versus(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """[{baseline, rows: [(method, temperature -> comparison)]}]: every method against the SFT policy, and against DPO."""
+    found = []
+    for baseline in ("sft", "dpo"):
+        rows: dict[str, dict[str, Any]] = {}
+        for row in results["comparisons"]:
+            if baseline in row["models"]:
+                other = next(model for model in row["models"] if model != baseline)
+                sign = -1 if row["models"][0] == baseline else 1
+                low, high = sorted((sign * row["low"], sign * row["high"]))
+                cell = {"difference": sign * row["difference"], "low": low, "high": high, "p": row["p"]}
+                rows.setdefault(other, {})[f"{row['temperature']:g}"] = cell
+        if rows:
+            found.append({"baseline": baseline, "rows": rows})
+    return found
+
+
+def _examples(stages: Stages, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The first test items: gold, and what the SFT policy and one run of another method wrote at the middle temperature."""
+    main = [run for run in runs if run.main]
+    shown = [run for run in main if run.method in ("sft", "dpo", "jpo_union") and run.seed == main[0].seed]
+    degree = sorted(stages.config.temperatures)[len(stages.config.temperatures) // 2]
+    found: dict[str, dict[str, Any]] = {}
+    for run in shown:
+        rows = read_records(stages.path("verdicts", f"{run.name}.jsonl"))
+        for row in [row for row in rows if row["temperature"] == degree][:_EXAMPLES]:
+            if str(row["id"]) not in found:
+                example = {"instruction": row["instruction"], "texts": [("gold", row["response_1"], None)]}
+                found[str(row["id"])] = example
+            verdict = {0: "wins", 1: "loses", 2: "equal"}.get(row["feedback"], "failed")
+            found[str(row["id"])]["texts"].append((METHODS[run.method].label, row["response_0"], verdict))
+    if stages.config.model == WORLD:
+        for example in found.values():
+            example["texts"] = [
+                (who, text, verdict, world.quality(example["instruction"], text))
+                for who, text, verdict in example["texts"]
+            ]
+    return list(found.values())
+
+
+def _machine() -> dict[str, Any]:
+    import numpy
+
+    from jpo import _core
+
+    info = dict(_core.system_info())
+    versions = f"jpo {doctor.version()}, Python {platform.python_version()}, NumPy {numpy.__version__}"
+    return {"versions": versions, "platform": platform.platform(), "isa": info["isa"], "threads": info["threads"]}
+
+
+# --- numbers as text ----------------------------------------------------------------------------------------------
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _interval(cell: Mapping[str, Any], signed: bool = False) -> str:
+    if cell["low"] is None:
+        return "–"
+    form = _points if signed else _percent
+    return f"{form(cell['low'])} to {form(cell['high'])}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,338 @@
+"""What each stage of a study does: from data to judged samples, each one file (or folder) written aside and renamed.
+
+A stage reads the files of the stages before it and nothing else, so that a killed study goes on at the first stage
+whose file is missing. Knows the pipeline's functions; never how stages are listed, shown or reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jpo
+from jpo.data.batches import permutation
+from jpo.data.readers import read_records, write_records
+from jpo.data.records import items_to_test, plain, sft_examples
+from jpo.data.report import Report
+from jpo.errors import DataError, JpoError
+from jpo.evaluate.items import items_of
+from jpo.evaluate.judging import judge_generations
+from jpo.evaluate.sampling import Sampling, encoder_of, sample
+from jpo.feedback import pairs as build
+from jpo.feedback.acquire import acquire
+from jpo.feedback.interplay import interplay
+from jpo.feedback.judges import CallableJudge, make_judge
+from jpo.formats.files import write_json
+from jpo.model import LanguageModel
+from jpo.study import decoder, world
+from jpo.study.config import WORLD, StudyConfig
+from jpo.study.methods import METHODS, amount_of, mixture, swapped
+from jpo.train import checkpoint
+
+Inner = Callable[[int, int | None, str], None]  # (done, total or None, what) within a stage
+_SFT, _CANDIDATES, _TEST, _TEXTS = range(4)  # streams of the world's texts
+_WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training (of the policy "sft": none) and its samples. `share`: of the mixing study at equal pairs, joint pairs by
+    all; `epochs`: of the mixing study at equal epochs, where training is otherwise told in steps."""
+
+    method: str
+    seed: int
+    amount: float = 1.0
+    share: float | None = None
+    epochs: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether the run belongs to the win-rate table."""
+        return self.amount == 1 and self.share is None and not self.epochs
+
+    @property
+    def label(self) -> str:
+        """The same for all seeds: the model's name in samples and tables."""
+        if self.share is not None:
+            return f"mix@{self.share:g}"
+        if self.epochs:
+            return f"{self.method}@epochs"
+        return self.method if self.amount == 1 else f"{self.method}@{self.amount:g}"
+
+    @property
+    def name(self) -> str:
+        """The run's folder."""
+        return f"{self.label}-seed{self.seed}"
+
+
+class Stages:
+    """The stages over one folder."""
+
+    def __init__(self, config: StudyConfig, folder: str, inner: Inner):
+        self.config, self.folder, self.inner = config, folder, inner
+        self._policy: LanguageModel | None = None
+        self._local: Any = None  # the local judge: its model is loaded once
+
+    def path(self, *parts: str) -> str:
+        """A file or folder of the study."""
+        return os.path.join(self.folder, *parts)
+
+    @property
+    def template(self) -> str:
+        """The prompt template's name or text."""
+        return self.config.template or (world.TEMPLATE if self.config.model == WORLD else "paper")
+
+    # data and policy
+
+    def data(self) -> None:
+        """data/{sft,instructions,test}.jsonl, the last one last."""
+        if self.config.model == WORLD:
+            sft, texts, test = self._world_data()
+        else:
+            sft, texts, test = self._given_data()
+        write_records(self.path("data", "sft.jsonl"), sft)
+        write_records(self.path("data", "instructions.jsonl"), texts)
+        write_records(self.path("data", "test.jsonl"), test)
+
+    def _world_data(self) -> tuple[list[Any], list[Any], list[Any]]:
+        c = self.config
+        sizes = {_TEST: c.test_size, _CANDIDATES: c.conditional_size, _SFT: c.sft_size}
+        seen: list[str] = []
+        made: dict[int, list[dict[str, Any]]] = {}
+        for stream, size in sizes.items():
+            texts = world.instructions(size, c.seed, stream, seen)
+            seen += texts
+            gold = world.responses(texts, c.seed, stream)
+            key = "gold_response" if stream == _TEST else "response"
+            made[stream] = [
+                {"id": place, "instruction": text, key: answer}
+                for place, (text, answer) in enumerate(zip(texts, gold, strict=True))
+            ]
+        texts_only = [{"id": row["id"], "instruction": row["instruction"]} for row in made[_CANDIDATES]]
+        return made[_SFT], texts_only, made[_TEST]
+
+    def _given_data(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Seeded choices of the files' records; a gold_response stands in for a response where that is missing."""
+        c = self.config
+        sft: list[dict[str, Any]] = []
+        if c.sft_data:
+            rows = [{**r, "response": r.get("response", r.get("gold_response"))} for r in read_records(c.sft_data)]
+            found = sft_examples(rows, c.sft_data)
+            sft = [{"instruction": plain(e.instruction), "response": plain(e.response)} for e in found]
+        source = c.instructions or c.sft_data
+        assert source and c.test_data
+        texts = {
+            item.key: {"id": item.id, "instruction": plain(item.instruction)} for item in items_of(read_records(source))
+        }
+        golds = read_records(c.test_data)
+        usable = {(str(plain(t.instruction)), str(plain(t.gold_response))) for t in items_to_test(golds, c.test_data)}
+        test = [
+            {"id": item.id, "instruction": plain(item.instruction), "gold_response": item.record["gold_response"]}
+            for item in items_of(golds)
+            if (str(plain(item.instruction)), str(item.record.get("gold_response"))) in usable
+        ]
+        return (
+            self._some(sft, c.sft_size, _SFT),
+            self._some(list(texts.values()), c.conditional_size, _CANDIDATES),
+            self._some(test, c.test_size, _TEST),
+        )
+
+    def _some(self, rows: list[Any], size: int, stream: int) -> list[Any]:
+        if len(rows) <= size:
+            return rows
+        return [rows[int(at)] for at in sorted(permutation(len(rows), self.config.seed, stream)[:size])]
+
+    def pretrain(self) -> None:
+        """base/: the world's decoder, from random weights, on texts of instructions and responses."""
+        c = self.config
+        held = [row["instruction"] for name in ("test", "instructions") for row in self._rows("data", f"{name}.jsonl")]
+        texts = world.instructions(int(c.pretrain.get("texts", 10_000)), c.seed, _TEXTS, held)
+        answers = world.responses(texts, c.seed, _TEXTS, world.TEXT_FAULTS)
+        examples = []
+        for text, answer in zip(
+            texts, answers, strict=True
+        ):  # all but the first word is learned, as joint scope scores it
+            family, rest = text.split(":")
+            examples.append({"instruction": family, "response": f":{rest} = {answer}"})
+        lm = LanguageModel(decoder.random_decoder(c.seed, c.hidden_size, c.layers))
+        part = self.path("base.part")
+        config = c.pretrain_options(seed=c.seed, template="raw", output=part, save_total_limit=1)
+        self._train(jpo.SFTTrainer(lm, examples, config), part)
+        os.rename(part, self.path("base"))
+
+    def sft(self) -> None:
+        """policy/: the SFT policy as a whole model, and sft/: its run."""
+        c = self.config
+        lm = jpo.load(self.path("base") if c.model == WORLD else c.model, compute=c.compute)
+        run, whole = self.path("sft.part"), self.path("policy.part")
+        config = c.sft_options(seed=c.seed, template=self.template, output=run, save_total_limit=1)
+        self._train(jpo.SFTTrainer(lm, self._rows("data", "sft.jsonl"), config), run)
+        shutil.rmtree(whole, ignore_errors=True)
+        lm.merge(whole)
+        shutil.rmtree(self.path("sft"), ignore_errors=True)
+        os.rename(run, self.path("sft"))
+        os.rename(whole, self.path("policy"))
+
+    def _train(self, trainer: Any, output: str) -> None:
+        """To the end, from the last checkpoint where there is one; the checkpoints go afterwards."""
+        resume = bool(checkpoint.finished(output))
+        if not resume:
+            shutil.rmtree(output, ignore_errors=True)
+        trainer.train(
+            resume, [lambda row: self.inner(row["step"], None, f"step {row['step']}, loss {row['loss']:.3f}")]
+        )
+        checkpoint.prune_all(output)
+
+    @property
+    def policy(self) -> LanguageModel:
+        """The SFT policy, loaded once; its adapter is whichever run is at work."""
+        if self._policy is None:
+            own = os.path.isdir(self.path("policy"))
+            self._policy = jpo.load(self.path("policy") if own else self.config.model, compute=self.config.compute)
+        return self._policy
+
+    # feedback
+
+    def _rows(self, *parts: str) -> list[Any]:
+        return read_records(self.path(*parts))
+
+    def _samples(self, lm: Any, records: list[Any], settings: Sampling, output: str, **options: Any) -> None:
+        part = output.removesuffix(".jsonl") + ".part.jsonl"
+        os.makedirs(os.path.dirname(output), exist_ok=True)
+        options.setdefault("encoder", encoder_of(lm, None, self.template))
+        sample(lm, records, settings, output=part, progress=lambda a, b: self.inner(a, b, "samples"), **options)
+        os.replace(part, output)
+
+    def candidates(self) -> None:
+        """feedback/samples.jsonl: two samples of each instruction."""
+        c = self.config
+        settings = Sampling((c.candidate_temperature,), (c.seed,), 2, 1.0, c.top_k, c.max_new_tokens)
+        self.policy.remove_adapter()
+        output = self.path("feedback", "samples.jsonl")
+        self._samples(self.policy, self._rows("data", "instructions.jsonl"), settings, output, model="sft")
+
+    def _judge(self) -> Any:
+        c = self.config
+        if c.judge == WORLD:
+            return CallableJudge(_exact, f"world, tie below {world.TIE:g}")
+        if self._local is not None:
+            return self._local
+        judge = make_judge(c.judge, base_url=c.base_url, model=c.judge_model, timeout=c.timeout)
+        if c.judge == "local":
+            self._local = judge
+        return judge
+
+    def _judging(self) -> dict[str, Any]:
+        concurrency = _WORLD_CONCURRENCY if self.config.judge == WORLD else self.config.concurrency
+        journal = self.path("feedback", "verdicts.sqlite")
+        return {
+            "journal": journal,
+            "concurrency": concurrency,
+            "progress": lambda a, b: self.inner(a, b, "verdicts"),
+        }
+
+    def conditional(self) -> None:
+        """feedback/conditional.jsonl: two responses to one instruction, judged."""
+        samples = self._rows("feedback", "samples.jsonl")
+        rows = build.conditional_candidates(samples, 1, self.config.seed, report=Report())
+        if not rows:
+            raise JpoError("the two samples of every instruction are equal; raise candidate_temperature")
+        acquire(rows, self.path("feedback", "conditional.jsonl"), self._judge(), **self._judging())
+
+    def joint(self) -> None:
+        """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged."""
+        items = build.items_of(self._rows("feedback", "conditional.jsonl"))
+        labelled = sum(item.label is not None for item in items)
+        most = labelled * (labelled - 2) // 8  # so many pairs there are even of one kind alone
+        if most < 1:
+            raise JpoError(
+                f"{labelled} labelled responses came out of the conditional feedback, too few for joint candidates; "
+                "raise conditional_size, or look at the judge's verdicts in feedback/conditional.jsonl"
+            )
+        count = min(self.config.joint_size, most)
+        rows = build.joint_candidates(items, count, self.config.seed, build.parse_mix(self.config.mix))
+        acquire(rows, self.path("feedback", "joint.jsonl"), self._judge(), **self._judging())
+
+    def interplay(self) -> None:
+        """interplay.json, as jpo interplay --json writes it."""
+        write_json(self.path("interplay.json"), interplay(self._rows("feedback", "joint.jsonl")))
+
+    def pairs(self) -> None:
+        """pairs/{conditional,joint}.jsonl: the decided verdicts."""
+        for kind in ("conditional", "joint"):
+            found = build.preferences_from_feedback(self._rows("feedback", f"{kind}.jsonl"), report=Report())
+            if not found:
+                raise DataError(
+                    f"{self.path('feedback', kind)}.jsonl: no verdict is decisive; nothing can be trained on"
+                )
+            write_records(self.path("pairs", f"{kind}.jsonl"), found)
+
+    # runs
+
+    def pairs_of(self, run: Run) -> list[Any]:
+        """What a run trains on."""
+        sets = {kind: self._rows("pairs", f"{kind}.jsonl") for kind in ("conditional", "joint")}
+        if run.share is not None:
+            return mixture(sets["conditional"], sets["joint"], run.share, self.config.seed)
+        some = {kind: amount_of(rows, run.amount, self.config.seed) for kind, rows in sets.items()}
+        some["swapped"] = swapped(some["conditional"], self.config.seed)
+        return [pair for kind in METHODS[run.method].data for pair in some[kind]]
+
+    def train(self, run: Run) -> None:
+        """runs/NAME/: the run's adapter and metrics."""
+        part, final = self.path("runs", f"{run.name}.part"), self.path("runs", run.name)
+        lm = self.policy
+        lm.remove_adapter()
+        rows = self.pairs_of(run)
+        decided = {"seed": run.seed, "template": self.template, "output": part, "save_total_limit": 1}
+        if run.epochs:  # as many as the steps take of the conditional pairs
+            told = self.config.train_options(run.method)
+            passes = (told.steps or 1000) * told.batch_size / len(self._rows("pairs", "conditional.jsonl"))
+            decided |= {"steps": None, "epochs": passes}
+        config = self.config.train_options(run.method, **decided)
+        trainer = jpo.PreferenceTrainer(lm, rows, config)
+        self._train(trainer, part)
+        write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(rows)})
+        os.rename(part, final)
+
+    def sample(self, run: Run) -> None:
+        """samples/NAME.jsonl: every test instruction at every temperature."""
+        c = self.config
+        lm = self.policy
+        lm.remove_adapter()
+        own = lm.load_adapter(self.path("runs", run.name)) if run.method != "sft" else None
+        settings = Sampling(c.temperatures, (run.seed,), 1, 1.0, c.top_k, c.max_new_tokens)
+        encoder = encoder_of(lm, own, None if own else self.template)
+        output = self.path("samples", f"{run.name}.jsonl")
+        extra = {"training_seed": run.seed}
+        rows = self._rows("data", "test.jsonl")
+        self._samples(lm, rows, settings, output, encoder=encoder, model=run.label, extra=extra)
+
+    def verdicts(self, run: Run) -> None:
+        """verdicts/NAME.jsonl: the samples beside gold, judged."""
+        final, part = self.path("verdicts", f"{run.name}.jsonl"), self.path("verdicts", f"{run.name}.part.jsonl")
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        samples, gold = self.path("samples", f"{run.name}.jsonl"), self.path("data", "test.jsonl")
+        judge_generations(samples, gold, self._judge(), part, **self._judging())
+        os.replace(part, final)
+
+
+async def _exact(prompt: str) -> str:
+    """The world's judge as a coroutine: too quick to be worth a thread."""
+    return world.judge(prompt)
+
+
+def read_json(path: str) -> Any:
+    """A file of the study's own."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def verdict_rows(stages: Stages, runs: Sequence[Run]) -> list[Any]:
+    """The judged samples of several runs."""
+    return [row for run in runs for row in read_records(stages.path("verdicts", f"{run.name}.jsonl"))]

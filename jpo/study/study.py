@@ -1,0 +1,186 @@
+"""A study: its stages in order, what of them is done, and the run that goes on where a killed one was.
+
+Every stage leaves one file or folder, written aside and renamed; a stage is done when that is there. So the files say
+everything, and a run after kill -9 ends with the numbers of an undisturbed one. Knows the order; the stages themselves are
+in jpo.study.stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jpo.errors import JpoError
+from jpo.formats.files import write_json, write_text
+from jpo.study.config import FREE, WORLD, StudyConfig
+from jpo.study.display import Display
+from jpo.study.results import MIXED, gather
+from jpo.study.stages import Run, Stages
+from jpo.train.config import read_yaml
+from jpo.train.progress import hidden_bar
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`output`: the file or folder, relative to the study's, that says that the stage is done."""
+
+    name: str
+    output: str
+    work: Callable[[], None]
+
+
+def run_study(config: StudyConfig, show: bool = True) -> dict[str, Any]:
+    """Run (or go on with) the study in config.output; its results, as they stand in results.json beside report.html.
+
+    JpoError where the folder holds a study of other settings, or is in use by another process.
+    """
+    if not config.output:
+        raise JpoError("output: missing; it is the directory of the study")
+    study = Study(config)
+    with study.locked():
+        study.check_settings()
+        return study.run(show)
+
+
+class Study:
+    """The stages of a config."""
+
+    def __init__(self, config: StudyConfig):
+        assert config.output
+        self.config, self.folder = config, config.output
+        self.display = Display(False)
+        self.stages = Stages(config, self.folder, lambda done, total, what: self.display.inner(done, total, what))
+        self.runs = planned_runs(config)
+
+    def plan(self) -> list[Stage]:
+        """Every stage, in the order in which they run."""
+        s, world = self.stages, self.config.model == WORLD
+        plan = [Stage("data", "data/test.jsonl", s.data)]
+        if world:
+            plan.append(Stage("pre-train the decoder", "base", s.pretrain))
+        if world or self.config.sft_data:
+            plan.append(Stage("fine-tune the SFT policy", "policy", s.sft))
+        plan += [
+            Stage("sample candidates", "feedback/samples.jsonl", s.candidates),
+            Stage("conditional feedback", "feedback/conditional.jsonl", s.conditional),
+            Stage("joint feedback", "feedback/joint.jsonl", s.joint),
+            Stage("interplay", "interplay.json", s.interplay),
+            Stage("preference pairs", "pairs/joint.jsonl", s.pairs),
+        ]
+        for run in self.runs:
+            if run.method != "sft":
+                plan.append(Stage(f"train {run.name}", f"runs/{run.name}", partial(s.train, run)))
+            plan.append(Stage(f"sample {run.name}", f"samples/{run.name}.jsonl", partial(s.sample, run)))
+            plan.append(Stage(f"judge {run.name}", f"verdicts/{run.name}.jsonl", partial(s.verdicts, run)))
+        return plan
+
+    def done(self, stage: Stage) -> bool:
+        """Whether a stage has left its output."""
+        return os.path.exists(os.path.join(self.folder, stage.output))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder belongs to this process; the lock goes with it, however it ends."""
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise JpoError(f"{self.folder}: cannot be the directory of a study: {error.strerror}") from None
+        with open(os.path.join(self.folder, ".lock"), "a", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise JpoError(f"{self.folder}: another process runs this study; wait for it, or end it") from None
+            yield
+
+    def check_settings(self) -> None:
+        """study.yaml holds the settings: they may grow by methods, seeds and amounts, not change otherwise."""
+        import yaml
+
+        path, now = os.path.join(self.folder, "study.yaml"), self.config.to_dict()
+        if os.path.exists(path):
+            before = read_yaml(path)
+            changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+            if changed:
+                shown = "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
+                raise JpoError(f"{path}: this study has other settings ({shown}); give the same, or another output")
+        elif any(os.path.exists(os.path.join(self.folder, stage.output)) for stage in self.plan()):
+            raise JpoError(f"{self.folder}: holds files of a study but no study.yaml; choose another output")
+        write_text(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+    def run(self, show: bool) -> dict[str, Any]:
+        """The stages that are not done, then results.json and report.html."""
+        from jpo.study.report import write_report
+
+        plan = self.plan()
+        self.display = Display(show)
+        with self.display.shown(len(plan)), hidden_bar():
+            for number, stage in enumerate(plan, 1):
+                if self.done(stage):
+                    self.display.skipped(number)
+                    continue
+                self.display.begin(number, stage.name)
+                os.makedirs(os.path.dirname(os.path.join(self.folder, stage.output)), exist_ok=True)
+                before = time.perf_counter()
+                stage.work()
+                self._note(stage.name, time.perf_counter() - before)
+                self.display.end(number, stage.name, time.perf_counter() - before)
+        before = time.perf_counter()
+        results = gather(self.stages, self.runs, self._seconds(plan))
+        results["seconds"] = round(results["seconds"] + time.perf_counter() - before, 2)
+        write_json(os.path.join(self.folder, "results.json"), results)
+        write_report(self.stages, self.runs, results, os.path.join(self.folder, "report.html"))
+        return results
+
+    def _note(self, name: str, seconds: float) -> None:
+        with open(os.path.join(self.folder, "seconds.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
+
+    def _seconds(self, plan: list[Stage]) -> Mapping[str, float]:
+        """Each stage's time as it was last run; a torn line (kill -9) is passed over."""
+        found: dict[str, float] = {}
+        path = os.path.join(self.folder, "seconds.jsonl")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError):
+                        row = json.loads(line)
+                        found[row["stage"]] = row["seconds"]
+        return {stage.name: found.get(stage.name, 0.0) for stage in plan}
+
+    def describe(self) -> str:
+        """What a dry run prints: each stage, done or to do, and where it leaves what."""
+        plan = self.plan()
+        done = [self.done(stage) for stage in plan]
+        lines = [
+            f"{'done ' if there else 'to do'}  {stage.name:<34} {os.path.join(self.folder, stage.output)}"
+            for stage, there in zip(plan, done, strict=True)
+        ]
+        c = self.config
+        lines.append(f"to do  {'results and report':<34} {os.path.join(self.folder, 'report.html')}")
+        lines.append(
+            f"{len(plan)} stages, {sum(done)} done; {len(self.runs)} policies: {len(c.methods)} methods x "
+            f"{len(c.training_seeds)} seeds; {len(self.runs) * len(c.temperatures)} samples of {c.test_size} instructions"
+        )
+        if len(c.training_seeds) < 3:
+            lines.append("underpowered: fewer than 3 training seeds")
+        return "\n".join(lines)
+
+
+def planned_runs(config: StudyConfig) -> list[Run]:
+    """Every training and sampling: the table's, the scaling curve's, the mixing study's."""
+    runs = [Run(method, seed) for method in config.methods for seed in config.training_seeds]
+    scaling = [method for method in config.scaling_methods if method in config.methods and method != "sft"]
+    for amount in config.amounts:
+        runs += [Run(method, seed, amount) for method in scaling for seed in config.training_seeds]
+    for share in config.mixing:
+        runs += [Run("jpo_union", seed, share=share) for seed in config.training_seeds]
+    if config.mixing and config.train.get("epochs") is None:
+        runs += [Run(method, seed, epochs=True) for method in MIXED for seed in config.training_seeds]
+    return runs

