@@ -19,7 +19,7 @@ from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.storage import stored_as
 
-COMPUTES = {"float32": 0, "int16": 1, "bfloat16": 2}
+COMPUTES = {name: code for code, name in enumerate(("float32", "int16", "bfloat16"))}
 MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
 _SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
 _ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' full speed

@@ -1,6 +1,7 @@
-"""JPO_PROFILE=1: a table of time, arithmetic and share of peak for each operator, printed to stderr when Python ends.
+"""The engine's counters: time and arithmetic of each operator.
 
-The peak is NumPy's float32 product on all cores, measured at that moment. Knows the engine's counters, nothing of training.
+JPO_PROFILE=1 prints them as a table to stderr when Python ends, beside NumPy's float32 product on all cores, measured at that
+moment; a dry run reads from them what another compute type would take. Knows operators, nothing of training.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,36 @@ def table(name: str, counted: Mapping[str, tuple[int, float, float]], wall: floa
         products = f"{speed:8.0f}{100 * speed / peak:8.0f}%" if flop else f"{'-':>8}{'-':>9}"
         lines.append(f"{operator:<24}{calls:>8}{seconds:>10.3f}{100 * seconds / max(total, 1e-12):>7.1f}%{products}")
     return "\n".join(lines)
+
+
+_PRODUCTS = ("linear", "linear backward, input", "head")  # what a compute type changes
+
+
+def compute_costs(lm: Any, step: Callable[[], Any]) -> tuple[float, dict[str, float | str]]:
+    """(seconds of one step, {compute type: seconds of the same step, or why it cannot run here}).
+
+    The step runs once. The other types' times are estimates: its products with frozen weights, scaled by the measured speeds
+    of a product of the model's widest layer; the rest stays.
+    """
+    from jpo import _core
+
+    lm._core.profile(True)
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    counted = lm._core.profile(requested())
+    products = sum(counted[name][1] for name in _PRODUCTS if name in counted)
+    shape = lm.config["intermediate_size"], lm.config["hidden_size"], 512
+    speeds: dict[str, float | str] = {}
+    for compute in ("float32", "int16", "bfloat16"):
+        try:
+            speeds[compute] = float(_core.measure_gflops(compute, *shape))
+        except (NotImplementedError, ValueError) as reason:
+            speeds[compute] = str(reason)
+    own = speeds[lm.compute]
+    assert isinstance(own, float), own
+    costs: dict[str, float | str] = {
+        compute: speed if isinstance(speed, str) else round(seconds + products * (own / speed - 1), 4)
+        for compute, speed in speeds.items()
+    }
+    return seconds, costs

@@ -18,7 +18,7 @@ _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 def _parameter(name: str, annotation: str, default: Any, text: str) -> inspect.Parameter:
     kind = next(_KINDS[part.strip()] for part in annotation.split("|") if part.strip() in _KINDS)
     flag = "--" + name.replace("_", "-")
-    shown = "" if default is None else f" [default: {default}]"
+    shown = "" if default is None else f" (default: {default})"  # square brackets would be markup
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     info = typer.Option(declared, help=text + shown, show_default=False)
     return inspect.Parameter(

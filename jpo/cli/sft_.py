@@ -17,8 +17,8 @@ def sft(
         list[str] | None, typer.Option("--data", help="File of {instruction, response} (may repeat).")
     ] = None,  # noqa: UP045
     eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File for evaluation.")] = None,  # noqa: UP045
-    compute: Annotated[str, typer.Option("--compute", help="Products: float32, int16 or bfloat16.")] = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time; write nothing.")] = False,
     **options: Any,
 ) -> None:
     """Fine-tune a model on responses: an adapter, or every weight with --full (a Hugging Face directory then)."""
@@ -30,10 +30,15 @@ def sft(
     for name in ("model", "data"):
         if not own[name]:
             raise JpoError(f"--{name} is missing")
-    if not config.output:
+    if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
-    trainer = jpo.SFTTrainer(jpo.load(own["model"], compute=compute), own["data"], config, own["eval_data"] or None)
+    lm = jpo.load(own["model"], compute=config.compute or "float32")
+    trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
     typer.echo(f"{trainer.report}\n{trainer.encoder.report()}".strip())
+    if dry_run:
+        for key, value in trainer.dry_run().items():
+            typer.echo(f"{key}: {value}")
+        return
     history = trainer.train(resume=resume)
     typer.echo(f"step {history['step'][-1]}: loss {history['loss'][-1]:.4f}; written to {config.output}")
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from jpo.errors import JpoError
 
 T = TypeVar("T", bound="TrainingConfig")
+COMPUTES = ("float32", "int16", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -49,6 +50,9 @@ class TrainingConfig:
     lora_dropout: float = option(0.0, "Dropout before the adapter.")
     target_modules: str = option("q_proj,k_proj,v_proj", "Adapted modules, comma-separated, or all-linear.")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).")
+    compute: str | None = option(
+        None, "Products with frozen weights: float32, int16 or bfloat16; default: float32, or as the model was loaded."
+    )
     output: str | None = option(None, "Directory of adapter, metrics.jsonl and checkpoints.")
     tensorboard: bool = option(False, "Also write TensorBoard events under the output directory.")
 
@@ -70,6 +74,8 @@ class TrainingConfig:
             raise JpoError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}")
         if self.lr_scheduler_type not in SCHEDULES:
             raise JpoError(f"lr_scheduler_type: expected one of {', '.join(SCHEDULES)}, got {self.lr_scheduler_type!r}")
+        if self.compute is not None and self.compute not in COMPUTES:
+            raise JpoError(f"compute: expected one of {', '.join(COMPUTES)}, got {self.compute!r}")
         if not isinstance(self.target_modules, str):
             self.target_modules = ",".join(self.target_modules)
 

@@ -6,11 +6,11 @@ one that couples the batch first gathers the log-likelihoods of all, then runs b
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,12 @@ from jpo.data.templates import Template
 from jpo.errors import JpoError
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
+from jpo.profiling import compute_costs
 from jpo.train.config import PreferenceConfig, TrainingConfig
 from jpo.train.loop import Loop, fingerprint
 
 Ids = tuple[Any, Any]
+C = TypeVar("C", bound=TrainingConfig)
 
 
 def make_template(name: str, tokenizer: Any) -> Template:
@@ -51,6 +53,16 @@ def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
         lm.add_lora(
             config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed
         )
+
+
+def settled(lm: LanguageModel, config: C) -> C:
+    """The config with the model's compute type in it, so that checkpoints hold a run to it; JpoError where they differ."""
+    if config.compute not in (None, lm.compute):
+        raise JpoError(
+            f"compute: the config says {config.compute!r}, but the model was loaded with {lm.compute!r}; "
+            f"use jpo.load(..., compute={config.compute!r})"
+        )
+    return dataclasses.replace(config, compute=lm.compute)
 
 
 def total_steps(config: TrainingConfig, per_epoch: int, default_steps: int | None, default_epochs: float = 1) -> int:
@@ -80,7 +92,7 @@ class PreferenceTrainer:
     added. Constructing a trainer writes nothing."""
 
     def __init__(self, lm: LanguageModel, pairs: Any, config: PreferenceConfig | None = None, eval_pairs: Any = None):
-        self.lm, self.config = lm, config or PreferenceConfig()
+        self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
         self.template = make_template(self.config.template, lm.tokenizer)
         limit = int(lm.config["max_position_embeddings"])
         self.encoder = Encoder(
@@ -381,9 +393,7 @@ class PreferenceTrainer:
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]
-        before = time.perf_counter()
-        self._run(step, 0, train=True)
-        seconds = time.perf_counter() - before
+        seconds, costs = compute_costs(self.lm, lambda: self._run(step, 0, train=True))
         self.lm.trainable.grads[:] = 0
         tokens = sum(pair.tokens for pair in self.pairs)
         return {
@@ -396,6 +406,7 @@ class PreferenceTrainer:
             "step_seconds": round(seconds, 4),
             "total_seconds": round(seconds * total, 1),
             "trained_values": int(self.lm.trainable.params.size),
+            "step_seconds_by_compute": costs,
         }
 
 
