@@ -53,3 +53,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("jpo.cli.main.build_app", lambda: fail)
     with pytest.raises(RuntimeError, match="ours"):
         main([])
+
+
+def test_python_m_jpo_gives_the_exit_status():
+    result = subprocess.run([sys.executable, "-m", "jpo", "inspect", "no such file"], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("jpo: ")
