@@ -1,6 +1,8 @@
 """The command line: groups are found, errors are one line with a status."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
