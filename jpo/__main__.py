@@ -1,5 +1,7 @@
 """python -m jpo: the command line."""
 
+import sys
+
 from jpo.cli.main import main
 
-main()
+sys.exit(main())

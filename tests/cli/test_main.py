@@ -1,6 +1,8 @@
 """The command line: groups are found, errors are one line with a status."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("jpo.cli.main.build_app", lambda: fail)
     with pytest.raises(RuntimeError, match="ours"):
         main([])
+
+
+def test_python_m_jpo_gives_the_exit_status():
+    result = subprocess.run([sys.executable, "-m", "jpo", "inspect", "no such file"], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("jpo: ")
