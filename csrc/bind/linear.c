@@ -89,7 +89,7 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     jpo_status status;
     Py_BEGIN_ALLOW_THREADS
     status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, &w,
-                                                                        m, accumulate, &scratch, &err);
+                                                                        m, accumulate, NULL, &scratch, &err);
     jpo_scratch_free(&scratch);
     jpo_weight_release(&w);
     Py_END_ALLOW_THREADS
@@ -235,7 +235,7 @@ static jpo_status measure(const jpo_weight *w, int64_t m, bool forward, int runs
     for (int run = -1; status == JPO_OK && run < runs; run++) { /* the first is not counted */
         double start = seconds();
         status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(out, out_width, in, in_width, w, m, false,
-                                                                            &scratch, err);
+                                                                            NULL, &scratch, err);
         if (run >= 0) times[run] = seconds() - start;
     }
     if (status == JPO_OK) {

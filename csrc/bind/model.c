@@ -309,7 +309,7 @@ static PyObject *model_logits(model_object *self, PyObject *rows) {
         jpo_status status;
         Py_BEGIN_ALLOW_THREADS
         status = jpo_linear_forward(PyArray_DATA(out), shape[1], PyArray_DATA(hidden), model->config.hidden, &model->head,
-                                    shape[0], false, &model->scratch, &err);
+                                    shape[0], false, NULL, &model->scratch, &err);
         Py_END_ALLOW_THREADS
         self->busy = false;
         if (status != JPO_OK) {

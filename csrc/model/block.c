@@ -28,17 +28,21 @@ static jpo_status module_forward(jpo_model *model, int64_t layer, jpo_module mod
                                  jpo_error *err) {
     const jpo_linear *linear = &model->layer[layer].module[module];
     int64_t n = linear->weight.n, k = linear->weight.k;
-    double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_forward(y, ldy, x, k, &linear->weight, rows, accumulate, &model->scratch, err));
-    if (linear->bias) jpo_bias_forward(y, ldy, linear->bias, rows, n);
-    jpo_profile_add(&model->profile, JPO_OP_LINEAR, start, 2.0 * (double)(rows * n) * (double)k);
-    if (model->options.adapter && linear->lora.r) {
-        start = jpo_profile_start(&model->profile);
+    const bool adapted = model->options.adapter && linear->lora.r;
+    jpo_addition plus;
+    if (adapted) {
+        double start = jpo_profile_start(&model->profile);
         jpo_lora lora = pass_lora(model, layer, module);
-        jpo_lora_forward(y, ldy, saved_xa(&model->layer[layer], saved->xa, module, rows), x, model->work.dropped,
-                         &lora, rows, n, k);
-        jpo_profile_add(&model->profile, JPO_OP_LORA, start, 2.0 * (double)(rows * lora.r) * (double)(n + k));
+        plus = jpo_lora_forward(saved_xa(&model->layer[layer], saved->xa, module, rows), x, model->work.dropped, &lora,
+                                rows, k);
+        jpo_profile_add(&model->profile, JPO_OP_LORA, start, 2.0 * (double)(rows * lora.r) * (double)k);
     }
+    double start = jpo_profile_start(&model->profile);
+    JPO_TRY(jpo_linear_forward(y, ldy, x, k, &linear->weight, rows, accumulate, adapted ? &plus : NULL, &model->scratch,
+                               err));
+    if (linear->bias) jpo_bias_forward(y, ldy, linear->bias, rows, n);
+    jpo_profile_add(&model->profile, JPO_OP_LINEAR, start,
+                    2.0 * (double)(rows * n) * (double)(k + (adapted ? linear->lora.r : 0)));
     return JPO_OK;
 }
 
@@ -68,13 +72,16 @@ static jpo_status module_backward_input(jpo_model *model, int64_t layer, jpo_mod
                                         int64_t lddy, bool accumulate, jpo_error *err) {
     const jpo_linear *linear = &model->layer[layer].module[module];
     int64_t rows = model->plan.rows;
+    const bool adapted = model->options.adapter && linear->lora.r;
+    const jpo_lora lora = pass_lora(model, layer, module);
+    const bool together = adapted && lora.dropout == 0;
+    const jpo_addition plus = jpo_lora_backward_addition(model->work.dxa, &lora, linear->weight.k);
     double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_backward_input(dx, linear->weight.k, dy, lddy, &linear->weight, rows, accumulate, &model->scratch,
-                                      err));
+    JPO_TRY(jpo_linear_backward_input(dx, linear->weight.k, dy, lddy, &linear->weight, rows, accumulate,
+                                      together ? &plus : NULL, &model->scratch, err));
     jpo_profile_add(&model->profile, JPO_OP_LINEAR_INPUT, start,
-                    2.0 * (double)(rows * linear->weight.n) * (double)linear->weight.k);
-    if (model->options.adapter && linear->lora.r) {
-        jpo_lora lora = pass_lora(model, layer, module);
+                    2.0 * (double)(rows * linear->weight.k) * (double)(linear->weight.n + (together ? lora.r : 0)));
+    if (adapted && !together) {
         start = jpo_profile_start(&model->profile);
         jpo_lora_backward_input(dx, model->work.dxa, model->work.dropped, &lora, rows, linear->weight.k);
         jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start, 2.0 * (double)(rows * lora.r) * (double)linear->weight.k);

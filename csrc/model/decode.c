@@ -49,7 +49,7 @@ jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d
         jpo_rmsnorm_forward(h + i * c->hidden, NULL, model->final_x + d->out_row[i] * c->hidden, model->norm, 1, c->hidden, c->eps);
     if (d->out_rows == 0) return JPO_OK;
     double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &model->head, d->out_rows, false, &model->scratch, err));
+    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &model->head, d->out_rows, false, NULL, &model->scratch, err));
     jpo_profile_add(&model->profile, JPO_OP_HEAD, start, 2.0 * (double)(d->out_rows * c->hidden) * (double)c->vocab);
     return JPO_OK;
 }

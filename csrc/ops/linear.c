@@ -43,12 +43,13 @@ typedef struct {
     int64_t range;              /* depth of one packed tile */
     const jpo_weight *w;
     bool accumulate, backward;
+    const jpo_addition *plus;
     jpo_packed_rows rows;
     char *scratch;
     size_t part; /* bytes of one thread's scratch */
 } product;
 
-enum { CONVERT_ROWS = 16, DOT_TILE = 32 };
+enum { CONVERT_ROWS = 16, DOT_TILE = 32, PLUS_ROWS = 192 };
 
 static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
@@ -95,6 +96,25 @@ static void convert_rows(void *context, int64_t task, int thread) {
     jpo_packed_rows_convert(&p->rows, row0, jpo_min64(CONVERT_ROWS, p->m - row0));
 }
 
+/* Rows row0.. and columns c0.. of the output, by the addition. */
+static void add_low_rank(const product *p, int64_t row0, int64_t count, int64_t c0, int64_t columns) {
+    const jpo_addition *a = p->plus;
+    const float *u = a->u + row0 * a->ldu, *v = a->v + (a->transposed ? c0 * a->ldv : c0);
+    float *out = p->out + row0 * p->ldo + c0;
+    if (!jpo_packed_add(out, p->ldo, u, a->ldu, v, a->ldv, a->transposed, count, columns, a->r, a->scale))
+        jpo_sgemm(false, a->transposed, count, columns, a->r, a->scale, u, a->ldu, v, a->ldv, 1, out, p->ldo);
+}
+
+/* The last range of the depth, in chunks of rows that are still in the second cache when the addition follows. */
+static void multiply_and_add(const product *p, int64_t row0, int64_t count, int64_t d0, const jpo_packed_tile *tile,
+                             int64_t c0, int64_t columns) {
+    for (int64_t i = row0; i < row0 + count; i += PLUS_ROWS) {
+        int64_t some = jpo_min64(PLUS_ROWS, row0 + count - i);
+        jpo_packed_multiply_rows(p->out + i * p->ldo + c0, p->ldo, &p->rows, i, some, d0, tile, p->accumulate || d0);
+        add_low_rank(p, i, some, c0, columns);
+    }
+}
+
 static void packed_tile(void *context, int64_t task, int thread) {
     const product *p = context;
     void *memory = p->scratch + (size_t)thread * p->part;
@@ -107,8 +127,11 @@ static void packed_tile(void *context, int64_t task, int thread) {
             jpo_packed_pack(&tile, memory, p->w, d0, depth, c0, columns, true);
         else
             jpo_packed_pack(&tile, memory, p->w, c0, columns, d0, depth, false);
-        jpo_packed_multiply_rows(p->out + row0 * p->ldo + c0, p->ldo, &p->rows, row0, count, d0, &tile,
-                                 p->accumulate || d0);
+        if (p->plus && d0 + depth == p->depth)
+            multiply_and_add(p, row0, count, d0, &tile, c0, columns);
+        else
+            jpo_packed_multiply_rows(p->out + row0 * p->ldo + c0, p->ldo, &p->rows, row0, count, d0, &tile,
+                                     p->accumulate || d0);
     }
 }
 
@@ -124,12 +147,26 @@ static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *er
     return JPO_OK;
 }
 
+/* The addition for few rows, output by output. */
+static void add_to_few(const product *p, int64_t c0, int64_t columns) {
+    const jpo_addition *a = p->plus;
+    const int64_t step = a->transposed ? 1 : a->ldv, next = a->transposed ? a->ldv : 1;
+    for (int64_t i = 0; i < p->m; i++)
+        for (int64_t c = c0; c < c0 + columns; c++) {
+            const float *u = a->u + i * a->ldu, *v = a->v + c * next;
+            float sum = 0;
+            for (int64_t d = 0; d < a->r; d++) sum += u[d] * v[d * step];
+            p->out[i * p->ldo + c] += a->scale * sum;
+        }
+}
+
 static void dot_tile(void *context, int64_t task, int thread) {
     const product *p = context;
     int64_t n0 = task * DOT_TILE;
     jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(DOT_TILE, p->w->n - n0), 0, p->w->k};
     jpo_packed_dot_table()
         ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
+    if (p->plus) add_to_few(p, n0, source.rows);
 }
 
 /* W as few rows see it: in float32, which is faster there, and exact. */
@@ -141,10 +178,10 @@ static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m) {
 }
 
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
-                              bool accumulate, jpo_scratch *scratch, jpo_error *err) {
+                              bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight view = weight_for_rows(w, m);
     product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = &view,
-                 .accumulate = accumulate};
+                 .accumulate = accumulate, .plus = plus};
     if (m == 0) return JPO_OK;
     if (m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
     JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
@@ -153,10 +190,11 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
 }
 
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
-                                     int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err) {
+                                     int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
+                                     jpo_error *err) {
     const jpo_weight view = weight_for_rows(w, m);
     product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = &view,
-                 .accumulate = accumulate, .backward = true};
+                 .accumulate = accumulate, .backward = true, .plus = plus};
     return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
 }
 

@@ -33,12 +33,21 @@ void jpo_scratch_free(jpo_scratch *scratch);
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
 void jpo_weight_release(jpo_weight *w);
 
-/* y (M, N; row stride ldy) = x (M, K; row stride ldx) W^T, or y += where accumulate. */
+/* A product of low rank that is added to an output while its tile is in the cache: scale u (M, R; ldu) times v. */
+typedef struct {
+    const float *u, *v; /* v: (N, R; ldv) where transposed, else (R, K; ldv) */
+    int64_t ldu, ldv, r;
+    bool transposed;
+    float scale;
+} jpo_addition;
+
+/* y (M, N; row stride ldy) = x (M, K; row stride ldx) W^T, or y += where accumulate; then y += plus (NULL: none). */
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
-                              bool accumulate, jpo_scratch *scratch, jpo_error *err);
-/* d/dx of jpo_linear_forward: dx (M, K; lddx) = dy (M, N; lddy) W, or dx += where accumulate. */
+                              bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err);
+/* d/dx of jpo_linear_forward: dx (M, K; lddx) = dy (M, N; lddy) W, or dx += where accumulate; plus likewise. */
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
-                                     int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err);
+                                     int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
+                                     jpo_error *err);
 /* d/dW of jpo_linear_forward, W float32: dw (N, K) += dy (M, N; lddy)^T x (M, K; ldx). */
 jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
                                       int64_t k, int64_t m, jpo_scratch *scratch, jpo_error *err);

@@ -9,7 +9,7 @@
 enum { ROW_BLOCK = 64, COLUMN_BLOCK = 192 };
 
 typedef struct {
-    float *y, *xa, *dx, *dxa, *dropped;
+    float *xa, *dx, *dxa, *dropped;
     const float *x, *dy, *saved_xa;
     const jpo_lora *lora;
     int64_t ldy, m, n, k;
@@ -45,16 +45,14 @@ static void forward_task(void *context, int64_t task, int thread) {
         drop_rows(job->dropped, job->x, lora, row, rows, job->k);
         x = job->dropped;
     }
-    float *xa = job->xa + row * lora->r;
-    jpo_sgemm(false, true, rows, lora->r, job->k, 1, x + row * job->k, job->k, lora->a, job->k, 0, xa, lora->r);
-    jpo_sgemm(false, true, rows, job->n, lora->r, lora->scale, xa, lora->r, lora->b, lora->r, 1,
-              job->y + row * job->ldy, job->ldy);
+    jpo_sgemm(false, true, rows, lora->r, job->k, 1, x + row * job->k, job->k, lora->a, job->k, 0,
+              job->xa + row * lora->r, lora->r);
 }
 
-void jpo_lora_forward(float *y, int64_t ldy, float *xa, const float *x, float *dropped, const jpo_lora *lora, int64_t m,
-                      int64_t n, int64_t k) {
-    lora_job job = {.y = y, .ldy = ldy, .xa = xa, .x = x, .dropped = dropped, .lora = lora, .m = m, .n = n, .k = k};
+jpo_addition jpo_lora_forward(float *xa, const float *x, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
+    lora_job job = {.xa = xa, .x = x, .dropped = dropped, .lora = lora, .m = m, .k = k};
     jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), forward_task, &job);
+    return (jpo_addition){xa, lora->b, lora->r, lora->r, lora->r, true, lora->scale};
 }
 
 /* Rows: dxa = scale dy B, and the masked x again. */
@@ -100,15 +98,14 @@ static void backward_input_task(void *context, int64_t task, int thread) {
     const jpo_lora *lora = job->lora;
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
     const float *dxa = job->dxa + row * lora->r;
-    if (lora->dropout == 0) {
-        jpo_sgemm(false, false, rows, job->k, lora->r, 1, dxa, lora->r, lora->a, job->k, 1, job->dx + row * job->k,
-                  job->k);
-        return;
-    }
     float *part = job->dropped;
     jpo_sgemm(false, false, rows, job->k, lora->r, 1, dxa, lora->r, lora->a, job->k, 0, part + row * job->k, job->k);
     drop_rows(part, part, lora, row, rows, job->k);
     for (int64_t i = row * job->k; i < (row + rows) * job->k; i++) job->dx[i] += part[i];
+}
+
+jpo_addition jpo_lora_backward_addition(const float *dxa, const jpo_lora *lora, int64_t k) {
+    return (jpo_addition){dxa, lora->a, lora->r, k, lora->r, false, 1};
 }
 
 void jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {

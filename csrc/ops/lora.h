@@ -16,14 +16,17 @@ typedef struct {
     uint64_t seed;          /* the mask is a pure function of (seed, row, column) */
 } jpo_lora;
 
-/* y (M, N; ldy) += ...; xa (M, r) is saved for backward. dropped: scratch (M, K), needed where dropout > 0. */
-void jpo_lora_forward(float *y, int64_t ldy, float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped,
-                      /* (M, K) */ const jpo_lora *lora, int64_t m, int64_t n, int64_t k);
+/* xa (M, r) = dropout(x) A^T, saved for backward; what the adapted product then adds. dropped: scratch (M, K), needed where
+ * dropout > 0. */
+jpo_addition jpo_lora_forward(float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped, /* (M, K) */
+                              const jpo_lora *lora, int64_t m, int64_t k);
 /* da, db += ; dxa (M, r) = scale dy B is left for jpo_lora_backward_input. */
 void jpo_lora_backward_weights(float *dxa, /* (M, r) */ const float *dy, int64_t lddy, const float *xa, /* (M, r) */
                                const float *x, /* (M, K) */ float *dropped, /* (M, K) */ const jpo_lora *lora,
                                int64_t m, int64_t n, int64_t k);
-/* dx (M, K) += dxa A through the same mask. */
+/* Without dropout: dxa A, which the product's input gradient adds. */
+jpo_addition jpo_lora_backward_addition(const float *dxa, /* (M, r) */ const jpo_lora *lora, int64_t k);
+/* With dropout: dx (M, K) += dxa A through the same mask. */
 void jpo_lora_backward_input(float *dx, /* (M, K) */ const float *dxa, /* (M, r) */ float *dropped, /* (M, K) */
                              const jpo_lora *lora, int64_t m, int64_t k);
 

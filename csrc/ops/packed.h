@@ -85,5 +85,9 @@ int64_t jpo_packed_range(jpo_compute compute, int64_t depth);
 /* jpo_sgemm (ops/blas.h) by the float32 table; false, with nothing done, where OpenBLAS serves better. */
 bool jpo_packed_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                       const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+/* c (m, n; ldc) += alpha a (m, k; lda) op(b) by the same table, always by panels, so that a row's result does not depend on
+ * the rows beside it; false where OpenBLAS has to. */
+bool jpo_packed_add(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, bool tb, int64_t m,
+                    int64_t n, int64_t k, float alpha);
 
 #endif

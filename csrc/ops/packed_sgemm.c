@@ -75,3 +75,12 @@ bool jpo_packed_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float a
     multiply(&g, beta != 0);
     return true;
 }
+
+bool jpo_packed_add(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, bool tb, int64_t m,
+                    int64_t n, int64_t k, float alpha) {
+    const jpo_gemm_table *table = jpo_packed_table(JPO_COMPUTE_FLOAT32);
+    if (!table || !table->turn) return false;
+    call g = {table, false, tb, m, n, k, alpha, a, b, lda, ldb, c, ldc};
+    multiply(&g, true);
+    return true;
+}
