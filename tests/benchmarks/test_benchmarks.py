@@ -44,6 +44,14 @@ def test_ratios_pair_neighbours():
     assert figures.paired_ratio(work, ours, outcome("other", [])) is None
 
 
+def test_share_follows_the_yardstick_of_its_wave():
+    """The machine runs at a third in the second wave, and so does the limit."""
+    work = {"units": [0, 10], "flops": [0, 5e8]}
+    yardstick = outcome("sgemm", [{"rates": [1e9], "wave": 0}, {"rates": [1e9 / 3], "wave": 1}])
+    row = figures.rows(CASES[0], work, [yardstick, outcome("jpo, float32", turns(1) + turns(3, wave=1))])[0]
+    assert row["share"] == pytest.approx(0.5) and row["per_yardstick"] == pytest.approx(10)
+
+
 @pytest.mark.parametrize(
     "goal, value, verdict",
     [
@@ -61,7 +69,7 @@ def test_goals(goal, value, verdict):
     case = Case("c", "", "", dict, (goal,))
     work = {"units": [0, 1], "flops": [0, 1e9]}
     outcomes = [
-        outcome("sgemm", [{"rates": [1e9]}]),
+        outcome("sgemm", [{"rates": [1e9], "wave": 0}]),
         outcome("jpo, float32", turns(2)),
         outcome("torch, a", turns(3)),
         outcome("torch, b", turns(6)),
