@@ -40,12 +40,15 @@ def speed(work: dict[str, Any], turn: dict[str, Any]) -> float:
 
 
 def paired_ratio(work: dict[str, Any], ours: dict[str, Any], peer: dict[str, Any]) -> float | None:
-    """Median over turns of (our speed / the peer's), each turn against ours of the same number and wave."""
-    own = {(turn["wave"], turn["turn"]): speed(work, turn) for turn in ours["turns"]}
+    """Median over turns of (our speed / the peer's), each turn against ours of the same number and wave, or where there
+    is none against our median in that wave."""
+    own: dict[int, dict[int, float]] = {}
+    for turn in ours["turns"]:
+        own.setdefault(turn["wave"], {})[turn["turn"]] = speed(work, turn)
     ratios = [
-        own[turn["wave"], turn["turn"]] / speed(work, turn)
+        own[turn["wave"]].get(turn["turn"], statistics.median(own[turn["wave"]].values())) / speed(work, turn)
         for turn in peer["turns"]
-        if (turn["wave"], turn["turn"]) in own
+        if turn["wave"] in own
     ]
     return statistics.median(ratios) if ratios else None
 

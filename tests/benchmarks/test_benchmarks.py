@@ -128,7 +128,7 @@ def test_real_processes(tmp_path):
     absent = contestants.Contestant("peer", jpo_logps, (), ("no-such-distribution",), (), 0.1)
     entries.append(contestants.Entry(absent, contestants.Variant("")))
     work = {"tokens": 64, "vocab": 512, "gradient": False, "units": [1] * 3, "flops": [1e6] * 3}
-    settings = runner.Settings(2, 1, tmp_path, lambda text: None)
+    settings = runner.Settings(2, 1, False, tmp_path, lambda text: None)
     outcomes = [dataclasses.asdict(one) for one in runner.run_case("small", work, entries, SGEMM, settings)]
     assert [one["label"] for one in outcomes] == ["NumPy sgemm", "jpo, float32", "jpo, bad", "peer"]
     assert [len(one["turns"]) for one in outcomes] == [2, 2, 0, 0]
