@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list cases and contestants, then stop")
     parser.add_argument("--peers", nargs="*", metavar="TEXT", help="only peers whose label holds one of the texts")
     parser.add_argument("--no-peers", action="store_true", help="jpo alone")
-    parser.add_argument("--quick", action="store_true", help="3 turns, 10 s a contestant; skips the 7B case")
+    parser.add_argument("--quick", action="store_true", help="3 turns, 8 s a contestant; without the 7B model")
     parser.add_argument("--rounds", type=int, help="turns of each contestant; the median counts (default 5)")
     parser.add_argument("--seconds", type=float, help="time for a contestant's turns, at least one (default 30)")
     parser.add_argument("--growth", action="store_true", help="growth curves too")
@@ -108,11 +108,11 @@ def main() -> None:
     if options.list:
         return show_list()
     rounds = options.rounds or (3 if options.quick else 5)
-    seconds = options.seconds or (10.0 if options.quick else 30.0)
+    seconds = options.seconds or (8.0 if options.quick else 30.0)
     options.folder.mkdir(parents=True, exist_ok=True)
     logs = options.folder / "logs"
     logs.mkdir(exist_ok=True)
-    settings = Settings(rounds, seconds, logs, lambda text: print(text, flush=True))
+    settings = Settings(rounds, seconds, options.quick, logs, lambda text: print(text, flush=True))
     context = Context(options.folder, rounds, options.model, options.data, options.tldr)
     mark = {"rounds": rounds, "seconds": seconds, "model": options.model, "data": options.data, "tldr": options.tldr}
     store = cache.Cache(options.folder, cache.fingerprint(mark | {"peers": options.peers, "no": options.no_peers}))

@@ -26,46 +26,58 @@ def yardstick_rate(outcome: dict[str, Any]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
+def wave_rates(outcome: dict[str, Any]) -> dict[int, float]:
+    """Wave -> median of what the yardstick measured in it, because a shared machine's speed drifts between waves."""
+    rates: dict[int, list[float]] = {}
+    for turn in outcome["turns"]:
+        rates.setdefault(turn["wave"], []).extend(turn["rates"])
+    return {wave: statistics.median(found) for wave, found in rates.items()}
+
+
 def speed(work: dict[str, Any], turn: dict[str, Any]) -> float:
     """Units a second; what a contestant counted itself stands before the work's count."""
     return float(turn.get("units", work["units"][turn["turn"]])) / float(turn["seconds"])
 
 
 def paired_ratio(work: dict[str, Any], ours: dict[str, Any], peer: dict[str, Any]) -> float | None:
-    """Median over turns of (our speed / the peer's), each turn against ours of the same number and wave."""
-    own = {(turn["wave"], turn["turn"]): speed(work, turn) for turn in ours["turns"]}
+    """Median over turns of (our speed / the peer's), each turn against ours of the same number and wave, or where there
+    is none against our median in that wave."""
+    own: dict[int, dict[int, float]] = {}
+    for turn in ours["turns"]:
+        own.setdefault(turn["wave"], {})[turn["turn"]] = speed(work, turn)
     ratios = [
-        own[turn["wave"], turn["turn"]] / speed(work, turn)
+        own[turn["wave"]].get(turn["turn"], statistics.median(own[turn["wave"]].values())) / speed(work, turn)
         for turn in peer["turns"]
-        if (turn["wave"], turn["turn"]) in own
+        if turn["wave"] in own
     ]
     return statistics.median(ratios) if ratios else None
 
 
 def rows(case: Case, work: dict[str, Any], outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row of the table for each entry."""
-    rate = yardstick_rate(outcomes[0])
+    rates = wave_rates(outcomes[0])
     ours = next((one for one in outcomes if one["label"] == case.ours), None)
     table = []
     for outcome in outcomes[1:]:
         row: dict[str, Any] = {"label": outcome["label"], "note": outcome["note"], "n": len(outcome["turns"])}
         if outcome["turns"]:
             row["peak_gb"] = outcome["peak_gb"]
-            row |= _accuracy(ours, outcome) if case.kind == "accuracy" else _speed(case, work, outcome, rate)
+            row |= _accuracy(ours, outcome) if case.kind == "accuracy" else _speed(case, work, outcome, rates)
             if ours and ours["turns"] and outcome is not ours and case.kind in ("speed", "seconds"):
                 row["ratio"] = paired_ratio(work, ours, outcome)
         table.append(row)
     return table
 
 
-def _speed(case: Case, work: dict[str, Any], outcome: dict[str, Any], rate: float | None) -> dict[str, Any]:
+def _speed(case: Case, work: dict[str, Any], outcome: dict[str, Any], rates: dict[int, float]) -> dict[str, Any]:
     turns = outcome["turns"]
     if case.kind in ("seconds", "growth"):
         return {"figure": statistics.median(turn["seconds"] for turn in turns)}
     row: dict[str, Any] = {"figure": statistics.median(speed(work, turn) for turn in turns)}
-    if rate and "flops" in work:
-        row["share"] = statistics.median(work["flops"][turn["turn"]] / rate / turn["seconds"] for turn in turns)
-        row["per_yardstick"] = row["figure"] / (rate / 1e9)
+    known = [(turn, rates[turn["wave"]]) for turn in turns if turn["wave"] in rates]
+    if known and "flops" in work:
+        row["share"] = statistics.median(work["flops"][turn["turn"]] / rate / turn["seconds"] for turn, rate in known)
+        row["per_yardstick"] = statistics.median(speed(work, turn) / (rate / 1e9) for turn, rate in known)
     for name in ("rows", "added_gb"):
         if name in turns[0]:
             row[name] = statistics.median(turn[name] for turn in turns)

@@ -34,19 +34,25 @@ def gguf_path(model: str) -> str | None:
     return found[0] if found and model == "smollm2-135m" else None
 
 
-def sample_pairs(lm: Any, posts: str, count: int) -> list[dict[str, str]]:
-    """`count` pairs of the model's own responses to posts of at most 384 tokens of prompt."""
+def sample_pairs(lm: Any, posts: str, count: int, samples: int = 6) -> list[dict[str, str]]:
+    """`count` pairs of the model's own responses to posts of 256 to 384 tokens of prompt. An untuned model often stops at
+    once: of `samples` a post the two longest are taken."""
     template = Template.named("tldr")
     instructions = [str(record["instruction"]) for record in read_records(posts)]
-    fitting = [text for text in instructions if len(lm.tokenizer.encode(template.prompt_text(text))) <= 384][:count]
-    if len(fitting) < count:
-        raise SystemExit(f"{posts}: {len(fitting)} posts of at most 384 tokens, {count} are needed")
-    prompts = [template.prompt_text(text) for text in fitting]
-    completions = lm.generate(prompts, n=2, temperature=1.0, max_new_tokens=64, seed=0)
-    return [
-        {"i_chosen": text, "r_chosen": one.text.strip() or ".", "i_reject": text, "r_reject": other.text.strip() or "-"}
-        for text, (one, other) in zip(fitting, completions)
+    fitting = [text for text in instructions if 256 <= len(lm.tokenizer.encode(template.prompt_text(text))) <= 384][
+        :count
     ]
+    if len(fitting) < count:
+        raise SystemExit(f"{posts}: {len(fitting)} posts of 256 to 384 tokens, {count} are needed")
+    prompts = [template.prompt_text(text) for text in fitting]
+    completions = lm.generate(prompts, n=samples, temperature=1.0, max_new_tokens=64, seed=0)
+    pairs = []
+    for text, sampled in zip(fitting, completions):
+        first, second = sorted(sampled, key=lambda one: -len(one.token_ids))[:2]
+        pairs.append(
+            {"i_chosen": text, "r_chosen": first.text.strip(), "i_reject": text, "r_reject": second.text.strip()}
+        )
+    return pairs
 
 
 def write_sized(folder: Path, axis: str, size: int) -> str:

@@ -31,6 +31,7 @@ class Settings:
 
     rounds: int = 5
     seconds: float = 60.0
+    hasty: bool = False  # a warm-up of more than twice `seconds` counts as the contestant's one turn
     folder: Path = Path(".")
     say: Callable[[str], None] = print
 
@@ -176,7 +177,7 @@ def _run_wave(group: list[Entry], wave: int, work_file: Path, settings: Settings
     try:
         for process in processes:
             process.hear()
-        allowed = {id(process): _warm_up(process, settings) if warm else 1 for process in processes}
+        allowed = {id(process): _warm_up(process, wave, settings) if warm else 1 for process in processes}
         allowed[id(processes[0])] = settings.rounds  # the yardstick, as long as anybody runs
         for number in range(1, settings.rounds + 1):
             for process in processes:
@@ -193,10 +194,15 @@ def _run_wave(group: list[Entry], wave: int, work_file: Path, settings: Settings
     return [process.outcome for process in processes]
 
 
-def _warm_up(process: Process, settings: Settings) -> int:
+def _warm_up(process: Process, wave: int, settings: Settings) -> int:
     """The first turn, which does not count, and how many may follow."""
-    start = time.perf_counter()
-    if process.turn(0) is None:
+    message = process.turn(0)
+    if message is None:
         return 0
-    process.outcome.warm_seconds = time.perf_counter() - start
-    return turns_allowed(settings, process.outcome.warm_seconds)
+    seconds = process.outcome.warm_seconds = float(message["seconds"])
+    settings.say(f"    {process.outcome.label}: warm-up, {seconds:.3g} s")
+    if settings.hasty and seconds > 2 * settings.seconds:
+        process.outcome.turns.append({**message, "turn": 0, "wave": wave})
+        process.outcome.note = "its warm-up is the one turn"
+        return 0
+    return turns_allowed(settings, seconds)

@@ -44,6 +44,14 @@ def test_ratios_pair_neighbours():
     assert figures.paired_ratio(work, ours, outcome("other", [])) is None
 
 
+def test_share_follows_the_yardstick_of_its_wave():
+    """The machine runs at a third in the second wave, and so does the limit."""
+    work = {"units": [0, 10], "flops": [0, 5e8]}
+    yardstick = outcome("sgemm", [{"rates": [1e9], "wave": 0}, {"rates": [1e9 / 3], "wave": 1}])
+    row = figures.rows(CASES[0], work, [yardstick, outcome("jpo, float32", turns(1) + turns(3, wave=1))])[0]
+    assert row["share"] == pytest.approx(0.5) and row["per_yardstick"] == pytest.approx(10)
+
+
 @pytest.mark.parametrize(
     "goal, value, verdict",
     [
@@ -61,7 +69,7 @@ def test_goals(goal, value, verdict):
     case = Case("c", "", "", dict, (goal,))
     work = {"units": [0, 1], "flops": [0, 1e9]}
     outcomes = [
-        outcome("sgemm", [{"rates": [1e9]}]),
+        outcome("sgemm", [{"rates": [1e9], "wave": 0}]),
         outcome("jpo, float32", turns(2)),
         outcome("torch, a", turns(3)),
         outcome("torch, b", turns(6)),
@@ -120,7 +128,7 @@ def test_real_processes(tmp_path):
     absent = contestants.Contestant("peer", jpo_logps, (), ("no-such-distribution",), (), 0.1)
     entries.append(contestants.Entry(absent, contestants.Variant("")))
     work = {"tokens": 64, "vocab": 512, "gradient": False, "units": [1] * 3, "flops": [1e6] * 3}
-    settings = runner.Settings(2, 1, tmp_path, lambda text: None)
+    settings = runner.Settings(2, 1, False, tmp_path, lambda text: None)
     outcomes = [dataclasses.asdict(one) for one in runner.run_case("small", work, entries, SGEMM, settings)]
     assert [one["label"] for one in outcomes] == ["NumPy sgemm", "jpo, float32", "jpo, bad", "peer"]
     assert [len(one["turns"]) for one in outcomes] == [2, 2, 0, 0]
