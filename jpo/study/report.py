@@ -130,7 +130,9 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return "0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _interval(cell: Mapping[str, Any], signed: bool = False) -> str:
