@@ -12,7 +12,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sized
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,7 +238,7 @@ def acquire(
     try:
         with open(part, "a", encoding="utf-8", newline="\n") as file:
             _alone(file, path)
-            asyncio.run(asyncio.wait_for(work(file), total_timeout))
+            _run_to_end(asyncio.wait_for(work(file), total_timeout))
             file.flush()
             os.fsync(file.fileno())
             os.replace(part, path)
@@ -250,6 +251,30 @@ def acquire(
     finally:
         run.commits.flush()
         book.close()
+
+
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """asyncio.run; in a thread beside it where this one runs an event loop already, as a notebook's does."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    under_way: list[tuple[asyncio.AbstractEventLoop, Any]] = []
+
+    async def noted() -> None:
+        under_way.append((asyncio.get_running_loop(), asyncio.current_task()))
+        await work
+
+    with ThreadPoolExecutor(1, "feedback") as pool:
+        end = pool.submit(asyncio.run, noted())
+        try:
+            end.result()
+        except BaseException:
+            if not end.done() and under_way:  # an interrupt of this thread ends the other's work
+                loop, task = under_way[0]
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 def _alone(file: Any, path: str) -> None:

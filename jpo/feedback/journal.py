@@ -83,7 +83,8 @@ class Journal:
             for name in _LATER:
                 if name not in known:
                     self._db.execute(f"ALTER TABLE verdicts ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
-            self._reader = self._db if where == ":memory:" else sqlite3.connect(where, isolation_level=None)
+            own = where != ":memory:"  # one thread at a time reads, not always the one that opened
+            self._reader = sqlite3.connect(where, isolation_level=None, check_same_thread=False) if own else self._db
         except sqlite3.DatabaseError as error:
             raise FormatError(f"{self.path}: not a usable verdict journal ({error}); give another --journal") from None
 

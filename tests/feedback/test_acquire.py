@@ -87,6 +87,18 @@ def test_callable_judge_and_resume(tmp_path):
     assert acquire(source, out, judge).asked == 0 and out.read_bytes() == before
 
 
+def test_within_a_running_event_loop_as_in_a_notebook(tmp_path):
+    async def cell(name, judge, **options):
+        return acquire(ROWS, tmp_path / name, CallableJudge(judge, "length"), **options)
+
+    alone = acquire(ROWS, tmp_path / "alone.jsonl", CallableJudge(longest, "length"))
+    assert asyncio.run(cell("cell.jsonl", longest)).feedback == alone.feedback
+    assert read(tmp_path / "cell.jsonl") == read(tmp_path / "alone.jsonl")
+    assert asyncio.run(cell("cell.jsonl", longest)).asked == 0
+    with pytest.raises(JpoError, match="total timeout"):
+        asyncio.run(cell("late.jsonl", lambda prompt: time.sleep(0.3) or "A", total_timeout=0.5))
+
+
 def test_joint_labels_travel_along(tmp_path):
     row = {
         "instruction_0": "a",
