@@ -18,7 +18,8 @@ def show(results: dict[str, Any], folder: str) -> None:
         for degree in degrees:
             cell = cells[degree]
             between = "" if cell["low"] is None else f" ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})"
-            row += f"{100 * cell['win_rate']:.1f}{between}".rjust(22)
+            rate = "-" if cell["win_rate"] is None else f"{100 * cell['win_rate']:.1f}"
+            row += f"{rate}{between}".rjust(22)
         typer.echo(row)
     if results["underpowered"]:
         typer.echo("underpowered: fewer than 3 training seeds, so the spread between seeds is hardly known")

@@ -20,7 +20,7 @@ from jpo.train.config import PreferenceConfig, SFTConfig, option, read_yaml
 WORLD = "world"
 PRESETS = ("demo", "world", "tldr", "helpful")
 # what the study itself decides for each training run
-_DECIDED = ("output", "seed", "template", "scope", "loss", "save_total_limit", "tensorboard", "eval_steps")
+_DECIDED = ("output", "seed", "compute", "template", "scope", "loss", "save_total_limit", "tensorboard", "eval_steps")
 # may differ between a run and the run that goes on with it
 FREE = ("output", "methods", "training_seeds", "amounts", "scaling_methods", "mixing", "concurrency", "timeout")
 

@@ -6,6 +6,7 @@ Knows the numbers of results.json; never files. Drawn on matplotlib's Figure dir
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,10 +44,16 @@ def _svg(figure: Any) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
+def _percent(value: float | None) -> float:
+    """Not a number, which is not drawn, where every verdict failed."""
+    return math.nan if value is None else 100 * value
+
+
 def _errors(points: Sequence[Mapping[str, Any]], middle: str) -> list[list[float]]:
     """Distances to low and high in points of percent; none where there is no interval."""
-    lows = [100 * (p[middle] - p["low"]) if p["low"] is not None else 0.0 for p in points]
-    highs = [100 * (p["high"] - p[middle]) if p["high"] is not None else 0.0 for p in points]
+    known = [p["low"] is not None and p[middle] is not None for p in points]
+    lows = [max(0.0, 100 * (p[middle] - p["low"])) if there else 0.0 for p, there in zip(points, known, strict=True)]
+    highs = [max(0.0, 100 * (p["high"] - p[middle])) if there else 0.0 for p, there in zip(points, known, strict=True)]
     return [lows, highs]
 
 
@@ -59,7 +66,7 @@ def win_rate_figure(results: Mapping[str, Any]) -> str:
         cells = [cells[degree] for cells in table.values()]
         rows = [row + 0.22 * (place - (len(degrees) - 1) / 2) for row in range(len(table))]
         axis.errorbar(
-            [100 * cell["win_rate"] for cell in cells],
+            [_percent(cell["win_rate"]) for cell in cells],
             rows,
             xerr=_errors(cells, "win_rate"),
             fmt=_MARKERS[place % len(_MARKERS)],
@@ -96,7 +103,7 @@ def _lines(curves: Mapping[str, Mapping[Any, Mapping[str, Any]]], xlabel: str) -
     for place, (name, points) in enumerate(curves.items()):
         axis.errorbar(
             list(points),
-            [100 * point["mean"] for point in points.values()],
+            [_percent(point["mean"]) for point in points.values()],
             yerr=_errors(list(points.values()), "mean"),
             fmt=_MARKERS[place % len(_MARKERS)] + ("-", "--", ":", "-.")[place % 4],
             color=COLOURS[place % len(COLOURS)],

@@ -36,6 +36,7 @@ def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any]
         methods=METHODS,
         is_world=stages.config.model == WORLD,
         degrees=list(next(iter(results["table"].values()))),
+        averages={method: _averages(results, method) for method in results["settings"]["methods"]},
         drawn=_drawn(results),
         examples=_examples(stages, runs),
         versus=_versus(results),
@@ -44,6 +45,18 @@ def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any]
         families=world.FAMILIES,
     )
     write_text(path, text)
+
+
+def _averages(results: Mapping[str, Any], method: str) -> dict[str, float | None]:
+    """Means over the temperatures of what the table shows once."""
+    cells = results["table"][method].values()
+    columns = {
+        "length_controlled": [cell["length_controlled"]["mean"] for cell in cells],
+        "longer": [cell["longer_than_gold"] for cell in cells],
+        "unparsed": list(results["unparsed"][method].values()),
+    }
+    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
 def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +130,9 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return "0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _interval(cell: Mapping[str, Any], signed: bool = False) -> str:

@@ -104,7 +104,7 @@ def _claims(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
             continue
         by_item = bootstrap_difference([items[0][key] for key in shared], [items[1][key] for key in shared])
         seeds = [_means(side, "training_seed") for side in sides]
-        by_seed = t_interval([seeds[0][key] - seeds[1][key] for key in seeds[0].keys() & seeds[1].keys()])
+        by_seed = t_interval([seeds[0][key] - seeds[1][key] for key in sorted(seeds[0].keys() & seeds[1].keys())])
         lows, highs = (by_item["low"], by_seed["low"]), (by_item["high"], by_seed["high"])
         verdict = "undecided"
         if None not in lows and len(seeds[0]) > 2:

@@ -218,6 +218,21 @@ def test_a_model_of_ones_own_data_and_judge(tmp_path, monkeypatch):
         assert row["feedback"] == (2 if a == b else int(b > a))
 
 
+def test_a_judge_that_fails_leaves_a_report_without_win_rates(undisturbed, tmp_path):
+    """Shares of exactly 0 and cells without a single verdict are drawn and written too."""
+    from jpo.study import report
+
+    found = json.loads((undisturbed / "results.json").read_text())
+    cell = found["table"]["dpo"]["1"]
+    cell.update(win_rate=None, low=None, high=None, longer_than_gold=None)
+    cell["length_controlled"].update(mean=None)
+    found["interplay"]["rejected_over_chosen"].update(share=0.0, low=1e-17, high=0.1)
+    found["pooled"]["dpo"].update(mean=None, low=None, high=None)
+    study = Study(config(undisturbed, **CURVES))
+    report.write_report(study.stages, study.runs, found, str(tmp_path / "report.html"))
+    assert "–<small>–</small>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 # --- options and commands -----------------------------------------------------------------------------------------
 
 
