@@ -296,7 +296,7 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
         int count = left(s->rows, r0);
         for (int r = 0; r < count; r++)
             put32(rows[r], decode32(dtype, source_row(s, stride, r0 + r), s->column0, (int)s->columns));
-        memset(rows[count], 0, (size_t)(BLOCK - count) * sizeof rows[0]);
+        if (count < BLOCK) memset(rows[count], 0, (size_t)(BLOCK - count) * sizeof rows[0]);
         for (int c = 0; c < PANEL; c += 8) {
             uint32_t *out = panel + c / HALF * half_size + c % HALF;
             __m256i top = magnitude(_mm256_loadu_ps(rows[0] + c));
