@@ -118,6 +118,9 @@ class PreferenceTrainer:
             )
 
     def _encode(self, pairs: Any) -> list[EncodedPair]:
+        given = pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else ()
+        if any(isinstance(pair, Pair) for pair in given) and not all(isinstance(pair, Pair) for pair in given):
+            pairs = [pair.to_record() if isinstance(pair, Pair) else pair for pair in given]  # as a union of sources is
         if isinstance(pairs, (str, os.PathLike)) or not (
             pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)
         ):

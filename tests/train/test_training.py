@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jpo
+from jpo.data.records import preference_pairs
 from jpo.errors import JpoError
 from jpo.objectives import LOSSES
 from jpo.train.config import PreferenceConfig, SFTConfig
@@ -226,6 +227,14 @@ def test_schedules():
     linear = config(learning_rate=1.0, lr_scheduler_type="linear")
     assert learning_rate(linear, 6, 11, 1) == pytest.approx(0.5)
     assert learning_rate(config(learning_rate=1.0, lr_scheduler_type="constant"), 9, 11, 1) == 1
+
+
+def test_pairs_and_records_may_stand_in_one_list():
+    records = [dict(i_chosen=f"i {n}", r_chosen=f"good {n}", i_reject=f"i {n}", r_reject=f"bad {n}") for n in range(4)]
+    mixed = [*preference_pairs(records[:2]), *records[2:]]
+    for given in (mixed, mixed[::-1]):
+        trainer = jpo.PreferenceTrainer(jpo.load("tiny"), given, config())
+        assert len(trainer.pairs) == 4 and trainer.evaluate(given)["eval_loss"] == pytest.approx(np.log(2))
 
 
 def test_iopo_trains_swapped_pairs_in_one_step():
