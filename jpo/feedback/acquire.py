@@ -40,6 +40,7 @@ class Summary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     consistent: int = 0  # both orders name the same side, or both say tie
+    failure: str | None = None  # why the first failed record failed
     dropped: Report = field(default_factory=Report)  # blank texts and the like: they are not judged
 
     @property
@@ -62,6 +63,8 @@ class Summary:
         share = "-" if self.consistent_share is None else f"{100 * self.consistent_share:.1f} %"
         tokens = f"{self.tokens} tokens ({self.prompt_tokens} + {self.completion_tokens})"
         text = f"feedback {parts}; position-consistent {share}; {self.asked} questions asked now, {tokens}"
+        if self.failure is not None:
+            text += f"; the first failure: {self.failure}"
         if self.dropped.dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.dropped.most_common())
             text += f"; dropped unasked: {reasons}"
@@ -165,6 +168,7 @@ class _Run:
         if first is None or second is None:
             out["failure"] = next(entry.problem for entry in entries if entry.verdict is None)
             self.summary.feedback["failed"] += 1
+            self.summary.failure = self.summary.failure or out["failure"]
         else:
             out["feedback"] = combine(first, second)
             self.summary.feedback[str(out["feedback"])] += 1

@@ -122,9 +122,10 @@ def test_unparsed_and_raising_judges_fail_and_can_be_asked_again(tmp_path):
     for reply in (lambda prompt: "A is better", lambda prompt: 1 / 0):
         out = tmp_path / f"{id(reply)}.jsonl"
         judge = CallableJudge(reply, "callable:x")
-        assert acquire(ROWS[:1], out, judge, max_attempts=2).asked == 4
+        summary = acquire(ROWS[:1], out, judge, max_attempts=2)
         (row,) = read(out)
-        assert row["feedback"] is None and row["failure"]
+        assert summary.asked == 4 and row["feedback"] is None and row["failure"]
+        assert f"the first failure: {row['failure']}" in str(summary)
         judge.function = longest
         assert acquire(ROWS[:1], out, judge, max_attempts=2).asked == 0
         assert acquire(ROWS[:1], out, judge, max_attempts=2, retry_failed=True).asked == 2
