@@ -44,14 +44,9 @@ def interplay(
     records = read_records(input)
     joint = [record for record in records if "instruction" not in record]
     result = measure(joint)
-    for key, value in result.items():
-        if isinstance(value, dict) and "share" in value:
-            shown = (
-                "-"
-                if value["share"] is None
-                else f"{100 * value['share']:.1f} % ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
-            )
-            typer.echo(f"{key}: {shown}, n = {value['n']}")
+    _show_shares(result)
+    for name, shares in result.get("annotators", {}).items():
+        _show_shares(shares, f"  {name or 'unnamed'}, ")
     typer.echo(f"verdicts: {result['verdicts']}; without verdict or labels: {result['skipped']}")
     whole = [record for record in joint if "instruction_0" in record]  # labels and verdicts alone are enough for shares
     result["disagreements"] = disagreements(whole, _likelihood(model, adapter))
@@ -67,6 +62,17 @@ def interplay(
         from jpo import plots
 
         plots.interplay(result, plot)
+
+
+def _show_shares(result: dict[str, Any], before: str = "") -> None:
+    for key, value in result.items():
+        if isinstance(value, dict) and "share" in value:
+            shown = (
+                "-"
+                if value["share"] is None
+                else f"{100 * value['share']:.1f} % ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+            )
+            typer.echo(f"{before}{key}: {shown}, n = {value['n']}")
 
 
 def _likelihood(model: str | None, adapter: str | None) -> Any:

@@ -223,8 +223,7 @@ def format_table(table: Mapping[str, Any]) -> str:
             if cell["failed"]:
                 counts += f", failed {cell['failed']}"
             lines.append(
-                f"{model}, temperature {degree}: {counts}, win-rate {_percent(cell['win_rate'], cell)} over {cell['runs']} "
-                f"seed{'s' * (cell['runs'] != 1)}, {_percent(None, cell['items'])} over {cell['items']['n']} items; "
+                f"{model}, temperature {degree}: {counts}, win-rate {_percent(cell['win_rate'])} ({_intervals(cell)}); "
                 f"length-controlled {_percent(cell['length_controlled']['mean'], cell['length_controlled'])}; "
                 f"longer than gold {_percent(cell['longer_than_gold'])}"
             )
@@ -236,6 +235,16 @@ def format_table(table: Mapping[str, Any]) -> str:
     if table["underpowered"]:
         lines.append(f"underpowered: fewer than {FEW_RUNS} training seeds, so the spread between seeds is hardly known")
     return "\n".join(lines)
+
+
+def _intervals(cell: Mapping[str, Any]) -> str:
+    """Over seeds, where there are several, and over items."""
+    spreads = [(cell, f"{cell['runs']} seed{'s' * (cell['runs'] != 1)}")]
+    spreads.append((cell["items"], f"{cell['items']['n']} item{'s' * (cell['items']['n'] != 1)}"))
+    return "; ".join(
+        f"over {what}" + ("" if low is None else f", 95 %: {100 * low:.1f} to {100 * high:.1f}")
+        for what, low, high in ((what, row["low"], row["high"]) for row, what in spreads)
+    )
 
 
 def _percent(value: float | None, interval: Mapping[str, Any] | None = None) -> str:

@@ -92,7 +92,8 @@ def test_the_command_judges_and_scores_again(tmp_path, capsys):
     flags = ["evaluate", "--generations", source, "--gold", gold, "--judge", "tests.feedback.server:longest"]
     assert main([*flags, "--json", out]) == 0
     shown = capsys.readouterr().out
-    assert "m, temperature 0.5: wins 2, losses 1, ties 1, win-rate 62.5 %" in shown and "underpowered" in shown
+    assert "m, temperature 0.5: wins 2, losses 1, ties 1, win-rate 62.5 % (over 1 seed; over 4 items, 95 %: " in shown
+    assert "underpowered" in shown
     assert "without an output: 4" in shown
     figures = json.loads((tmp_path / "t.json").read_text())
     assert figures["win_rates"]["m"]["0.5"]["win_rate"] == 0.625 and figures["missing"] == 4

@@ -98,6 +98,7 @@ def test_the_command_takes_several_files(tmp_path, capsys):
     assert main([*flags, "--human", "ann", "--json", str(out), "--model", "tiny"]) == 0
     shown = capsys.readouterr().out
     assert "agreement, conditional, human-model: 50.0 %" in shown and "agreement, joint, human-model: 100.0 %" in shown
+    assert "\n  ann, chosen_over_rejected: " in shown and "\n  m, chosen_over_rejected: " in shown
     assert "response length, chosen - rejected" in shown and "response logp" in shown
     result = json.loads(out.read_text())
     assert result["verdicts"] == 18 and result["skipped"] == 0 and set(result["annotators"]) == {"ann", "m"}
