@@ -49,6 +49,11 @@ class Report:
             lines.append(f"  cut: {self.cut_prompts} prompts, {self.cut_responses} responses (without EOS)")
         return "\n".join(lines)
 
+    def then(self, later: Report) -> str:
+        """This report and that of the next stage; what both say first stands once."""
+        mine, its = str(self).splitlines(), str(later).splitlines()
+        return "\n".join([*mine, *(its[1:] if its[0] == mine[0] else its)])
+
     def warn(self) -> None:
         """The drops as one UserWarning, for a caller who asked for no report."""
         if self.dropped:

@@ -220,3 +220,14 @@ def test_test_items():
         items_to_test([{"instruction": "I"}])
     with pytest.raises(JpoError, match="no test item"):
         items_to_test([{"a": 1}])
+
+
+def test_two_reports_say_the_same_line_once():
+    first, later = Report(records=3, kept=3), Report(records=3, kept=3, sequences=6, tokens=12, longest=4)
+    assert first.then(later).splitlines()[:2] == [
+        "3 of 3 records kept",
+        "12 tokens in 6 sequences (mean 2.0, longest 4)",
+    ]
+    later.drop("too long")
+    later.kept = 2
+    assert first.then(later).splitlines()[:2] == ["3 of 3 records kept", "2 of 3 records kept"]
