@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ class Cache:
     """Finished cases of this run, under `folder`."""
 
     def __init__(self, folder: Path, mark: str):
+        for old in folder.glob("run-*"):  # interrupted runs of other engines and settings
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
         self._folder = folder / f"run-{mark}"
         self._folder.mkdir(parents=True, exist_ok=True)
 

@@ -25,6 +25,10 @@ class Goal:
     to: str = ""
     at_most: bool = False
 
+    def against(self, label: str) -> bool:
+        """Whether `label` is (one of) the goal's peers."""
+        return label == self.to or (self.to.endswith("*") and label.startswith(self.to.removesuffix("*")))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -39,6 +43,10 @@ class Case:
     group: str = ""  # "slow": not with --quick; "growth": with --growth
     ours: str = JPO
     kind: str = "speed"  # or "seconds", "accuracy", "growth"
+
+    def compared(self, ours: str, peer: str) -> bool:
+        """Whether the table or a goal sets the two side by side."""
+        return ours == self.ours or any(goal.of == ours and goal.against(peer) for goal in self.goals)
 
     def yardstick_text(self, rate: float | None, outcome: dict[str, Any]) -> str:
         """What was measured, for the reader."""

@@ -123,8 +123,7 @@ def _value(goal: Goal, work: dict[str, Any], table: dict[str, Any], outcomes: di
         return None
     own = table[goal.of]
     if goal.figure == "ratio":
-        prefix = goal.to.removesuffix("*")
-        names = [name for name in table if name == goal.to or (goal.to.endswith("*") and name.startswith(prefix))]
+        names = [name for name in table if goal.against(name)]
         ratios = [paired_ratio(work, outcomes[goal.of], outcomes[name]) for name in names]
         return min((ratio for ratio in ratios if ratio is not None), default=None)
     if not goal.to:

@@ -34,7 +34,7 @@ def draw(report: dict[str, Any], path: str) -> None:
     machine = report["machine"]
     figure.suptitle(f"{machine['cpu']}, {machine['cores']} cores, {machine['jpo']['isa']}", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -46,6 +46,9 @@ def _ratios(axis: Any, bars: list[tuple[str, float]]) -> None:
         axis.text(ratio, place, f" {ratio:.2g}", va="center", fontsize=6)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
+    for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        formatter("{x:g}")
+    axis.tick_params(axis="x", which="both", labelsize=6)
     axis.invert_yaxis()
     axis.set_xlabel("jpo is so many times as fast")
 

@@ -148,8 +148,16 @@ def turns_allowed(settings: Settings, warm_seconds: float) -> int:
     return max(1, min(settings.rounds, int(settings.seconds / max(warm_seconds, 1e-9))))
 
 
-def run_case(name: str, work: dict[str, Any], entries: list[Entry], yardstick: Entry, settings: Settings) -> list[Any]:
-    """Outcomes of the case, the yardstick's first. Each turn carries its wave, so that ratios pair neighbours."""
+def run_case(
+    name: str,
+    work: dict[str, Any],
+    entries: list[Entry],
+    yardstick: Entry,
+    settings: Settings,
+    compared: Callable[[str, str], bool] = lambda ours, peer: True,
+) -> list[Any]:
+    """Outcomes of the case, the yardstick's first. Each turn carries its wave, so that ratios pair neighbours; behind the
+    first wave only those of ours run anew that are compared(ours, peer) with a peer of the wave."""
     work_file = settings.folder / f"{name}.json"
     work_file.write_text(json.dumps(work), encoding="utf-8")
     outcomes: dict[str, Outcome] = {}
@@ -163,7 +171,8 @@ def run_case(name: str, work: dict[str, Any], entries: list[Entry], yardstick: E
     own = sum(entry.contestant.gigabytes for entry in ours)
     peers = [entry for entry in able if not entry.ours]
     for wave, group in enumerate(waves(peers, 0.85 * available_gigabytes() - own)):
-        for outcome in _run_wave([yardstick, *ours, *group], wave, work_file, settings, work.get("warm", True)):
+        own_now = [one for one in ours if not wave or any(compared(one.label, peer.label) for peer in group)]
+        for outcome in _run_wave([yardstick, *own_now, *group], wave, work_file, settings, work.get("warm", True)):
             if outcome.label not in outcomes:
                 outcomes[outcome.label] = outcome
             else:

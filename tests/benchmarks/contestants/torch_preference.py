@@ -17,7 +17,7 @@ BY_SEQUENCE = {"by_sequence": True}  # SDPA for each sequence apart: no product 
     "packed torch loop",
     enters=STEPS,
     needs=NEEDS,
-    gigabytes=6,
+    gigabytes=4.5,
     variants=(
         Variant("float32", only=("preference-8",)),
         Variant("float32, tcmalloc", allocator="tcmalloc"),
