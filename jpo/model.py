@@ -17,9 +17,8 @@ from jpo import _core, profiling
 from jpo.data.forest import Forest, build_forest
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
-from jpo.storage import stored_as
+from jpo.storage import COMPUTES, stored_as
 
-COMPUTES = {name: code for code, name in enumerate(("float32", "int16", "bfloat16"))}
 MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
 _SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
 _ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' full speed
@@ -114,7 +113,7 @@ class LanguageModel:
         self._adapter_on = True
         tensors = {name: stored_as(tensor, storage) for name, tensor in checkpoint.tensors.items()}
         try:
-            self._core = _core.Model(self.config, tensors, COMPUTES[compute])
+            self._core = _core.Model(self.config, tensors, COMPUTES.index(compute))
         except NotImplementedError as error:
             raise JpoError(f"compute={compute!r}: {error}") from None
         if profiling.requested():

@@ -61,7 +61,7 @@ def compute_costs(lm: Any, step: Callable[[], Any]) -> tuple[float, dict[str, fl
     The step runs once. The other types' times are estimates: its products with frozen weights, scaled by the measured speeds
     of a product of the model's widest layer; the rest stays.
     """
-    from jpo import _core
+    from jpo.doctor import gflops
 
     lm._core.profile(True)
     start = time.perf_counter()
@@ -69,13 +69,7 @@ def compute_costs(lm: Any, step: Callable[[], Any]) -> tuple[float, dict[str, fl
     seconds = time.perf_counter() - start
     counted = lm._core.profile(requested())
     products = sum(counted[name][1] for name in _PRODUCTS if name in counted)
-    shape = lm.config["intermediate_size"], lm.config["hidden_size"], 512
-    speeds: dict[str, float | str] = {}
-    for compute in ("float32", "int16", "bfloat16"):
-        try:
-            speeds[compute] = float(_core.measure_gflops(compute, *shape))
-        except (NotImplementedError, ValueError) as reason:
-            speeds[compute] = str(reason)
+    speeds = gflops((lm.config["intermediate_size"], lm.config["hidden_size"], 512))
     own = speeds[lm.compute]
     assert isinstance(own, float), own
     costs: dict[str, float | str] = {

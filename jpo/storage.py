@@ -1,4 +1,4 @@
-"""How a model's weights are held in memory: as stored, or converted once at load. Knows bytes; never models."""
+"""How a model's weights are held in memory and multiplied: as stored, or converted once at load. Knows bytes; never models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
+COMPUTES = ("float32", "int16", "bfloat16")  # number types of products with frozen weights, in the engine's order
 STORAGES = ("auto", "as-stored", "float32", "bfloat16", "q8_0")
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from jpo.errors import JpoError
+from jpo.storage import COMPUTES
 
 T = TypeVar("T", bound="TrainingConfig")
-COMPUTES = ("float32", "int16", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant")
 
 

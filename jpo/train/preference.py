@@ -65,6 +65,25 @@ def settled(lm: LanguageModel, config: C) -> C:
     return dataclasses.replace(config, compute=lm.compute)
 
 
+def probe(
+    lm: LanguageModel, forests: Sequence[Forest], total: int, per_epoch: int, step: Callable[[], Any]
+) -> dict[str, Any]:
+    """What a dry run says of `total` steps: rows and memory of the first one's forests by the plan, times by running it."""
+    assert lm.trainable is not None
+    seconds, costs = compute_costs(lm, step)
+    lm.trainable.grads[:] = 0
+    return {
+        "steps": total,
+        "steps_per_epoch": per_epoch,
+        "rows_first_step": sum(forest.rows for forest in forests),
+        "buffers_gb": round(max(lm.pass_bytes(forest, True) for forest in forests) / 2**30, 4),
+        "step_seconds": round(seconds, 4),
+        "total_seconds": round(seconds * total, 1),
+        "trained_values": int(lm.trainable.params.size),
+        "step_seconds_by_compute": costs,
+    }
+
+
 def total_steps(config: TrainingConfig, per_epoch: int, default_steps: int | None, default_epochs: float = 1) -> int:
     """Optimizer steps that the config asks for."""
     if config.steps is not None:
@@ -390,27 +409,15 @@ class PreferenceTrainer:
 
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by the plan and one probed micro-batch; writes nothing."""
-        assert self.lm.trainable is not None
         order = self._order()
         total = total_steps(self.config, order.steps_per_epoch, 1000)
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]
-        seconds, costs = compute_costs(self.lm, lambda: self._run(step, 0, train=True))
-        self.lm.trainable.grads[:] = 0
         tokens = sum(pair.tokens for pair in self.pairs)
-        return {
-            "pairs": len(self.pairs),
-            "tokens_per_epoch": tokens,
-            "steps": total,
-            "steps_per_epoch": order.steps_per_epoch,
-            "rows_first_step": sum(forest.rows for forest in forests),
-            "buffers_gb": round(max(self.lm.pass_bytes(forest, True) for forest in forests) / 2**30, 4),
-            "step_seconds": round(seconds, 4),
-            "total_seconds": round(seconds * total, 1),
-            "trained_values": int(self.lm.trainable.params.size),
-            "step_seconds_by_compute": costs,
-        }
+        return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | probe(
+            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True)
+        )
 
 
 def _sides(parts: Any) -> np.ndarray[Any, Any]:

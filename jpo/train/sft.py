@@ -14,10 +14,9 @@ from jpo.data.readers import read_records
 from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
 from jpo.model import LanguageModel
-from jpo.profiling import compute_costs
 from jpo.train.config import SFTConfig
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.preference import adapter_settings, ensure_adapter, make_template, settled, total_steps
+from jpo.train.preference import adapter_settings, ensure_adapter, make_template, probe, settled, total_steps
 
 
 class SFTTrainer:
@@ -98,26 +97,14 @@ class SFTTrainer:
 
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by one probed step; writes nothing."""
-        assert self.lm.trainable is not None
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
         total = total_steps(self.config, order.steps_per_epoch, None, 3)
         step = [self.examples[i] for i in order.batch(0)]
         cut = micro_batches([(example,) for example in step], self.config.token_budget)
         forests = [build_forest([(step[i].prompt, step[i].response) for i in members], "response") for members in cut]
-        seconds, costs = compute_costs(self.lm, lambda: self._run(step, 0, train=True))
-        self.lm.trainable.grads[:] = 0
-        return {
-            "examples": len(self.examples),
-            "tokens_per_epoch": sum(map(len, self.examples)),
-            "steps": total,
-            "steps_per_epoch": order.steps_per_epoch,
-            "rows_first_step": sum(forest.rows for forest in forests),
-            "buffers_gb": round(max(self.lm.pass_bytes(forest, True) for forest in forests) / 2**30, 4),
-            "step_seconds": round(seconds, 4),
-            "total_seconds": round(seconds * total, 1),
-            "trained_values": int(self.lm.trainable.params.size),
-            "step_seconds_by_compute": costs,
-        }
+        return {"examples": len(self.examples), "tokens_per_epoch": sum(map(len, self.examples))} | probe(
+            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True)
+        )
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model as a Hugging Face directory."""
