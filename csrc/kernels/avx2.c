@@ -13,6 +13,8 @@
 #define LANES 8
 #define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SQRT(v) ((vf)_mm256_sqrt_ps((__m256)(v)))
+#define LARGER(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define SMALLER(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define TABLE jpo_kernels_avx2
 #include "kernels/kernels.inc"
 #endif

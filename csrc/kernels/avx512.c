@@ -13,6 +13,8 @@
 #define LANES 16
 #define FMA(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SQRT(v) ((vf)_mm512_sqrt_ps((__m512)(v)))
+#define LARGER(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define SMALLER(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define TABLE jpo_kernels_avx512
 #include "kernels/kernels.inc"
 #endif

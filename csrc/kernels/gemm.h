@@ -21,7 +21,7 @@
 
 #include "base/dtype.h"
 
-enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191, JPO_GEMM_DOT_SCRATCH = 4096 };
+enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191, JPO_GEMM_DOT_SCRATCH = 8 * 640 };
 
 /* A rectangle of a stored weight. */
 typedef struct {

@@ -18,7 +18,6 @@
 #define VEC_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define VEC_ADD(a, b) _mm256_add_ps(a, b)
 #include "kernels/gemm_float32.inc"
-#include "kernels/gemm_dot.inc"
 
 enum { PANEL = 32, HALF = 16, BLOCK = JPO_GEMM_BLOCK, PAIRS = BLOCK / 2 };
 #define INLINE static inline __attribute__((always_inline))
@@ -35,19 +34,34 @@ INLINE __m256 half_scalar(const uint8_t *p) {
     return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 
-INLINE __m256 from_bytes(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+/* Two halves side by side, each in all lanes. */
+INLINE void half_pair(__m256 *first, __m256 *second, const uint8_t *p) {
+    uint32_t bits;
+    memcpy(&bits, p, 4);
+    const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128((int)bits));
+    const __m256 pair = _mm256_castpd_ps(_mm256_broadcastsd_pd(_mm_castps_pd(both)));
+    *first = _mm256_moveldup_ps(pair), *second = _mm256_movehdup_ps(pair);
+}
 
-/* The integers of a 4-bit block: low nibbles are values 0..15, high ones 16..31. */
+/* The integers of a 4-bit block: low nibbles are values 0..15, high ones 16..31. A shuffle puts bytes at the foot of the
+ * lanes' words. */
 INLINE wide32 decode_nibbles(const uint8_t *bytes) {
-    const __m128i all = _mm_loadu_si128((const __m128i *)bytes), mask = _mm_set1_epi8(15);
-    const __m128i low = _mm_and_si128(all, mask), high = _mm_and_si128(_mm_srli_epi16(all, 4), mask);
-    return (wide32){{from_bytes(low), from_bytes(_mm_srli_si128(low, 8)), from_bytes(high),
-                     from_bytes(_mm_srli_si128(high, 8))}};
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes)), mask = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_and_si256(all, mask), high = _mm256_and_si256(_mm256_srli_epi16(all, 4), mask);
+#define PLACES(a) (int)(0x80808000u + (a))
+    const __m256i first = _mm256_setr_epi32(PLACES(0), PLACES(1), PLACES(2), PLACES(3), PLACES(4), PLACES(5), PLACES(6), PLACES(7));
+    const __m256i second =
+        _mm256_setr_epi32(PLACES(8), PLACES(9), PLACES(10), PLACES(11), PLACES(12), PLACES(13), PLACES(14), PLACES(15));
+#undef PLACES
+    return (wide32){{_mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, second)),
+                     _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, first)),
+                     _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, second))}};
 }
 
 /* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32, count 32. */
 INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
     wide32 x;
+    __m256 d, m;
     const uint8_t *p = row;
     if (count < 32) {
         float values[32] = {0};
@@ -84,7 +98,8 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         case JPO_Q4_1: /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
             p += column / 32 * 20;
             x = decode_nibbles(p + 4);
-            for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(half_scalar(p), x.v[i], half_scalar(p + 2));
+            half_pair(&d, &m, p);
+            for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(d, x.v[i], m);
             return x;
         default: return (wide32){{_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()}};
     }
@@ -157,6 +172,91 @@ static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t 
             for (int64_t r = i; r < rows && r < i + 8; r++)
                 for (int64_t c = j; c < columns && c < j + 8; c++) out[r * ldo + c] = in[c * ldi + r];
         }
+}
+
+/* ---- few rows: dot products along the rows of W ---- */
+
+INLINE float sum_across(__m256 v) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+#define VEC_SUM(v) sum_across(v)
+#define DOT_WIDEN widen
+#define DOT_KEEP(v) __asm__("" : "+x"(v)) /* in a register: it serves several products */
+#include "kernels/gemm_dot.inc"
+
+/* One or two rows of x against DIRECT_W rows of W, which are decoded into registers: sums in the order of dot_tile. Where
+ * the range is no whole number of blocks, its last values come from zero-padded copies of x (m, 32). */
+enum { DIRECT_W = 4 };
+/* The 32 values of a row from `column` on, soon to be read. */
+INLINE void fetch32(const jpo_dtype dtype, const uint8_t *row, int64_t column) {
+    const int64_t bytes = dtype == JPO_F32 ? 128 : dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : dtype == JPO_Q4_1 ? 20 : 64;
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)row + column / 32 * bytes + i, _MM_HINT_T0);
+}
+
+
+INLINE void direct_tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const float *x, int64_t ldx,
+                        const float *tail, const uint8_t *const row[DIRECT_W], size_t ahead, int64_t column, int64_t depth,
+                        int rows, bool accumulate) {
+    __m256 sum[2][DIRECT_W];
+#pragma GCC unroll 4
+    for (int j = 0; j < DIRECT_W; j++) sum[0][j] = sum[1][j] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < depth; k += 32) {
+        const int count = left(depth, k);
+        const float *in[2] = {count == 32 ? x + k : tail, count == 32 ? x + ldx + k : tail + 32};
+#pragma GCC unroll 4
+        for (int j = 0; j < DIRECT_W; j++) {
+            const wide32 w = decode32(dtype, row[j], column + k, count);
+            fetch32(dtype, row[j] + ahead, column + k);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                sum[0][j] = _mm256_fmadd_ps(_mm256_loadu_ps(in[0] + 8 * v), w.v[v], sum[0][j]);
+                if (m > 1) sum[1][j] = _mm256_fmadd_ps(_mm256_loadu_ps(in[1] + 8 * v), w.v[v], sum[1][j]);
+            }
+        }
+    }
+    float total[2][DIRECT_W];
+#pragma GCC unroll 4
+    for (int j = 0; j < DIRECT_W; j++) total[0][j] = sum_across(sum[0][j]), total[1][j] = m > 1 ? sum_across(sum[1][j]) : 0;
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < rows; j++) {
+            float *out = y + i * ldy + j;
+            *out = accumulate ? *out + total[i][j] : total[i][j];
+        }
+}
+
+INLINE void direct_of(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const float *x, int64_t ldx,
+                      const jpo_gemm_source *s, bool accumulate) {
+    const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
+    const int64_t range = dot_range(s->columns), whole = s->columns / 32 * 32;
+    float tail[2][32] = {{0}};
+    for (int i = 0; i < m; i++) memcpy(tail[i], x + i * ldx + whole, (size_t)(s->columns - whole) * sizeof(float));
+    for (int64_t j = 0; j < s->rows; j += DIRECT_W) {
+        const uint8_t *row[DIRECT_W];
+        for (int r = 0; r < DIRECT_W; r++) row[r] = source_row(s, stride, j + r < s->rows ? j + r : j);
+        const int rows = s->rows - j < DIRECT_W ? (int)(s->rows - j) : DIRECT_W;
+        for (int64_t k0 = 0; k0 < s->columns; k0 += range) {
+            int64_t depth = s->columns - k0 < range ? s->columns - k0 : range;
+            direct_tile(dtype, m, y + j, ldy, x + k0, ldx, tail[0], row, DIRECT_W * stride, s->column0 + k0, depth, rows, accumulate || k0);
+        }
+    }
+}
+
+static void few(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *s, bool accumulate,
+                float *scratch) {
+#define ONE(dtype) direct_of(dtype, 1, y, ldy, x, ldx, s, accumulate)
+#define TWO(dtype) direct_of(dtype, 2, y, ldy, x, ldx, s, accumulate)
+    if (m == 1) {
+        FOR_DTYPE(s->dtype, ONE)
+    } else if (m == 2) {
+        FOR_DTYPE(s->dtype, TWO)
+    } else {
+        dot(y, ldy, x, ldx, m, s, accumulate, scratch);
+    }
+#undef ONE
+#undef TWO
 }
 
 /* ---- float32: a panel is two halves, (2, depth, 16), each of which fits the first cache ---- */
@@ -394,7 +494,7 @@ const jpo_gemm_table jpo_gemm_avx2 = {
     .few_rows = 128,
     .widen = widen,
     .turn = turn,
-    .dot_rows = 12,
-    .dot = dot,
+    .dot_rows = 32,
+    .dot = few,
 };
 #endif

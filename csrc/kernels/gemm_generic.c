@@ -11,8 +11,10 @@ typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 #define LANES 4
 #define VEC_ZERO() ((vec4){0})
 #define VEC_LOAD(p) (*(const vec4 *)(p))
-#define VEC_STORE(p, v) (*(vec4 *)(p) = (v))
 #define VEC_FMA(a, b, c) ((a) * (b) + (c))
+#define VEC_SUM(v) (((v)[0] + (v)[1]) + ((v)[2] + (v)[3]))
+#define DOT_WIDEN widen_row
+#define DOT_KEEP(v) ((void)(v))
 #include "kernels/gemm_dot.inc"
 
 #define PANEL 32

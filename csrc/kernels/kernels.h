@@ -1,6 +1,7 @@
 /* Kernels over rows of float32: one source (kernels.inc) compiled once per instruction set, a table of each chosen by
  * jpo_cpu_get()->chosen. Numerical contract: elementwise float32; sums run in float32 lanes over at most 1024 values,
- * then in float64; exp to 2 units in the last place, exp(-inf) = 0, NaN stays NaN. Any length, any alignment. */
+ * then in float64; exp to 2 units in the last place, zero below exp(-87.3), NaN stays NaN; z - max <= 88. Any length, any
+ * alignment. */
 #ifndef JPO_KERNELS_KERNELS_H
 #define JPO_KERNELS_KERNELS_H
 
@@ -17,12 +18,10 @@ typedef struct {
 #define JPO_KERNEL_LIST(X)                                                                                            \
     /* Largest value, NaN where one is; *index (may be NULL): its first place. */                                     \
     X(float, max_tile, (const float *z, int64_t n, int64_t *index))                                                   \
-    /* z = exp(z - max) in place; returns the sum. */                                                                 \
-    X(double, softmax_tile, (float *z, int64_t n, float max))                                                         \
+    /* out = exp(z - max); returns the sum. out may be z. */                                                          \
+    X(double, softmax_tile, (float *out, const float *z, int64_t n, float max))                                       \
     /* Sum of exp(z - max), z left alone. */                                                                          \
     X(double, expsum_tile, (const float *z, int64_t n, float max))                                                    \
-    /* out = scale * exp(z - shift); out may be z. */                                                                 \
-    X(void, scaled_exp, (float *out, const float *z, int64_t n, float shift, float scale))                            \
     /* sums[3]: of p z (0 where p = 0), p^2, z. */                                                                    \
     X(void, softmax_stats_tile, (double *sums, const float *p, const float *z, int64_t n))                            \
     X(void, scale, (float *x, float factor, int64_t n))                                                               \

@@ -136,7 +136,7 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
             continue;
         }
         float keep = first ? 0 : expf(old - new);
-        state[1] = (first ? 0 : state[1] * keep) + job->kernels->softmax_tile(s, tile->count, new);
+        state[1] = (first ? 0 : state[1] * keep) + job->kernels->softmax_tile(s, s, tile->count, new);
         state[0] = new;
         if (!first && keep != 1) job->kernels->scale(b->o + r * b->dim, keep, b->dim);
     }
@@ -204,7 +204,7 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
     const float *v = job->v + tile->row * job->ldk + column, *k = job->k + tile->row * job->ldk + column;
     float *dv = job->dv + tile->row * job->ldd + column, *dk = job->dk + tile->row * job->ldd + column;
     scores(job, b, tile);
-    for (int64_t r = 0; r < b->m; r++) job->kernels->softmax_tile(b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
+    for (int64_t r = 0; r < b->m; r++) job->kernels->softmax_tile(b->s + r * KEY_BLOCK, b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
     jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->s, KEY_BLOCK, b->d_o, b->dim, 1, dv, job->ldd);
     jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->d_o, b->dim, v, job->ldk, 0, b->ds, KEY_BLOCK);
     for (int64_t r = 0; r < b->m; r++) {

@@ -74,7 +74,7 @@ static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float 
         memset(z, 0, (size_t)job->count * sizeof(float));
         return;
     }
-    state->sum += job->kernels->softmax_tile(z, job->count, (float)state->max);
+    state->sum += job->kernels->softmax_tile(z, z, job->count, (float)state->max);
     if (job->statistics) {
         double sums[3];
         job->kernels->softmax_stats_tile(sums, z, copy, job->count);
@@ -179,7 +179,7 @@ static void backward_full_task(void *context, int64_t task, int thread) {
         double total = 0;
         int64_t last = e;
         while (last < batch->entries && batch->row[last] == row + i) total += job->coefficients[last++];
-        job->kernels->softmax_tile(z + i * TILE, job->count, (float)state->max);
+        job->kernels->softmax_tile(z + i * TILE, z + i * TILE, job->count, (float)state->max);
         job->kernels->scale(z + i * TILE, (float)(-total / state->sum), job->count);
         for (; e < last; e++) {
             int64_t column = batch->target[e] - job->first;

@@ -15,22 +15,27 @@ typedef struct {
     void *grad;
     const double *coefficients;
     const jpo_logits_batch *batch;
-    float *scratch; /* a row for each thread: narrow types are widened there */
+    float *scratch; /* for each thread `part` floats: a row of a narrow type widened, then the maxima of a row's blocks */
+    int64_t part;
     const jpo_kernels *kernels;
 } logps_job;
 
-/* One pass: the sum follows a rising maximum. NaN and +inf come out as NaN. */
-static double logsumexp_f32(const float *z, int64_t n, const jpo_kernels *kernels) {
-    double max = -INFINITY, sum = 0;
+/* One pass: the sum follows a rising maximum. out (may be NULL, may be z): exp(z - max) of each block, with the block's
+ * maximum in high. NaN and +inf come out as NaN. */
+static double logsumexp_f32(const float *z, int64_t n, float *out, float *high, const jpo_kernels *kernels) {
+    double sum = 0;
+    float max = -INFINITY;
     for (int64_t first = 0; first < n; first += BLOCK) {
         int64_t count = jpo_min64(BLOCK, n - first);
-        float high = kernels->max_tile(z + first, count, NULL);
-        if (isnan(high) || high == INFINITY) return NAN;
-        if (high > max) {
-            sum *= exp(max - high);
-            max = high;
+        float top = kernels->max_tile(z + first, count, NULL);
+        if (isnan(top) || top == INFINITY) return NAN;
+        if (top > max) {
+            sum *= exp((double)max - (double)top);
+            max = top;
         }
-        if (max > -INFINITY) sum += kernels->expsum_tile(z + first, count, (float)max);
+        if (high) high[first / BLOCK] = max;
+        if (max == -INFINITY) continue;
+        sum += out ? kernels->softmax_tile(out + first, z + first, count, max) : kernels->expsum_tile(z + first, count, max);
     }
     return max + log(sum);
 }
@@ -48,7 +53,7 @@ static double logsumexp_f64(const double *z, int64_t n) {
 static const float *row_f32(const logps_job *job, int64_t row, int thread) {
     const jpo_logits_batch *b = job->batch;
     if (b->type == JPO_LOGITS_F32) return (const float *)b->logits + row * b->vocab;
-    float *wide = job->scratch + thread * jpo_round_up(b->vocab, 16);
+    float *wide = job->scratch + thread * job->part;
     jpo_panel_widen_row(wide, b->type == JPO_LOGITS_BF16 ? JPO_BF16 : JPO_F16,
                         (const uint16_t *)b->logits + row * b->vocab, 0, b->vocab);
     return wide;
@@ -62,8 +67,26 @@ static void logps_task(void *context, int64_t task, int thread) {
         job->out[task] = z[b->target[task]] - logsumexp_f64(z, b->vocab);
     } else {
         const float *z = row_f32(job, b->row[task], thread);
-        job->out[task] = (double)z[b->target[task]] - logsumexp_f32(z, b->vocab, job->kernels);
+        job->out[task] = (double)z[b->target[task]] - logsumexp_f32(z, b->vocab, NULL, NULL, job->kernels);
     }
+}
+
+/* grad = c (onehot(target) - p): exponentials are taken once, and scaled when the row's sum is known. */
+static void gradient_f32(float *grad, const logps_job *job, int64_t task, int thread) {
+    const jpo_logits_batch *b = job->batch;
+    const float *z = row_f32(job, b->row[task], thread);
+    float *high = job->scratch + thread * job->part + job->part - jpo_ceil_div(b->vocab, BLOCK);
+    double c = job->coefficients[task], lse = logsumexp_f32(z, b->vocab, grad, high, job->kernels);
+    for (int64_t first = 0; first < b->vocab; first += BLOCK) {
+        int64_t count = jpo_min64(BLOCK, b->vocab - first);
+        if (isfinite(lse) && high[first / BLOCK] == -INFINITY)
+            memset(grad + first, 0, (size_t)count * sizeof(float)); /* nothing has been written there */
+        else if (isfinite(lse))
+            job->kernels->scale(grad + first, (float)(-c * exp((double)high[first / BLOCK] - lse)), count);
+        else
+            for (int64_t i = first; i < first + count; i++) grad[i] = NAN;
+    }
+    grad[b->target[task]] += (float)c;
 }
 
 static void grad_task(void *context, int64_t task, int thread) {
@@ -77,22 +100,18 @@ static void grad_task(void *context, int64_t task, int thread) {
         for (int64_t i = 0; i < b->vocab; i++) grad[i] = -c * exp(z[i] - lse);
         grad[b->target[task]] += c;
     } else {
-        const float *z = row_f32(job, b->row[task], thread);
-        double lse = logsumexp_f32(z, b->vocab, job->kernels);
-        float *grad = (float *)job->grad + at;
-        /* exp(z - lse): float32 holds lse to half a unit; the rest goes into the factor */
-        job->kernels->scaled_exp(grad, z, b->vocab, (float)lse, (float)(-c * exp((double)(float)lse - lse)));
-        grad[b->target[task]] += (float)c;
+        gradient_f32((float *)job->grad + at, job, task, thread);
     }
 }
 
 static jpo_status plan(logps_job *job, jpo_scratch *scratch, jpo_error *err) {
-    size_t bytes = 0;
+    size_t bytes;
     const jpo_logits_batch *b = job->batch;
-    if ((b->type == JPO_LOGITS_BF16 || b->type == JPO_LOGITS_F16) &&
-        !jpo_size_mul3((size_t)jpo_round_up(b->vocab, 16), (size_t)jpo_threads_count(), sizeof(float), &bytes))
+    bool narrow = b->type == JPO_LOGITS_BF16 || b->type == JPO_LOGITS_F16;
+    job->part = jpo_round_up((narrow ? b->vocab : 0) + jpo_ceil_div(b->vocab, BLOCK), 16);
+    if (!jpo_size_mul3((size_t)job->part, (size_t)jpo_threads_count(), sizeof(float), &bytes))
         return jpo_fail(err, JPO_ERR_MEMORY, "rows of %lld logits do not fit", (long long)b->vocab);
-    JPO_TRY(jpo_block_reserve(&scratch->thread, bytes + 64, err));
+    JPO_TRY(jpo_block_reserve(&scratch->thread, bytes, err));
     job->scratch = scratch->thread.data;
     job->kernels = jpo_kernels_get();
     return JPO_OK;
