@@ -46,6 +46,8 @@ typedef void (*jpo_gemm_tile_int16)(float *c, int64_t ldc, const uint32_t *a, in
                                     int64_t lds, const void *panel, int64_t blocks, int rows, int columns,
                                     bool accumulate);
 
+typedef struct jpo_gemm_integers jpo_gemm_integers; /* kernels/integers.h */
+
 typedef struct {
     int panel;                                         /* columns of a panel */
     int rows_float32, rows_bfloat16, rows_int16;       /* rows of a tile */
@@ -67,6 +69,11 @@ typedef struct {
     int dot_rows;
     void (*dot)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *source,
                 bool accumulate, float *scratch);
+    /* int16 for up to integer_rows rows of a weight stored as integers (kernels/integers.h). NULL: not offered. */
+    int integer_rows;
+    void (*integers_take)(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);
+    void (*integers_dot)(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *source,
+                         bool accumulate);
 } jpo_gemm_table;
 
 extern const jpo_gemm_table jpo_gemm_generic; /* portable C; its integers equal every other table's, bit for bit */

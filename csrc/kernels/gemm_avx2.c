@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "kernels/gemm.h"
+#include "kernels/integers.h"
 #include "kernels/panels.inc"
 
 #define VEC __m256
@@ -494,7 +494,10 @@ const jpo_gemm_table jpo_gemm_avx2 = {
     .few_rows = 128,
     .widen = widen,
     .turn = turn,
-    .dot_rows = 32,
+    .dot_rows = 16,
     .dot = few,
+    .integer_rows = 24,
+    .integers_take = jpo_integers_take_avx2,
+    .integers_dot = jpo_integers_dot_avx2,
 };
 #endif

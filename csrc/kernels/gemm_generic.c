@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/gemm.h"
+#include "kernels/integers.h"
 #include "kernels/panels.h"
 #include "kernels/panels.inc"
 
@@ -100,4 +100,7 @@ const jpo_gemm_table jpo_gemm_generic = {
     .widen = widen_row,
     .dot_rows = 8,
     .dot = dot,
+    .integer_rows = 24,
+    .integers_take = jpo_integers_take,
+    .integers_dot = jpo_integers_dot,
 };

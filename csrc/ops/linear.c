@@ -5,6 +5,7 @@
 #include "base/cpu.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "kernels/integers.h"
 #include "ops/blas.h"
 #include "ops/packed.h"
 
@@ -45,11 +46,13 @@ typedef struct {
     bool accumulate, backward;
     const jpo_addition *plus;
     jpo_packed_rows rows;
+    const jpo_gemm_table *table; /* of integers */
+    jpo_gemm_integers integers;
     char *scratch;
     size_t part; /* bytes of one thread's scratch */
 } product;
 
-enum { CONVERT_ROWS = 16, DOT_TILE = 32, PLUS_ROWS = 192 };
+enum { CONVERT_ROWS = 16, PLUS_ROWS = 192 };
 
 static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
@@ -160,13 +163,50 @@ static void add_to_few(const product *p, int64_t c0, int64_t columns) {
         }
 }
 
+/* Rows of W in one task for few rows of x: large ones where there are many, as each starts without its rows fetched. */
+static int64_t few_tile(int64_t n) { return jpo_max64(32, jpo_min64(512, jpo_round_up(n / 64, 32))); }
+
 static void dot_tile(void *context, int64_t task, int thread) {
     const product *p = context;
-    int64_t n0 = task * DOT_TILE;
-    jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(DOT_TILE, p->w->n - n0), 0, p->w->k};
+    int64_t n0 = task * p->tile;
+    jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(p->tile, p->w->n - n0), 0, p->w->k};
     jpo_packed_dot_table()
         ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
     if (p->plus) add_to_few(p, n0, source.rows);
+}
+
+/* ---- few rows of x, in 16 bits, times stored integers ---- */
+
+static const jpo_gemm_table *integers_table(const jpo_weight *w, int64_t m) {
+    const jpo_gemm_table *table = w->compute == JPO_COMPUTE_INT16 ? jpo_packed_table(w->compute) : NULL;
+    if (!table || !table->integers_dot || m > table->integer_rows) return NULL;
+    return w->dtype == JPO_Q8_0 || w->dtype == JPO_Q4_0 || w->dtype == JPO_Q4_1 ? table : NULL;
+}
+
+static void take_integers(void *context, int64_t task, int thread) {
+    const product *p = context;
+    (void)thread;
+    p->table->integers_take(&p->integers, task, p->in + task * p->ldi, p->w->k);
+}
+
+static void integers_tile(void *context, int64_t task, int thread) {
+    const product *p = context;
+    (void)thread;
+    int64_t n0 = task * p->tile;
+    jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(p->tile, p->w->n - n0), 0, p->w->k};
+    p->table->integers_dot(p->out + n0, p->ldo, &p->integers, p->m, &source, p->accumulate);
+    if (p->plus) add_to_few(p, n0, source.rows);
+}
+
+static jpo_status integers_product(product *p, jpo_scratch *scratch, jpo_error *err) {
+    const size_t places = (size_t)(p->m * jpo_ceil_div(p->w->k, 2 * JPO_GEMM_BLOCK)); /* m is small, k a row of W */
+    JPO_TRY(jpo_block_reserve(&scratch->shared, places * (64 * sizeof(int16_t) + 16 * sizeof(float)), err));
+    p->integers.scale = scratch->shared.data;
+    p->integers.total = p->integers.scale + places * 8;
+    p->integers.q = (int16_t *)(p->integers.total + places * 8);
+    jpo_parallel(p->m, take_integers, p);
+    jpo_parallel(jpo_ceil_div(p->w->n, p->tile), integers_tile, p);
+    return JPO_OK;
 }
 
 /* W as few rows see it: in float32, which is faster there, and exact. */
@@ -183,9 +223,14 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
     product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = &view,
                  .accumulate = accumulate, .plus = plus};
     if (m == 0) return JPO_OK;
+    p.tile = few_tile(w->n);
+    if ((p.table = integers_table(w, m))) {
+        p.w = w;
+        return integers_product(&p, scratch, err);
+    }
     if (m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
     JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
-    jpo_parallel(jpo_ceil_div(w->n, DOT_TILE), dot_tile, &p);
+    jpo_parallel(jpo_ceil_div(w->n, p.tile), dot_tile, &p);
     return JPO_OK;
 }
 

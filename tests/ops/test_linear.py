@@ -331,6 +331,90 @@ def test_few_rows_are_taken_in_float32(rounded_isa, direction, compute):
     assert np.array_equal(product(x, data, 40, 96, "Q8_0", compute, direction), exact)
 
 
+INTEGER_ROWS = 24  # int16 products of at most this many rows take Q8_0, Q4_0 and Q4_1 as the integers that they are
+STORED = ("Q8_0", "Q4_0", "Q4_1")
+
+
+def takes_integers(isa):
+    return isa in ("portable", "avx2") and offered("int16")
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_stored_integers_are_exact_and_rows_keep_16_bits(rounded_isa, dtype):
+    if not takes_integers(rounded_isa):
+        return
+    rng = np.random.default_rng(21)
+    for m, n, k in [
+        (1, 1, 32),
+        (1, 7, 96),
+        (2, 33, 576),
+        (5, 64, 1536),
+        (7, 40, 64),
+        (16, 31, 608),
+        (INTEGER_ROWS, 9, 1248),
+    ]:
+        data, w = make_weight(rng, dtype, n, k)
+        x = (rng.standard_normal((m, k)) * np.exp(rng.standard_normal((m, 1)) * 3)).astype(np.float32)
+        wide, weights = x.astype(np.float64), np.abs(w.T)
+        exact, scale = wide @ w.T, np.abs(wide) @ weights
+        step = np.repeat(np.abs(wide).reshape(m, -1, 32).max(-1), 32, 1) / 32767 * 0.51
+        # Q4: sums of q x and of x are taken apart: each may be larger than their difference
+        apart = (
+            scale
+            if dtype == "Q8_0"
+            else np.abs(wide) @ (weights + 16 * np.repeat(largest_d(data, n, k, dtype), 32, 1).T)
+        )
+        bound = step @ weights + (k / 64 + 12) * 2.0**-24 * apart
+        got = product(x, data, n, k, dtype, "int16")
+        assert (np.abs(got - exact) <= bound).all()
+        before = rng.standard_normal(exact.shape).astype(np.float32)
+        again = product(x, data, n, k, dtype, "int16", out=before)
+        np.testing.assert_array_equal(again, got + before)
+        assert rounded_isa == "portable" or np.array_equal(got, portable(x, data, n, k, dtype, "int16"))
+        alone = np.concatenate([product(x[i : i + 1], data, n, k, dtype, "int16") for i in range(m)])
+        assert np.array_equal(got, alone)  # a row does not depend on the rows beside it
+
+
+def largest_d(data, n, k, dtype):
+    """|d| of each block, (n, k / 32)."""
+    blocks = data.reshape(n, k // 32, BYTES[dtype])
+    return np.abs(np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_stored_integers_at_their_extremes(rounded_isa, dtype):
+    """Every integer at its largest, on both sides: lanes stay exact."""
+    if not takes_integers(rounded_isa):
+        return
+    for fill in (0x00, 0x80, 0x7F, 0xFF):
+        blocks = np.full((4, 3, BYTES[dtype]), fill, np.uint8)
+        blocks[..., :2] = np.ones(1, np.float16).view(np.uint8)
+        if dtype == "Q4_1":
+            blocks[..., 2:4] = 0
+        data = blocks.reshape(-1)
+        w = np.empty((4, 96), np.float32)
+        _core._weight_rows(w, data, 4, 96, dtype, 0)
+        for value in (32767.0, -32767.0):
+            x = np.full((2, 96), value, np.float32)
+            exact = x.astype(np.float64) @ w.T.astype(np.float64)
+            np.testing.assert_allclose(product(x, data, 4, 96, dtype, "int16"), exact, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_stored_integers_with_zero_tiny_and_bad_rows(rounded_isa, dtype):
+    if not takes_integers(rounded_isa):
+        return
+    rng = np.random.default_rng(22)
+    data, _ = make_weight(rng, dtype, 10, 96)
+    x = rng.standard_normal((6, 96)).astype(np.float32)
+    sound = product(x, data, 10, 96, dtype, "int16")
+    x[1] = 0
+    x[2] *= 2.0**-130
+    x[3, 40], x[4, 95], x[5, 0] = np.nan, np.inf, -np.inf
+    got = product(x, data, 10, 96, dtype, "int16")
+    assert np.array_equal(got[0], sound[0]) and (got[1:3] == 0).all() and np.isnan(got[3:]).all()
+
+
 @pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["F32", "Q4_1"])
 def test_packed_tiles_equal_the_whole_product(rounded_isa, dtype, compute):
