@@ -27,6 +27,9 @@ typedef struct {
     X(void, scale, (float *x, float factor, int64_t n))                                                               \
     X(void, axpy, (float *y, float a, const float *x, int64_t n)) /* y += a x */                                      \
     X(float, dot, (const float *a, const float *b, int64_t n))                                                        \
+    /* out[j] = a . b_j for the rows b_j (rows, n; ldb); out += sum of p_j b_j. Float32 sums. */                      \
+    X(void, dot_rows, (float *out, const float *a, const float *b, int64_t ldb, int64_t rows, int64_t n))             \
+    X(void, add_rows, (float *out, const float *p, const float *b, int64_t ldb, int64_t rows, int64_t n))             \
     X(double, sum_squares, (const float *x, int64_t n))                                                               \
     /* y = x / sqrt(mean(x^2) + eps) * w; *rstd = the factor. y may be x. */                                          \
     X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps))                   \

@@ -118,9 +118,26 @@ static void mask_tile(const attention_job *job, const query_block *b, const key_
 }
 
 static void scores(const attention_job *job, const query_block *b, const key_tile *tile) {
-    jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->q, b->dim, job->k + tile->row * job->ldk + b->kv_head * b->dim,
-              job->ldk, 0, b->s, KEY_BLOCK);
+    const float *k = job->k + tile->row * job->ldk + b->kv_head * b->dim;
+    if (b->queries == 1) { /* decoding: no panel of keys pays */
+        for (int64_t r = 0; r < b->m; r++)
+            job->kernels->dot_rows(b->s + r * KEY_BLOCK, b->q + r * b->dim, k, job->ldk, tile->count, b->dim);
+    } else {
+        jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->q, b->dim, k, job->ldk, 0, b->s, KEY_BLOCK);
+    }
     mask_tile(job, b, tile);
+}
+
+/* o (M, dim) = or += p (M, KEY_BLOCK) times the tile's values. */
+static void weigh_values(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
+    const float *v = job->v + tile->row * job->ldk + b->kv_head * b->dim;
+    if (b->queries > 1) {
+        jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, v, job->ldk, first ? 0 : 1, b->o, b->dim);
+        return;
+    }
+    if (first) memset(b->o, 0, (size_t)(b->m * b->dim) * sizeof(float));
+    for (int64_t r = 0; r < b->m; r++)
+        job->kernels->add_rows(b->o + r * b->dim, b->s + r * KEY_BLOCK, v, job->ldk, tile->count, b->dim);
 }
 
 /* Online softmax over one tile: row[2r] is the running maximum, row[2r+1] the running sum; o is rescaled. */
@@ -140,8 +157,7 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
         state[0] = new;
         if (!first && keep != 1) job->kernels->scale(b->o + r * b->dim, keep, b->dim);
     }
-    jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, job->v + tile->row * job->ldk + b->kv_head * b->dim,
-              job->ldk, first ? 0 : 1, b->o, b->dim);
+    weigh_values(job, b, tile, first);
 }
 
 static void forward_task(void *context, int64_t task, int thread) {
