@@ -5,14 +5,16 @@
  * the columns past the end zero:
  *   float32   (D, panel) float
  *   bfloat16  (ceil(D / 2), panel) pairs of bfloat16, the earlier depth in the lower half
- *   int16     per block of 32 along the depth: (16, panel) pairs of int16, then (panel) float scales; value = scale * q
+ *   int16     per block of 32 along the depth: (16, panel) pairs of int16, (panel) float scales, and for Q4_1 forward
+ *             (panel) float constants; value = scale * q + constant
  * (AVX2: the same as two halves of 16 columns, one after the other).
  * Numerical contract. float32 and bfloat16: products summed in float32 along the depth in ascending order (bfloat16: in
- * pairs), the sum of one range added to the output once. int16: |q| <= 8191 on both sides, so that a block's
- * sum, at most 32 * 8191^2 = 2146959392 < 2^31, is exact in an int32; blocks are then summed in float32, ascending, each
- * by one fused multiply-add of float(sum) and the rounded product of the scales. A block that holds NaN or
- * infinity gets the scale NaN: every output that it touches is NaN. A block whose magnitudes all lie below 2^-100 is
- * taken as zero. */
+ * pairs), the sum of one range added to the output once. int16: a block's sum is exact in an int32, as 32 times the product
+ * of the largest magnitudes stays below 2^31: 32 * 16383 * 4095 = 2146828320 where weights are rounded; forward products of
+ * Q8_0, Q4_0 and Q4_1 take the stored integers, so that weights are exact and rows keep 16 bits: 32 * 32767 * 128. Blocks
+ * are then summed in float32, ascending, each by one fused multiply-add of float(sum) and the rounded product of the scales,
+ * then one of the constant and the row's total. A block that holds NaN or infinity gets the scale NaN: every output that it
+ * touches is NaN. A block whose magnitudes all lie below 2^-100 is taken as zero (stored integers: as they are). */
 #ifndef JPO_KERNELS_GEMM_H
 #define JPO_KERNELS_GEMM_H
 
@@ -21,7 +23,26 @@
 
 #include "base/dtype.h"
 
-enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_INT16_MAX = 8191, JPO_GEMM_DOT_SCRATCH = 8 * 640 };
+enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_DOT_SCRATCH = 8 * 640 };
+
+/* Largest magnitudes in int16: of rows, of rows beside stored integers, of rounded weights. */
+enum { JPO_GEMM_ROWS_MAX = 16383, JPO_GEMM_STORED_ROWS_MAX = 32767, JPO_GEMM_PANEL_MAX = 4095 };
+
+/* Whether int16 takes a weight's stored integers, and how many lines of a panel one block then has. */
+static inline bool jpo_gemm_stored(jpo_dtype dtype, bool backward) {
+    return !backward && (dtype == JPO_Q8_0 || dtype == JPO_Q4_0 || dtype == JPO_Q4_1);
+}
+static inline int jpo_gemm_int16_lines(jpo_dtype dtype, bool backward) {
+    return JPO_GEMM_BLOCK / 2 + 1 + (dtype == JPO_Q4_1 && !backward);
+}
+
+/* Rows of x in int16. */
+typedef struct {
+    uint32_t *pairs; /* (rows, blocks, 16; ldp in pairs) */
+    float *scale;    /* (rows, blocks; lds) */
+    float *total;    /* (rows, blocks; lds): scale times the sum of the block's integers; NULL: the panel has no constants */
+    int64_t ldp, lds;
+} jpo_gemm_rows;
 
 /* A rectangle of a stored weight. */
 typedef struct {
@@ -41,10 +62,8 @@ typedef void (*jpo_gemm_tile_float32)(float *c, int64_t ldc, const float *a, int
 /* a (rows, pairs; lda in pairs): pairs of bfloat16, the last one padded with zero. */
 typedef void (*jpo_gemm_tile_bfloat16)(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel,
                                        int64_t pairs, int rows, int columns, bool accumulate);
-/* a (rows, blocks, 16; lda in pairs): pairs of int16; scale (rows, blocks; lds). */
-typedef void (*jpo_gemm_tile_int16)(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale,
-                                    int64_t lds, const void *panel, int64_t blocks, int rows, int columns,
-                                    bool accumulate);
+typedef void (*jpo_gemm_tile_int16)(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks,
+                                    int rows, int columns, bool accumulate);
 
 typedef struct jpo_gemm_integers jpo_gemm_integers; /* kernels/integers.h */
 
@@ -57,8 +76,8 @@ typedef struct {
     jpo_gemm_pack forward[3], backward[3]; /* by compute: float32, int16, bfloat16 */
     /* out (ceil(count / 2)) pairs = x (count) rounded to nearest even. */
     void (*round_bfloat16)(uint32_t *out, const float *x, int64_t count);
-    /* out (blocks, 16) pairs and scale (blocks) = x (count), zero behind the end. */
-    void (*quantize_int16)(uint32_t *out, float *scale, const float *x, int64_t count);
+    /* Row 0 of out = x (count), its magnitudes at most `most`, zero behind the end. */
+    void (*quantize_int16)(const jpo_gemm_rows *out, const float *x, int64_t count, float most);
     int few_rows; /* up to so many rows int16 and bfloat16 do not pay: whole products of a weight are taken in float32 */
     /* out (count) = values column0.. of a stored row; both multiples of the storage block. */
     void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
@@ -80,8 +99,8 @@ extern const jpo_gemm_table jpo_gemm_generic; /* portable C; its integers equal 
 #if defined(__x86_64__)
 extern const jpo_gemm_table jpo_gemm_avx2, jpo_gemm_avx512;
 /* tile_int16 and tile_bfloat16 of the AVX-512 table, from files of their own */
-void jpo_gemm_int16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
-                           const void *panel, int64_t blocks, int rows, int columns, bool accumulate);
+void jpo_gemm_int16_avx512(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
+                           int columns, bool accumulate);
 void jpo_gemm_bfloat16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs,
                               int rows, int columns, bool accumulate);
 #endif

@@ -309,18 +309,19 @@ static void tile_float32(float *c, int64_t ldc, const float *a, int64_t lda, con
 
 /* ---- int16 ---- */
 
-/* A panel is two halves; each holds, per block of 32 along the depth, (16, 16) pairs and (16) scales. */
+/* A panel is two halves; each holds, per block of 32 along the depth, (16, 16) pairs, (16) scales and, for Q4_1 forward, (16)
+ * constants. */
 enum { HALF_BLOCK = (PAIRS + 1) * HALF };
 
 INLINE __m256i magnitude(__m256 x) { /* integers order like magnitudes, NaN above infinity */
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
 }
 
-/* The scales of eight blocks whose largest magnitudes are `top`, and the factors that make integers of their values. */
-INLINE __m256 block_scale(__m256i top, __m256 *inverse) {
+/* The scales of eight blocks whose largest magnitudes are `top` and become `most`, and the factors that make integers of their values. */
+INLINE __m256 block_scale(__m256i top, float most, __m256 *inverse) {
     const __m256i sound = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), top);
     const __m256 used = _mm256_castsi256_ps(_mm256_and_si256(sound, _mm256_cmpgt_epi32(top, _mm256_set1_epi32(0x0d7fffff))));
-    const __m256 limit = _mm256_set1_ps(JPO_GEMM_INT16_MAX), value = _mm256_castsi256_ps(top); /* used: from 2^-100 on */
+    const __m256 limit = _mm256_set1_ps(most), value = _mm256_castsi256_ps(top); /* used: from 2^-100 on */
     *inverse = _mm256_and_ps(used, _mm256_div_ps(limit, value));
     return _mm256_blendv_ps(_mm256_set1_ps(__builtin_nanf("")), _mm256_and_ps(used, _mm256_div_ps(value, limit)),
                             _mm256_castsi256_ps(sound));
@@ -331,7 +332,7 @@ INLINE __m256 block_scale(__m256i top, __m256 *inverse) {
 INLINE __m256i quantize(__m256 x, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)); }
 
 /* Eight blocks, each along a row: pairs (8, 16; ldp) and scale (8) = rows (8, 32). One division serves eight. */
-INLINE void quantize_blocks(uint32_t *pairs, int64_t ldp, float *scale, const float *rows /* (8, 32) */) {
+INLINE void quantize_blocks(uint32_t *pairs, int64_t ldp, float *scale, const float *rows /* (8, 32) */, float most) {
     float part[8][8], turned[8][8], factor[8];
     for (int r = 0; r < 8; r++) {
         __m256i top = magnitude(_mm256_loadu_ps(rows + r * BLOCK));
@@ -343,7 +344,7 @@ INLINE void quantize_blocks(uint32_t *pairs, int64_t ldp, float *scale, const fl
     __m256i top = _mm256_loadu_si256((const __m256i *)turned[0]);
     for (int i = 1; i < 8; i++) top = _mm256_max_epu32(top, _mm256_loadu_si256((const __m256i *)turned[i]));
     __m256 inverse;
-    _mm256_storeu_ps(scale, block_scale(top, &inverse));
+    _mm256_storeu_ps(scale, block_scale(top, most, &inverse));
     _mm256_storeu_ps(factor, inverse);
     for (int r = 0; r < 8; r++) {
         const __m256 f = _mm256_set1_ps(factor[r]);
@@ -355,33 +356,76 @@ INLINE void quantize_blocks(uint32_t *pairs, int64_t ldp, float *scale, const fl
     }
 }
 
-static void quantize_int16(uint32_t *out, float *scale, const float *x, int64_t count) {
-    for (; count >= 8 * BLOCK; count -= 8 * BLOCK, x += 8 * BLOCK, out += 8 * PAIRS, scale += 8)
-        quantize_blocks(out, PAIRS, scale, x);
-    if (count == 0) return;
-    float rows[8 * BLOCK] = {0}, scales[8];
-    uint32_t pairs[8 * PAIRS];
-    const size_t blocks = (size_t)((count + BLOCK - 1) / BLOCK);
-    memcpy(rows, x, (size_t)count * sizeof(float));
-    quantize_blocks(pairs, PAIRS, scales, rows);
-    memcpy(out, pairs, blocks * PAIRS * sizeof pairs[0]);
-    memcpy(scale, scales, blocks * sizeof scales[0]);
+/* total (blocks) = scale times the sum of a block's integers. */
+INLINE void add_up(float *total, const float *scale, const uint32_t *pairs, int64_t blocks) {
+    const __m256i one = _mm256_set1_epi16(1);
+    for (int64_t i = 0; i < blocks; i++, pairs += PAIRS) {
+        __m256i sums = _mm256_add_epi32(_mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)pairs), one),
+                                        _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)pairs + 1), one));
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        total[i] = scale[i] * (float)_mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+    }
+}
+
+static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK, whole = count / (8 * BLOCK) * 8;
+    for (int64_t i = 0; i < whole; i += 8) quantize_blocks(to->pairs + i * PAIRS, PAIRS, to->scale + i, x + i * BLOCK, most);
+    if (whole < blocks) {
+        float rows[8 * BLOCK] = {0}, scales[8];
+        uint32_t pairs[8 * PAIRS];
+        memcpy(rows, x + whole * BLOCK, (size_t)(count - whole * BLOCK) * sizeof(float));
+        quantize_blocks(pairs, PAIRS, scales, rows, most);
+        memcpy(to->pairs + whole * PAIRS, pairs, (size_t)(blocks - whole) * PAIRS * sizeof pairs[0]);
+        memcpy(to->scale + whole, scales, (size_t)(blocks - whole) * sizeof scales[0]);
+    }
+    if (to->total) add_up(to->total, to->scale, to->pairs, blocks);
+}
+
+/* A stored block as 16 pairs, scale and constant. */
+INLINE void take_stored(const jpo_dtype dtype, uint32_t *pairs, float *scale, float *constant, const uint8_t *block) {
+    __m256i low, high;
+    *scale = half_at(block), *constant = dtype == JPO_Q4_1 ? half_at(block + 2) : 0;
+    if (dtype == JPO_Q8_0) {
+        low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(block + 2)));
+        high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(block + 18)));
+    } else {
+        const __m128i all = _mm_loadu_si128((const __m128i *)(block + (dtype == JPO_Q4_1 ? 4 : 2))), mask = _mm_set1_epi8(15);
+        low = _mm256_cvtepu8_epi16(_mm_and_si128(all, mask));
+        high = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(all, 4), mask));
+        if (dtype == JPO_Q4_0) {
+            low = _mm256_sub_epi16(low, _mm256_set1_epi16(8));
+            high = _mm256_sub_epi16(high, _mm256_set1_epi16(8));
+        }
+    }
+    _mm256_storeu_si256((__m256i *)pairs, low), _mm256_storeu_si256((__m256i *)pairs + 1, high);
 }
 
 INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    const int64_t half_size = (s->columns + BLOCK - 1) / BLOCK * HALF_BLOCK;
-    float rows[8][BLOCK];
+    const int64_t block_bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20; /* of stored integers */
+    const int lines = jpo_gemm_int16_lines(dtype, false);
+    const int64_t half_size = (s->columns + BLOCK - 1) / BLOCK * lines * HALF;
+    float rows[8][BLOCK], constants[8];
     uint32_t pairs[8][PAIRS];
-    for (int64_t k = 0; k < s->columns; k += BLOCK, panel += HALF_BLOCK)
+    for (int64_t k = 0; k < s->columns; k += BLOCK, panel += lines * HALF)
         for (int first = 0; first < PANEL; first += 8) {
             uint32_t *out = panel + first / HALF * half_size + first % HALF;
-            for (int r = 0; r < 8; r++)
-                if (first + r < s->rows)
-                    put32(rows[r], decode32(dtype, source_row(s, stride, first + r), s->column0 + k, left(s->columns, k)));
-                else
-                    memset(rows[r], 0, sizeof rows[r]);
-            quantize_blocks(pairs[0], PAIRS, (float *)out + PAIRS * HALF, rows[0]);
+            float *scales = (float *)out + PAIRS * HALF;
+            if (jpo_gemm_stored(dtype, false)) {
+                memset(pairs, 0, sizeof pairs), memset(constants, 0, sizeof constants), memset(scales, 0, sizeof constants);
+                for (int r = 0; r < 8 && first + r < s->rows; r++)
+                    take_stored(dtype, pairs[r], scales + r, constants + r,
+                                source_row(s, stride, first + r) + (s->column0 + k) / BLOCK * block_bytes);
+                if (lines > PAIRS + 1) memcpy(scales + HALF, constants, sizeof constants);
+            } else {
+                for (int r = 0; r < 8; r++)
+                    if (first + r < s->rows)
+                        put32(rows[r], decode32(dtype, source_row(s, stride, first + r), s->column0 + k, left(s->columns, k)));
+                    else
+                        memset(rows[r], 0, sizeof rows[r]);
+                quantize_blocks(pairs[0], PAIRS, scales, rows[0], JPO_GEMM_PANEL_MAX);
+            }
             for (int p = 0; p < PAIRS; p += 8)
                 transpose8((float *)out + p * HALF, HALF, (const float *)pairs[0] + p, PAIRS);
         }
@@ -402,7 +446,7 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
             __m256i top = magnitude(_mm256_loadu_ps(rows[0] + c));
             for (int r = 1; r < BLOCK; r++) top = _mm256_max_epu32(top, magnitude(_mm256_loadu_ps(rows[r] + c)));
             __m256 inverse;
-            _mm256_storeu_ps((float *)out + PAIRS * HALF, block_scale(top, &inverse));
+            _mm256_storeu_ps((float *)out + PAIRS * HALF, block_scale(top, JPO_GEMM_PANEL_MAX, &inverse));
             for (int r = 0; r < BLOCK; r += 2) {
                 __m256i even = quantize(_mm256_loadu_ps(rows[r] + c), inverse);
                 __m256i odd = quantize(_mm256_loadu_ps(rows[r + 1] + c), inverse);
@@ -435,8 +479,8 @@ INLINE void multiply_add(__m256i *sum, __m256i x, __m256i b) {
 
 /* sum (rows, 2 vectors) of half a panel: 8 integer sums stay in registers, the float sums pass through memory once in a
  * block. */
-static inline __attribute__((always_inline)) void half_tile(const int rows, __m256 sum[INT16_ROWS][2], const uint32_t *a,
-                                                            int64_t lda, const float *scale, int64_t lds,
+static inline __attribute__((always_inline)) void half_tile(const int rows, const bool constants,
+                                                            __m256 sum[INT16_ROWS][2], const jpo_gemm_rows *a,
                                                             const uint32_t *b, int64_t blocks) {
     UNROLLED for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t block = 0; block < blocks; block++, b += HALF) {
@@ -445,16 +489,24 @@ static inline __attribute__((always_inline)) void half_tile(const int rows, __m2
         for (int p = 0; p < PAIRS; p++, b += HALF) {
             __m256i b0 = _mm256_loadu_si256((const __m256i *)b), b1 = _mm256_loadu_si256((const __m256i *)b + 1);
             UNROLLED for (int r = 0; r < rows; r++) {
-                __m256i x = _mm256_set1_epi32((int)a[r * lda + block * PAIRS + p]);
+                __m256i x = _mm256_set1_epi32((int)a->pairs[r * a->ldp + block * PAIRS + p]);
                 multiply_add(&part[r][0], x, b0);
                 multiply_add(&part[r][1], x, b1);
             }
         }
         __m256 s0 = _mm256_loadu_ps((const float *)b), s1 = _mm256_loadu_ps((const float *)b + 8);
         UNROLLED for (int r = 0; r < rows; r++) {
-            __m256 x = _mm256_set1_ps(scale[r * lds + block]);
+            __m256 x = _mm256_set1_ps(a->scale[r * a->lds + block]);
             sum[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r][0]), _mm256_mul_ps(x, s0), sum[r][0]);
             sum[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r][1]), _mm256_mul_ps(x, s1), sum[r][1]);
+        }
+        if (!constants) continue;
+        b += HALF;
+        s0 = _mm256_loadu_ps((const float *)b), s1 = _mm256_loadu_ps((const float *)b + 8);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            __m256 x = _mm256_set1_ps(a->total[r * a->lds + block]);
+            sum[r][0] = _mm256_fmadd_ps(s0, x, sum[r][0]);
+            sum[r][1] = _mm256_fmadd_ps(s1, x, sum[r][1]);
         }
     }
 }
@@ -467,16 +519,20 @@ static void put_half(float *c, int64_t ldc, __m256 sum[INT16_ROWS][2], int rows,
     }
 }
 
-static void tile_int16(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
-                       const void *panel, int64_t blocks, int rows, int columns, bool accumulate) {
+static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
+                       int columns, bool accumulate) {
     __m256 sum[INT16_ROWS][2];
     for (int half = 0; half * HALF < columns; half++) {
-        const uint32_t *b = (const uint32_t *)panel + half * blocks * HALF_BLOCK;
-        switch (rows) {
-        case 1: half_tile(1, sum, a, lda, scale, lds, b, blocks); break;
-        case 2: half_tile(2, sum, a, lda, scale, lds, b, blocks); break;
-        case 3: half_tile(3, sum, a, lda, scale, lds, b, blocks); break;
-        default: half_tile(4, sum, a, lda, scale, lds, b, blocks); break;
+        const uint32_t *b = (const uint32_t *)panel + half * blocks * (PAIRS + 1 + (a->total != NULL)) * HALF;
+        switch (rows + (a->total ? INT16_ROWS : 0)) {
+        case 1: half_tile(1, false, sum, a, b, blocks); break;
+        case 2: half_tile(2, false, sum, a, b, blocks); break;
+        case 3: half_tile(3, false, sum, a, b, blocks); break;
+        case 4: half_tile(4, false, sum, a, b, blocks); break;
+        case 5: half_tile(1, true, sum, a, b, blocks); break;
+        case 6: half_tile(2, true, sum, a, b, blocks); break;
+        case 7: half_tile(3, true, sum, a, b, blocks); break;
+        default: half_tile(4, true, sum, a, b, blocks); break;
         }
         put_half(c + half * HALF, ldc, sum, rows, columns - half * HALF, accumulate);
     }

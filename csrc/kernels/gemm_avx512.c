@@ -168,12 +168,12 @@ INLINE __m512i pack_bf16(wide32 x) {
     return pairs;
 }
 
-/* The scale of blocks whose largest magnitude is `top`, and the factor that makes integers of their values. Where a
+/* The scale of blocks whose largest magnitude is `top` and becomes `most`, and the factor that makes integers of their values. Where a
  * value is not finite, top must come in as infinity or NaN. */
-INLINE __m512 block_scale(__m512 top, __m512 *inverse) {
+INLINE __m512 block_scale(__m512 top, float most, __m512 *inverse) {
     __mmask16 sound = _mm512_cmp_ps_mask(top, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
     __mmask16 used = _mm512_mask_cmp_ps_mask(sound, top, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ);
-    __m512 limit = _mm512_set1_ps(JPO_GEMM_INT16_MAX);
+    __m512 limit = _mm512_set1_ps(most);
     *inverse = _mm512_maskz_div_ps(used, limit, top);
     __m512 scale = _mm512_maskz_div_ps(used, top, limit);
     return _mm512_mask_mov_ps(_mm512_set1_ps(__builtin_nanf("")), sound, scale);
@@ -205,42 +205,44 @@ INLINE __m128i max_across(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 /* Four blocks, each along a row: 16 pairs each, and their scales. One division serves four. */
-INLINE void quantize_blocks(__m512i pairs[4], float scales[4], const wide32 x[4]) {
+INLINE void quantize_blocks(__m512i pairs[4], float scales[4], const wide32 x[4], float most) {
     __m512i top[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) top[i] = _mm512_castps_si512(magnitude_max(x[i].low, x[i].high));
     __m512 tops = _mm512_castps128_ps512(_mm_castsi128_ps(max_across(top[0], top[1], top[2], top[3]))), inverse;
-    _mm_storeu_ps(scales, _mm512_castps512_ps128(block_scale(tops, &inverse)));
+    _mm_storeu_ps(scales, _mm512_castps512_ps128(block_scale(tops, most, &inverse)));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         pairs[i] = quantize_pairs(x[i], _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse));
 }
 
-/* Four blocks of x from `first` on; those past `count` values are zero. */
-INLINE void quantize_part(uint32_t *out, float *scale, const float *x, int64_t first, const int64_t count) {
+/* Four blocks of x from block `first` on; those past `count` values are zero. */
+INLINE void quantize_part(const jpo_gemm_rows *to, const float *x, int64_t first, const int64_t count, float most) {
     wide32 wide[4];
     __m512i pairs[4];
     float scales[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        int64_t at = first + i * BLOCK;
+        int64_t at = (first + i) * BLOCK;
         wide[i] = (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
         if (at < count) wide[i] = decode32(JPO_F32, (const uint8_t *)x, at, left(count, at));
     }
-    quantize_blocks(pairs, scales, wide);
+    quantize_blocks(pairs, scales, wide, most);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        if (first + i * BLOCK < count) {
-            _mm512_storeu_si512(out + i * (BLOCK / 2), pairs[i]);
-            scale[i] = scales[i];
+        if ((first + i) * BLOCK < count) {
+            _mm512_storeu_si512(to->pairs + (first + i) * (BLOCK / 2), pairs[i]);
+            to->scale[first + i] = scales[i];
+            if (to->total)
+                to->total[first + i] =
+                    scales[i] * (float)_mm512_reduce_add_epi32(_mm512_madd_epi16(pairs[i], _mm512_set1_epi16(1)));
         }
 }
 
-static void quantize_int16(uint32_t *out, float *scale, const float *x, int64_t count) {
+static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
     int64_t first = 0;
-    for (; count - first >= 4 * BLOCK; first += 4 * BLOCK, out += 2 * BLOCK, scale += 4)
-        quantize_part(out, scale, x + first, 0, 4 * BLOCK); /* compiled for whole blocks */
-    if (first < count) quantize_part(out, scale, x, first, count);
+    for (; count - first * BLOCK >= 4 * BLOCK; first += 4) quantize_part(to, x, first, INT64_MAX, most); /* whole blocks */
+    if (first * BLOCK < count) quantize_part(to, x, first, count, most);
 }
 
 static void round_bfloat16(uint32_t *out, const float *x, int64_t count) {
@@ -288,17 +290,42 @@ INLINE void forward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jp
     }
 }
 
+/* A stored block as 16 pairs; its scale, and its constant (Q4_1). */
+INLINE __m512i take_stored(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *block) {
+    *scale = _mm512_cvtss_f32(half_scalar(block));
+    if (dtype == JPO_Q8_0) return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(block + 2)));
+    if (dtype == JPO_Q4_1) *constant = _mm512_cvtss_f32(half_scalar(block + 2));
+    const __m128i all = _mm_loadu_si128((const __m128i *)(block + (dtype == JPO_Q4_1 ? 4 : 2))), mask = _mm_set1_epi8(15);
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_and_si128(all, mask)),
+                                                  _mm_and_si128(_mm_srli_epi16(all, 4), mask), 1);
+    const __m512i words = _mm512_cvtepu8_epi16(bytes);
+    return dtype == JPO_Q4_0 ? _mm512_sub_epi16(words, _mm512_set1_epi16(8)) : words;
+}
+
 INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
     __m512i rows[PANEL];
     const wide32 zero = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (int64_t k = 0; k < s->columns; k += 32, panel += (BLOCK / 2 + 1) * PANEL) {
+    const int64_t block_bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20; /* of stored integers */
+    const int lines = jpo_gemm_int16_lines(dtype, false);
+    for (int64_t k = 0; k < s->columns; k += 32, panel += lines * PANEL) {
         int count = left(s->columns, k);
+        float *scales = (float *)panel + 16 * PANEL, *constants = scales + PANEL;
         for (int r = 0; r < PANEL; r += 4) {
+            if (jpo_gemm_stored(dtype, false)) {
+                for (int i = r; i < r + 4; i++) {
+                    rows[i] = _mm512_setzero_si512(), scales[i] = 0;
+                    if (dtype == JPO_Q4_1) constants[i] = 0;
+                    if (i < s->rows)
+                        rows[i] = take_stored(dtype, scales + i, constants + i,
+                                              source_row(s, i) + (s->column0 + k) / BLOCK * block_bytes);
+                }
+                continue;
+            }
             wide32 x[4];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
                 x[i] = r + i < s->rows ? decode32(dtype, source_row(s, r + i), s->column0 + k, count) : zero;
-            quantize_blocks(rows + r, (float *)panel + 16 * PANEL + r, x);
+            quantize_blocks(rows + r, scales + r, x, JPO_GEMM_PANEL_MAX);
         }
         transpose16(panel, PANEL, (const uint32_t *)rows, 16);
         transpose16(panel + 16, PANEL, (const uint32_t *)(rows + 16), 16);
@@ -358,7 +385,7 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
             rows[r][0] = x.low, rows[r][1] = x.high;
             top[0] = magnitude_max(top[0], x.low), top[1] = magnitude_max(top[1], x.high);
         }
-        for (int v = 0; v < 2; v++) scale[v] = block_scale(top[v], &inverse[v]);
+        for (int v = 0; v < 2; v++) scale[v] = block_scale(top[v], JPO_GEMM_PANEL_MAX, &inverse[v]);
         for (int r = 0; r < BLOCK; r += 2)
             for (int v = 0; v < 2; v++)
                 _mm512_storeu_si512(panel + r / 2 * PANEL + v * 16, pair_up(quantize(rows[r][v], inverse[v]),

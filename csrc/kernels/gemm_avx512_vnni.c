@@ -17,11 +17,12 @@ static inline __attribute__((always_inline)) __m512i dot_pairs(__m512i sum, __m5
 
 /* 12 integer sums and 12 float sums stay in registers: a block's integers are widened once in 16 steps. */
 static inline __attribute__((always_inline)) void tile_rows(
-    const int rows, float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
-    const uint32_t *b, int64_t blocks, int columns, bool accumulate) {
+    const int rows, float *c, int64_t ldc, const jpo_gemm_rows *a, const uint32_t *b, int64_t blocks, int columns,
+    bool accumulate) {
     __m512 sum[TILE_ROWS][2];
-    const uint32_t *group[2] = {a, a + 3 * lda};
-    const float *scales[2] = {scale, scale + 3 * lds};
+    const int64_t lda = a->ldp, lds = a->lds;
+    const uint32_t *group[2] = {a->pairs, a->pairs + 3 * lda};
+    const float *scales[2] = {a->scale, a->scale + 3 * lds}, *totals = a->total;
     UNROLLED for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     for (int64_t block = 0; block < blocks; block++) {
         __m512i part[TILE_ROWS][2], b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 16);
@@ -46,6 +47,14 @@ static inline __attribute__((always_inline)) void tile_rows(
         }
         scales[0]++, scales[1]++;
         b += PANEL;
+        if (!totals) continue;
+        s0 = _mm512_loadu_ps((const float *)b), s1 = _mm512_loadu_ps((const float *)b + 16);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            __m512 x = _mm512_set1_ps(totals[r * lds]);
+            sum[r][0] = _mm512_fmadd_ps(s0, x, sum[r][0]), sum[r][1] = _mm512_fmadd_ps(s1, x, sum[r][1]);
+        }
+        totals++;
+        b += PANEL;
     }
     const uint32_t mask = columns < 32 ? (1u << columns) - 1 : 0xffffffffu;
     UNROLLED for (int r = 0; r < rows; r++) {
@@ -60,10 +69,10 @@ static inline __attribute__((always_inline)) void tile_rows(
 }
 
 #define ROWS(R) \
-    case R: tile_rows(R, c, ldc, a, lda, scale, lds, panel, blocks, columns, accumulate); return;
+    case R: tile_rows(R, c, ldc, a, panel, blocks, columns, accumulate); return;
 
-void jpo_gemm_int16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
-                 const void *panel, int64_t blocks, int rows, int columns, bool accumulate) {
+void jpo_gemm_int16_avx512(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
+                           int columns, bool accumulate) {
     switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 }
 #endif

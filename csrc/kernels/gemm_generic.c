@@ -60,7 +60,7 @@ static void tile_bfloat16(float *c, int64_t ldc, const uint32_t *a, int64_t lda,
 }
 
 static int32_t dot_block(const uint32_t *a, const uint32_t *b) {
-    int32_t sum = 0; /* at most 32 * 8191^2 < 2^31 */
+    int32_t sum = 0; /* exact: kernels/gemm.h */
     for (int p = 0; p < PAIRS; p++) {
         uint32_t x = a[p], w = b[p * PANEL];
         sum += (int32_t)(int16_t)(x & 0xffff) * (int16_t)(w & 0xffff);
@@ -69,16 +69,23 @@ static int32_t dot_block(const uint32_t *a, const uint32_t *b) {
     return sum;
 }
 
-static void tile_int16(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const float *scale, int64_t lds,
-                       const void *panel, int64_t blocks, int rows, int columns, bool accumulate) {
+static float float_at(const uint32_t *p) {
+    float value;
+    memcpy(&value, p, sizeof value);
+    return value;
+}
+
+static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
+                       int columns, bool accumulate) {
+    const int lines = PAIRS + 1 + (a->total != NULL);
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < columns; j++) {
-            const uint32_t *b = (const uint32_t *)panel + j;
+            const uint32_t *b = (const uint32_t *)panel + j, *x = a->pairs + r * a->ldp;
             float sum = 0;
-            for (int64_t block = 0; block < blocks; block++, b += (PAIRS + 1) * PANEL) {
-                float w;
-                memcpy(&w, b + PAIRS * PANEL, sizeof w);
-                sum = fmaf((float)dot_block(a + r * lda + block * PAIRS, b), scale[r * lds + block] * w, sum);
+            for (int64_t block = 0; block < blocks; block++, b += lines * PANEL, x += PAIRS) {
+                const int64_t place = r * a->lds + block;
+                sum = fmaf((float)dot_block(x, b), a->scale[place] * float_at(b + PAIRS * PANEL), sum);
+                if (a->total) sum = fmaf(float_at(b + (PAIRS + 1) * PANEL), a->total[place], sum);
             }
             put(c + r * ldc + j, sum, accumulate);
         }

@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 #include "ops/blas.h"
 
-enum { QUERY_BLOCK = 64, KEY_BLOCK = 128 };
+enum { QUERY_BLOCK = 32, KEY_BLOCK = 256 };
 
 typedef struct {
     float *out, *lse, *dq, *dk, *dv;

@@ -144,7 +144,7 @@ static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *er
     JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));
     size_t converted = jpo_packed_scratch_bytes(p->w, p->m, p->depth);
     if (converted) JPO_TRY(jpo_block_reserve(&scratch->shared, converted, err));
-    jpo_packed_rows_open(&p->rows, p->w, p->in, p->ldi, p->m, p->depth, scratch->shared.data);
+    jpo_packed_rows_open(&p->rows, p->w, p->backward, p->in, p->ldi, p->m, p->depth, scratch->shared.data);
     if (converted) jpo_parallel(jpo_ceil_div(p->m, CONVERT_ROWS), convert_rows, p);
     jpo_parallel(p->tiles * jpo_ceil_div(p->m, p->chunk), packed_tile, p);
     return JPO_OK;

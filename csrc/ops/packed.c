@@ -57,10 +57,10 @@ int64_t jpo_packed_range(jpo_compute compute, int64_t depth) {
 }
 
 /* Bytes of one panel over `depth`. */
-static size_t panel_bytes(const jpo_gemm_table *table, jpo_compute compute, int64_t depth) {
+static size_t panel_bytes(const jpo_gemm_table *table, const jpo_weight *w, bool backward, int64_t depth) {
     size_t line = (size_t)table->panel * 4;
-    switch (compute) {
-        case JPO_COMPUTE_INT16: return (size_t)jpo_ceil_div(depth, BLOCK) * (BLOCK / 2 + 1) * line;
+    switch (w->compute) {
+        case JPO_COMPUTE_INT16: return (size_t)(jpo_ceil_div(depth, BLOCK) * jpo_gemm_int16_lines(w->dtype, backward)) * line;
         case JPO_COMPUTE_BFLOAT16: return (size_t)jpo_ceil_div(depth, 2) * line;
         default: return (size_t)depth * line;
     }
@@ -70,8 +70,8 @@ size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns
     const jpo_gemm_table *table = jpo_packed_table(w->compute);
     if (!table) return (size_t)jpo_round_up(w->dtype == JPO_F32 ? 0 : depth * columns * 4, 64);
     int64_t range = jpo_packed_range(w->compute, depth), ranges = jpo_ceil_div(depth, range);
-    size_t bytes = panel_bytes(table, w->compute, range) * (size_t)(ranges - 1) +
-                   panel_bytes(table, w->compute, depth - range * (ranges - 1));
+    size_t bytes = panel_bytes(table, w, false, range) * (size_t)(ranges - 1) + /* backward needs no more */
+                   panel_bytes(table, w, false, depth - range * (ranges - 1));
     return (bytes * (size_t)jpo_ceil_div(columns, table->panel) + 63) / 64 * 64;
 }
 
@@ -110,7 +110,7 @@ void jpo_packed_pack_part(const jpo_packed_tile *tile, int64_t part) {
     char *out = tile->memory;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
         int64_t depth = jpo_min64(range, tile->depth - d0);
-        size_t bytes = panel_bytes(table, w->compute, depth);
+        size_t bytes = panel_bytes(table, w, tile->backward, depth);
         source.row0 = tile->row0 + (tile->backward ? d0 : c0), source.rows = tile->backward ? depth : width;
         source.column0 = tile->column0 + (tile->backward ? c0 : d0), source.columns = tile->backward ? width : depth;
         pack(out + (size_t)part * bytes, &source);
@@ -133,31 +133,45 @@ static int64_t row_pairs(jpo_compute compute, int64_t depth) {
 
 size_t jpo_packed_scratch_bytes(const jpo_weight *w, int64_t m, int64_t depth) {
     if (w->compute == JPO_COMPUTE_FLOAT32) return 0;
-    size_t blocks = w->compute == JPO_COMPUTE_INT16 ? (size_t)jpo_ceil_div(depth, BLOCK) : 0;
+    size_t blocks = w->compute == JPO_COMPUTE_INT16 ? 2 * (size_t)jpo_ceil_div(depth, BLOCK) : 0; /* scales, totals */
     return ((size_t)m * ((size_t)row_pairs(w->compute, depth) + blocks) * 4 + 63) / 64 * 64;
 }
 
-static void rows_open(jpo_packed_rows *rows, const jpo_gemm_table *table, jpo_compute compute, const float *x,
-                      int64_t ldx, int64_t m, int64_t depth, void *memory) {
-    *rows = (jpo_packed_rows){table, compute, depth, x, ldx, memory, NULL, row_pairs(compute, depth), 0};
-    if (compute != JPO_COMPUTE_INT16) return;
-    rows->scale = (float *)(rows->pairs + m * rows->ldp);
-    rows->lds = jpo_ceil_div(depth, BLOCK);
+static void rows_open(jpo_packed_rows *rows, const jpo_gemm_table *table, const jpo_weight *w, bool backward,
+                      const float *x, int64_t ldx, int64_t m, int64_t depth, void *memory) {
+    *rows = (jpo_packed_rows){.table = table, .compute = w->compute, .depth = depth, .x = x, .ldx = ldx,
+                              .in16 = {.pairs = memory, .ldp = row_pairs(w->compute, depth)}};
+    if (w->compute != JPO_COMPUTE_INT16) return;
+    jpo_gemm_rows *in16 = &rows->in16;
+    in16->scale = (float *)(in16->pairs + m * in16->ldp);
+    in16->lds = jpo_ceil_div(depth, BLOCK);
+    if (jpo_gemm_int16_lines(w->dtype, backward) > BLOCK / 2 + 1) in16->total = in16->scale + m * in16->lds;
+    rows->most = jpo_gemm_stored(w->dtype, backward) ? JPO_GEMM_STORED_ROWS_MAX : JPO_GEMM_ROWS_MAX;
 }
 
-void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, const float *x, int64_t ldx, int64_t m,
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx, int64_t m,
                           int64_t depth, void *memory) {
-    rows_open(rows, jpo_packed_table(w->compute), w->compute, x, ldx, m, depth, memory);
+    rows_open(rows, jpo_packed_table(w->compute), w, backward, x, ldx, m, depth, memory);
+}
+
+/* From row `row` and block `block` on. */
+static jpo_gemm_rows rows_from(const jpo_gemm_rows *all, int64_t row, int64_t block) {
+    jpo_gemm_rows part = *all;
+    part.pairs += row * all->ldp + block * (BLOCK / 2);
+    part.scale += row * all->lds + block;
+    if (part.total) part.total += row * all->lds + block;
+    return part;
 }
 
 void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count) {
     if (rows->compute == JPO_COMPUTE_FLOAT32) return;
     for (int64_t i = row0; i < row0 + count; i++) {
-        if (rows->compute == JPO_COMPUTE_INT16)
-            rows->table->quantize_int16(rows->pairs + i * rows->ldp, rows->scale + i * rows->lds, rows->x + i * rows->ldx,
-                                        rows->depth);
-        else
-            rows->table->round_bfloat16(rows->pairs + i * rows->ldp, rows->x + i * rows->ldx, rows->depth);
+        if (rows->compute == JPO_COMPUTE_INT16) {
+            const jpo_gemm_rows to = rows_from(&rows->in16, i, 0);
+            rows->table->quantize_int16(&to, rows->x + i * rows->ldx, rows->depth, rows->most);
+        } else {
+            rows->table->round_bfloat16(rows->in16.pairs + i * rows->in16.ldp, rows->x + i * rows->ldx, rows->depth);
+        }
     }
 }
 
@@ -183,14 +197,15 @@ static void multiply_group(const walk *w, int64_t i, int rows, int64_t d0, int64
     const jpo_gemm_table *table = w->tile->table;
     float *out = w->y + i * w->ldy + c0;
     int64_t row = w->row0 + i;
-    if (r->compute == JPO_COMPUTE_FLOAT32)
+    if (r->compute == JPO_COMPUTE_FLOAT32) {
         table->tile_float32(out, w->ldy, r->x + row * r->ldx + d0, r->ldx, panel, depth, rows, columns, accumulate);
-    else if (r->compute == JPO_COMPUTE_BFLOAT16)
-        table->tile_bfloat16(out, w->ldy, r->pairs + row * r->ldp + d0 / 2, r->ldp, panel, jpo_ceil_div(depth, 2),
-                                 rows, columns, accumulate);
-    else
-        table->tile_int16(out, w->ldy, r->pairs + row * r->ldp + d0 / 2, r->ldp, r->scale + row * r->lds + d0 / BLOCK,
-                              r->lds, panel, jpo_ceil_div(depth, BLOCK), rows, columns, accumulate);
+    } else if (r->compute == JPO_COMPUTE_BFLOAT16) {
+        table->tile_bfloat16(out, w->ldy, r->in16.pairs + row * r->in16.ldp + d0 / 2, r->in16.ldp, panel,
+                             jpo_ceil_div(depth, 2), rows, columns, accumulate);
+    } else {
+        const jpo_gemm_rows a = rows_from(&r->in16, row, d0 / BLOCK);
+        table->tile_int16(out, w->ldy, &a, panel, jpo_ceil_div(depth, BLOCK), rows, columns, accumulate);
+    }
 }
 
 #ifndef BLOCK_BYTES
@@ -229,7 +244,7 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
     const char *data = tile->memory;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
         int64_t depth = jpo_min64(range, tile->depth - d0), block = block_rows(&w, depth);
-        size_t bytes = panel_bytes(tile->table, tile->compute, depth);
+        size_t bytes = panel_bytes(tile->table, tile->w, tile->backward, depth);
         for (int64_t i = 0; i < count; i += block)
             for (int64_t c0 = 0; c0 < tile->columns; c0 += panel)
                 multiply_panel(&w, i, jpo_min64(i + block, count), depth0 + d0, depth, data + (size_t)(c0 / panel) * bytes,
@@ -241,7 +256,7 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
 void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_packed_tile *tile,
                          bool accumulate, void *scratch) {
     jpo_packed_rows rows;
-    rows_open(&rows, tile->table, tile->compute, x, ldx, m, tile->depth, scratch);
+    rows_open(&rows, tile->table, tile->w, tile->backward, x, ldx, m, tile->depth, scratch);
     jpo_packed_rows_convert(&rows, 0, m);
     jpo_packed_multiply_rows(y, ldy, &rows, 0, m, 0, tile, accumulate);
 }

@@ -36,9 +36,8 @@ typedef struct {
     int64_t depth;
     const float *x; /* (m, depth; ldx) */
     int64_t ldx;
-    uint32_t *pairs; /* (m, ldp) */
-    float *scale;    /* (m, lds) */
-    int64_t ldp, lds;
+    float most;         /* int16: largest magnitude of a row's integers */
+    jpo_gemm_rows in16; /* int16; pairs alone: bfloat16 */
 } jpo_packed_rows;
 
 /* The table that serves `compute` with the chosen instruction set; NULL where OpenBLAS has to (float32 only), or where
@@ -72,7 +71,7 @@ void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int
 
 /* The same in two steps, so that several tiles share the rounded rows. open: prepares `rows` over memory of
  * jpo_packed_scratch_bytes; convert: rounds rows row0..row0+count-1 (nothing for float32). */
-void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, const float *x, int64_t ldx, int64_t m,
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx, int64_t m,
                           int64_t depth, void *memory);
 void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count);
 /* y (count, columns; ldy) = or += rows row0.. , from depth0 (a multiple of 32) on, times the tile. */
