@@ -6,6 +6,7 @@ comes whatever else stands in the batch. Knows token ids and stop conditions; ne
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jpo import _core
 from jpo.errors import JpoError
 
 _STREAMS = 32  # decoded side by side
@@ -35,8 +37,7 @@ class _Stream:
     prompt: int
     sample: int
     generator: np.random.Generator
-    prompt_rows: tuple[int, int]  # first cache row, length
-    own_row: int  # first cache row of its own tokens
+    room: int  # for tokens of its own
     tokens: list[int] = field(default_factory=list)
     logp: float = 0.0
     reason: str = ""
@@ -110,7 +111,7 @@ class _Batch:
         new_tokens: int,
         longest: int,
     ):
-        self.lm, self.encoded, self.longest = lm, encoded, longest
+        self.lm, self.encoded = lm, encoded
         places: dict[int, tuple[int, int]] = {}
         rows = 0
         for prompt, _ in work:
@@ -119,15 +120,20 @@ class _Batch:
                 rows += len(encoded[prompt])
         self.places = places
         self.streams = []
+        ranges = []  # of each stream: the prompt's first cache row and length, its own first row
         for prompt, sample in work:
             generator = np.random.Generator(
                 np.random.Philox(
                     key=np.array([seed & _MASK, ((numbers[prompt] << 20) + sample) & _MASK], dtype=np.uint64)
                 )
             )
-            self.streams.append(_Stream(prompt, sample, generator, places[prompt], rows))
-            rows += min(new_tokens, longest - len(encoded[prompt]))
-        self.new_tokens = new_tokens
+            stream = _Stream(prompt, sample, generator, min(new_tokens, longest - len(encoded[prompt])))
+            self.streams.append(stream)
+            ranges.append((*places[prompt], rows))
+            rows += stream.room
+        self.ranges = np.array(ranges, dtype=np.int32)
+        place = np.arange(len(work), dtype=np.int32)
+        self.segments = np.stack([place, np.ones_like(place), 2 * place, np.full_like(place, 2)], axis=1)
         c = lm.config
         shape = (c["num_hidden_layers"], rows, c["num_key_value_heads"] * c["head_dim"])
         self.k, self.v = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
@@ -142,18 +148,22 @@ class _Batch:
         self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any
     ) -> None:
         """Until every stream has ended."""
-        logits = dict(zip(self.places, self._prompts(), strict=True))
-        rows = [logits[stream.prompt] for stream in self.streams]
-        active = list(self.streams)
-        while active:
-            for stream, row in zip(active, rows, strict=True):
-                token, logp = _draw(row, stream.generator, temperature, top_p, top_k)
+        rows = {prompt: row for row, prompt in enumerate(self.places)}
+        logits = self._prompts()[[rows[stream.prompt] for stream in self.streams]]
+        active = list(range(len(self.streams)))
+        for count in itertools.count(1):  # tokens of each stream that is active
+            streams = [self.streams[place] for place in active]
+            tokens, logps = _draw(logits, streams, temperature, top_p, top_k)
+            for stream, token, logp in zip(streams, tokens.tolist(), logps.tolist(), strict=True):
                 stream.logp += logp
                 if on_token:
                     on_token(stream.prompt, stream.sample, token)
                 self._take(stream, token, stops, ends)
-            active = [stream for stream in active if not stream.reason]
-            rows = list(self._next(active)) if active else []
+            going = [i for i, stream in enumerate(streams) if not stream.reason]
+            if not going:
+                return
+            active = [active[i] for i in going]
+            logits = self._next(active, tokens[going], count)
 
     def _prompts(self) -> np.ndarray[Any, Any]:
         """One pass over the distinct prompts: logits after each."""
@@ -164,19 +174,12 @@ class _Batch:
         wanted = [first + length - 1 for first, length in ranges]
         return self._decode(tokens, positions, np.arange(len(tokens)), segments, ranges, wanted)
 
-    def _next(self, active: list[_Stream]) -> np.ndarray[Any, Any]:
-        """One row of each active stream: logits after its last token."""
-        tokens = [stream.tokens[-1] for stream in active]
-        own = [len(stream.tokens) for stream in active]
-        positions = [stream.prompt_rows[1] + count - 1 for stream, count in zip(active, own, strict=True)]
-        rows = [stream.own_row + count - 1 for stream, count in zip(active, own, strict=True)]
-        ranges = [
-            part
-            for stream, count in zip(active, own, strict=True)
-            for part in (stream.prompt_rows, (stream.own_row, count))
-        ]
-        segments = [(place, 1, 2 * place, 2) for place in range(len(active))]
-        return self._decode(tokens, positions, rows, segments, ranges, np.arange(len(active)))
+    def _next(self, active: list[int], tokens: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+        """One row of each active stream, which has `count` tokens: logits after its last."""
+        first, length, own = self.ranges[active].T
+        ranges = np.stack([first, length, own, np.full_like(own, count)], axis=1).reshape(-1, 2)
+        segments = self.segments[: len(active)]
+        return self._decode(tokens, length + (count - 1), own + (count - 1), segments, ranges, segments[:, 0])
 
     def _take(self, stream: _Stream, token: int, stops: list[str], ends: set[int]) -> None:
         stream.tokens.append(token)
@@ -190,34 +193,21 @@ class _Batch:
             if found:
                 stream.reason, stream.text = "stop", text[: min(found)]
                 return
-        room = min(self.new_tokens, self.longest - stream.prompt_rows[1])
-        if len(stream.tokens) >= room:
+        if len(stream.tokens) >= stream.room:
             stream.reason, stream.text = "length", self.lm.tokenizer.decode(stream.tokens)
 
 
 def _draw(
-    logits: np.ndarray[Any, Any], generator: np.random.Generator, temperature: float, top_p: float, top_k: int
-) -> tuple[int, float]:
-    """A token and its log-likelihood under the model. The order of cuts is transformers': temperature, top-k, top-p."""
-    z = logits.astype(np.float64)
-    high = z.max()
-    if not np.isfinite(high):
-        raise JpoError("the model's logits are not finite: its weights or adapter hold NaN or infinity")
-    norm = high + np.log(np.exp(z - high).sum())
-    if temperature == 0:
-        token = int(z.argmax())
-        return token, float(z[token] - norm)
-    scaled = z / temperature
-    candidates = np.argpartition(scaled, -top_k)[-top_k:] if 0 < top_k < len(z) else np.arange(len(z))
-    p = np.exp(scaled[candidates] - scaled[candidates].max())
-    p /= p.sum()
-    if top_p < 1:
-        order = np.argsort(-p, kind="stable")
-        keep = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
-        candidates, p = candidates[keep], p[keep] / p[keep].sum()
-    place = int(np.searchsorted(np.cumsum(p), generator.random() * p.sum(), side="right"))
-    token = int(candidates[min(place, len(candidates) - 1)])
-    return token, float(z[token] - norm)
+    logits: np.ndarray[Any, Any], streams: list[_Stream], temperature: float, top_p: float, top_k: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A token of each stream and its log-likelihood under the model; where it is random, for one number of its generator."""
+    uniforms = np.zeros(len(streams))
+    if temperature > 0:
+        uniforms[:] = [stream.generator.random() for stream in streams]
+    try:
+        return _core.draw(logits, uniforms, temperature, min(top_k, logits.shape[1]), top_p)
+    except ValueError as error:
+        raise JpoError(str(error)) from None
 
 
 def tokens_per_second(lm: Any, prompt: str, tokens: int, n: int = 1) -> float:

@@ -17,6 +17,7 @@ PyObject *jpo_raise(const jpo_error *err);
     X(objective)           \
     X(linear)              \
     X(model)               \
+    X(generation)          \
     X(optimizer)           \
     X(testing)
 

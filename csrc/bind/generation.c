@@ -1,7 +1,11 @@
-/* One pass over cached keys and values: the prompts' first pass and every decoding step of jpo/generation.py. */
+/* What jpo/generation.py needs of the engine: one pass over cached keys and values (the prompts' first pass and every
+ * decoding step), and the draw of a token from each row of logits. */
+#include <math.h>
+
 #include "bind/model.h"
 
 #include "model/decode.h"
+#include "ops/sample.h"
 
 typedef struct {
     PyArrayObject *tokens, *positions, *kv_rows, *segments, *ranges, *rows;
@@ -82,3 +86,70 @@ done:
     release(&a);
     return out;
 }
+
+/* ---- the draw ---- */
+
+/* Kept from draw to draw, so that a step does not fault its pages in again; lent under the GIL to one draw at a time. */
+static jpo_scratch kept_scratch;
+static bool scratch_lent;
+
+/* A contiguous array of the given type and rank; false with an error that names it. */
+static bool is_array(PyObject *object, int type, int dimensions, const char *expected) {
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (PyArray_Check(object) && PyArray_TYPE(array) == type && PyArray_NDIM(array) == dimensions && PyArray_ISCARRAY_RO(array))
+        return true;
+    return PyErr_SetString(PyExc_ValueError, expected), false;
+}
+
+static bool check_draw(PyObject *logits, PyObject *uniforms, const jpo_sampling *o) {
+    if (!is_array(logits, NPY_FLOAT32, 2, "logits must be a contiguous float32 array (n, V)") ||
+        !is_array(uniforms, NPY_FLOAT64, 1, "uniforms must be a contiguous float64 array (n,)"))
+        return false;
+    npy_intp n = PyArray_DIM((PyArrayObject *)logits, 0), vocab = PyArray_DIM((PyArrayObject *)logits, 1);
+    if (vocab < 1 || PyArray_SIZE((PyArrayObject *)uniforms) != n)
+        return PyErr_Format(PyExc_ValueError, "%zd uniforms do not fit logits (%zd, %zd): one a row of at least one logit",
+                            (Py_ssize_t)PyArray_SIZE((PyArrayObject *)uniforms), (Py_ssize_t)n, (Py_ssize_t)vocab), false;
+    const double *u = PyArray_DATA((PyArrayObject *)uniforms);
+    for (npy_intp i = 0; i < n; i++)
+        if (!(u[i] >= 0 && u[i] < 1)) return PyErr_Format(PyExc_ValueError, "uniforms[%zd] lies outside [0, 1)", (Py_ssize_t)i), false;
+    if (!(isfinite(o->temperature) && o->temperature >= 0))
+        return PyErr_SetString(PyExc_ValueError, "temperature must be finite and at least 0"), false;
+    if (o->top_k < 0) return PyErr_Format(PyExc_ValueError, "top_k must be at least 0, got %lld", (long long)o->top_k), false;
+    if (!(o->top_p > 0 && o->top_p <= 1)) return PyErr_SetString(PyExc_ValueError, "top_p must lie above 0 and not above 1"), false;
+    return true;
+}
+
+static PyObject *draw(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *logits, *uniforms;
+    long long top_k;
+    jpo_sampling options;
+    if (!PyArg_ParseTuple(args, "OOdLd:draw", &logits, &uniforms, &options.temperature, &top_k, &options.top_p)) return NULL;
+    options.top_k = top_k;
+    if (!check_draw(logits, uniforms, &options)) return NULL;
+    npy_intp n = PyArray_DIM((PyArrayObject *)logits, 0), vocab = PyArray_DIM((PyArrayObject *)logits, 1);
+    PyObject *result = Py_BuildValue("(NN)", PyArray_SimpleNew(1, &n, NPY_INT64), PyArray_SimpleNew(1, &n, NPY_FLOAT64));
+    if (!result) return NULL;
+    int64_t *tokens = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(result, 0));
+    double *logps = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(result, 1));
+    bool own = scratch_lent; /* another thread draws: this call takes scratch of its own */
+    jpo_scratch other = {0}, *scratch = own ? &other : &kept_scratch;
+    scratch_lent = true;
+    jpo_error err;
+    jpo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = jpo_sample(tokens, logps, PyArray_DATA((PyArrayObject *)logits), PyArray_DATA((PyArrayObject *)uniforms),
+                        &options, n, vocab, scratch, &err);
+    if (own) jpo_scratch_free(&other);
+    Py_END_ALLOW_THREADS
+    if (!own) scratch_lent = false;
+    if (status == JPO_OK) return result;
+    Py_DECREF(result);
+    return jpo_raise(&err);
+}
+
+static PyMethodDef methods[] = {
+    {"draw", draw, METH_VARARGS, "Private: jpo.generation. One token and its log-likelihood for each row of logits."},
+    {NULL, NULL, 0, NULL}};
+
+int jpo_bind_generation(PyObject *module) { return PyModule_AddFunctions(module, methods); }
