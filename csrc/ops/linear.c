@@ -262,7 +262,7 @@ static void weight_gradient_tile(void *context, int64_t task, int thread) {
 jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
                                       int64_t k, int64_t m, jpo_scratch *scratch, jpo_error *err) {
     (void)scratch, (void)err;
-    int64_t tile = jpo_min64(jpo_round_up(jpo_ceil_div(n, 4), 32), 256);
+    int64_t tile = jpo_min64(jpo_round_up(jpo_ceil_div(n, 4), 48), 192);
     weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile};
     if (m > 0) jpo_parallel(jpo_ceil_div(n, tile), weight_gradient_tile, &g);
     return JPO_OK;

@@ -4,7 +4,7 @@
 #include "base/size.h"
 #include "ops/packed.h"
 
-enum { RANGE = 576, TURNED_ROWS = 96 };
+enum { RANGE = 576, TURNED_ROWS = 192 };
 
 static _Thread_local float panel_buffer[RANGE * JPO_GEMM_MAX_PANEL] __attribute__((aligned(64)));
 static _Thread_local float turned_buffer[TURNED_ROWS * RANGE] __attribute__((aligned(64)));
