@@ -35,7 +35,12 @@ def jpo_prompt(work: Any, turns: Any, **how: Any) -> None:
     "jpo",
     enters=("generate-1", "generate-16"),
     gigabytes=0.8,
-    variants=(Variant("float32"), Variant("float32, one stream", {"n": 1}, only=("generate-16",))),
+    variants=(
+        Variant("float32"),
+        Variant("int16", {"compute": "int16"}),
+        Variant("float32, one stream", {"n": 1}, only=("generate-16",)),
+        Variant("int16, one stream", {"n": 1, "compute": "int16"}, only=("generate-16",)),
+    ),
 )
 def jpo_generate(work: Any, turns: Any, n: int = 0, **how: Any) -> None:
     """Tokens after each stream's first; n samples of one prompt."""
