@@ -350,6 +350,14 @@ static PyObject *model_trim(model_object *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static PyObject *model_set_recompute(model_object *self, PyObject *on) {
+    int wanted = PyObject_IsTrue(on);
+    if (wanted < 0 || !model_enter(self)) return NULL;
+    self->model.recompute = wanted;
+    self->busy = false;
+    Py_RETURN_NONE;
+}
+
 /* {operator: (calls, seconds, flop)} since the last reading; counts from now on if `on`. */
 static PyObject *model_profile(model_object *self, PyObject *on) {
     int wanted = PyObject_IsTrue(on);
@@ -378,6 +386,8 @@ static PyMethodDef model_methods[] = {
     {"trim", (PyCFunction)model_trim, METH_NOARGS, "Frees the buffers of the last pass."},
     {"profile", (PyCFunction)model_profile, METH_O,
      "profile(on) -> {operator: (calls, seconds, flop)} since the last call; counts from now on if on."},
+    {"set_recompute", (PyCFunction)model_set_recompute, METH_O,
+     "set_recompute(on): from the next pass on keep each layer's input alone and repeat its forward in backward."},
     {"set_lora", (PyCFunction)(void (*)(void))model_set_lora, METH_VARARGS,
      "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
     {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS, "set_full(params (P,), grads (P,), {tensor: offset})"},

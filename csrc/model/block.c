@@ -157,6 +157,7 @@ jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_la
     TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(h, saved->rstd2, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
     JPO_TRY(module_forward(model, layer, JPO_GATE, saved->gate, c->intermediate, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_UP, saved->up, c->intermediate, h, saved, rows, false, err));
+    if (!x_next) return JPO_OK;
     TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(act, saved->gate, saved->up, rows * c->intermediate));
     memcpy(x_next, saved->x_mid, (size_t)(rows * c->hidden) * sizeof(float));
     return module_forward(model, layer, JPO_DOWN, x_next, c->hidden, act, saved, rows, true, err);

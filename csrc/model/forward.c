@@ -94,6 +94,15 @@ static int64_t lowest_layer(const jpo_model *model) {
     return model->config.layers;
 }
 
+/* What the layer's forward left in the shared slab, again; the highest layer's is still there. An adapted down projection
+ * needs its own input's product, so that the block runs to its end (into work.dh, which is free between blocks). */
+static jpo_status forward_again(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
+    if (!model->plan.recompute || layer + 1 == model->config.layers) return JPO_OK;
+    const bool whole = model->options.adapter && model->layer[layer].module[JPO_DOWN].lora.r;
+    return jpo_block_forward(model, layer, saved, whole ? model->work.dh : NULL, model->plan.rows, model->position,
+                             &model->attention, NULL, err);
+}
+
 jpo_status jpo_model_backward(jpo_model *model, const double *coefficients, jpo_error *err) {
     if (!model->kept)
         return jpo_fail(err, JPO_ERR_VALUE, "backward needs a forward pass with keep=True directly before it");
@@ -103,6 +112,7 @@ jpo_status jpo_model_backward(jpo_model *model, const double *coefficients, jpo_
     for (int64_t layer = model->config.layers - 1; layer >= lowest; layer--) {
         JPO_TRY(poll(model, err));
         jpo_saved_layer saved = jpo_saved_get(model, layer);
+        JPO_TRY(forward_again(model, layer, &saved, err));
         JPO_TRY(jpo_block_backward(model, layer, &saved, model->full || layer > lowest, err));
     }
     if (model->full)

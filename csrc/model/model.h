@@ -87,7 +87,8 @@ typedef struct {
 /* All sizes of a pass, computed before anything is allocated; the peak report reads the same numbers. */
 typedef struct {
     int64_t rows, entries, loss_rows, segments, ranges, trees, rank_sum;
-    size_t layer_bytes, saved_bytes, work_bytes, head_bytes, index_bytes;
+    bool recompute; /* kept: the input of each layer; the rest of one layer is shared, and backward makes it again */
+    size_t x_bytes, layer_bytes, saved_bytes, work_bytes, head_bytes, index_bytes;
 } jpo_plan;
 
 typedef struct {
@@ -98,6 +99,7 @@ typedef struct {
     float *dnorm;
     jpo_layer *layer;           /* (layers) */
     bool full;                  /* base weights are trained */
+    bool recompute;             /* gradient checkpointing, from the next pass on */
     float *cosine, *sine;       /* (positions, head_dim / 2) */
     int64_t positions;
     int (*poll)(void *);        /* nonzero: stop with JPO_ERR_INTERRUPTED; asked between layers */
@@ -150,7 +152,7 @@ jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *
 jpo_status jpo_model_backward(jpo_model *model, const double *coefficients, jpo_error *err);
 
 /* One block: saved->x (R, H) -> x_next (R, H). Attention plan and key target come from the caller, so that generation
- * runs the same code over its cache (target NULL: keys stay in saved->qkv). */
+ * runs the same code over its cache (target NULL: keys stay in saved->qkv). x_next NULL: as far as gate and up. */
 jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
                              const int32_t *positions, const jpo_attention *attention, const jpo_kv_target *target,
                              jpo_error *err);

@@ -90,9 +90,17 @@ static int64_t rank_sum(const jpo_model *model) {
     return most;
 }
 
+/* Bytes of all layers' slabs. */
+static bool layers_bytes(size_t *bytes, const jpo_plan *plan, int64_t layers, bool keep) {
+    if (!keep) layers = 1;
+    if (!keep || !plan->recompute) return jpo_size_mul(plan->layer_bytes, (size_t)layers, bytes);
+    return jpo_size_mul(plan->x_bytes, (size_t)layers, bytes) && jpo_size_add(*bytes, plan->layer_bytes, bytes);
+}
+
 jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_forest *forest,
                          const jpo_forward_options *options, jpo_error *err) {
-    *plan = (jpo_plan){.rows = forest->rows, .entries = forest->entries, .segments = forest->segments};
+    *plan = (jpo_plan){.rows = forest->rows, .entries = forest->entries, .segments = forest->segments,
+                       .recompute = options->keep && model->recompute};
     plan->rank_sum = options->adapter ? rank_sum(model) : 0;
     for (int64_t e = 0; e < forest->entries; e++)
         plan->loss_rows += e == 0 || forest->entry_row[e] != forest->entry_row[e - 1];
@@ -103,13 +111,14 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_fores
     }
     jpo_attention_segment *segments;
     jpo_key_range *ranges;
-    cursor layer = {0}, work = {0}, head = {0}, index = {0};
+    cursor x = {0}, layer = {0}, work = {0}, head = {0}, index = {0};
+    take(&x, plan->rows, model->config.hidden);
     take_layer(&layer, &model->config, plan);
-    plan->layer_bytes = layer.used;
+    plan->x_bytes = x.used, plan->layer_bytes = layer.used;
     cursor saved = {0};
     take(&saved, plan->rows, model->config.hidden); /* final_x */
     size_t layers;
-    saved.overflow |= !jpo_size_mul(layer.used, options->keep ? (size_t)model->config.layers : 1, &layers) ||
+    saved.overflow |= !layers_bytes(&layers, plan, model->config.layers, options->keep) ||
                       !jpo_size_add(saved.used, layers, &saved.used);
     take_work(&work, model, plan, options);
     take_head(&head, (jpo_model *)model, plan, options);
@@ -160,8 +169,16 @@ static void fill_index(jpo_model *model, const jpo_forest *forest) {
 }
 
 jpo_saved_layer jpo_saved_get(const jpo_model *model, int64_t layer) {
-    cursor at = {.base = (char *)model->saved.data + (model->options.keep ? (size_t)layer * model->plan.layer_bytes : 0)};
-    return take_layer(&at, &model->config, &model->plan);
+    const jpo_plan *plan = &model->plan;
+    char *data = model->saved.data;
+    if (!plan->recompute) {
+        cursor at = {.base = data + (model->options.keep ? (size_t)layer * plan->layer_bytes : 0)};
+        return take_layer(&at, &model->config, plan);
+    }
+    cursor at = {.base = data + (size_t)model->config.layers * plan->x_bytes};
+    jpo_saved_layer saved = take_layer(&at, &model->config, plan);
+    saved.x = (float *)(data + (size_t)layer * plan->x_bytes);
+    return saved;
 }
 
 /* Angles as the reference implementation rounds them: float32 products, then the cosine. */
@@ -202,7 +219,8 @@ jpo_status jpo_plan_apply(jpo_model *model, const jpo_forest *forest, const jpo_
     int64_t last = 0;
     for (int64_t row = 0; row < plan->rows; row++) last = jpo_max64(last, model->position[row]);
     JPO_TRY(jpo_rope_tables(model, last + 1, err));
-    size_t layers = (options->keep ? (size_t)model->config.layers : 1) * plan->layer_bytes;
+    size_t layers = 0;
+    layers_bytes(&layers, plan, model->config.layers, options->keep); /* did not overflow in jpo_plan_make */
     model->final_x = (float *)((char *)model->saved.data + layers);
     cursor work = {.base = model->work_block.data}, head = {.base = model->head_block.data};
     model->work = take_work(&work, model, plan, options);

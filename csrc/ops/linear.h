@@ -1,8 +1,9 @@
 /* Products with a weight W (N, K). Every product with a frozen weight goes through these functions: they know how W is
  * stored (dtype) and how it is multiplied (compute), and cut the output into fixed tiles, so that results do not
- * depend on the number of threads. In int16 and bfloat16, products of few rows (up to 32; 128 on AVX2) are taken in
- * float32, which is faster there. kernels/gemm.h holds the numerical contract, ops/packed.h the products that a task can
- * call. */
+ * depend on the number of threads. Few rows do not pay in int16 and bfloat16 and are taken in float32 (up to 32; 128 on
+ * AVX2); but int16's forward products of at most 24 rows with Q8_0, Q4_0 and Q4_1, those of decoding, run on the stored
+ * integers on AVX2 (kernels/integers.h), at up to twice float32's speed. kernels/gemm.h holds the numerical contract,
+ * ops/packed.h the products that a task can call. */
 #ifndef JPO_OPS_LINEAR_H
 #define JPO_OPS_LINEAR_H
 

@@ -124,7 +124,7 @@ class MetricsFile:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115: closed by close()
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         return kept
 
     def write(self, row: Mapping[str, Any]) -> None:

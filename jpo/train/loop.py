@@ -28,6 +28,7 @@ _FREE_ON_RESUME = {
     "eval_steps",
     "tensorboard",
     "token_budget",
+    "gradient_checkpointing",
 }
 
 

@@ -56,12 +56,14 @@ def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
 
 
 def settled(lm: LanguageModel, config: C) -> C:
-    """The config with the model's compute type in it, so that checkpoints hold a run to it; JpoError where they differ."""
+    """The config with the model's compute type in it, so that checkpoints hold a run to it; JpoError where they differ.
+    The model's passes keep from now on what the config's gradient_checkpointing says."""
     if config.compute not in (None, lm.compute):
         raise JpoError(
             f"compute: the config says {config.compute!r}, but the model was loaded with {lm.compute!r}; "
             f"use jpo.load(..., compute={config.compute!r})"
         )
+    lm._core.set_recompute(config.gradient_checkpointing)
     return dataclasses.replace(config, compute=lm.compute)
 
 

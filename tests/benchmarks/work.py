@@ -303,6 +303,7 @@ def mistral(context: Context) -> dict[str, Any]:
         "scope": "response",
         "cached": False,
         "targets": "q_proj,k_proj,v_proj",
+        "token_budget": 512,  # a pair at a time, as a machine of 8 GB needs it
     }
     arithmetic = _arithmetic(config, steps, "response", False)
     return {**common, "steps": steps, "warm": False, **arithmetic}

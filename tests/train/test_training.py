@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jpo
+from jpo.data.forest import build_forest
 from jpo.data.records import preference_pairs
 from jpo.errors import JpoError
 from jpo.objectives import LOSSES
@@ -50,6 +51,37 @@ def test_gradients_do_not_depend_on_the_cut(name):
     assert whole["loss"] == pytest.approx(cut["loss"], rel=1e-5)
     for key, gradient in gradients.items():
         assert np.abs(gradient - others[key]).max() <= 1e-5 * np.abs(gradient).max() + 1e-9, key
+
+
+@pytest.mark.parametrize("modules", ["all-linear", "q_proj", "down_proj", "full"])
+def test_gradient_checkpointing_changes_memory_alone(modules):
+    lm = jpo.load("tiny")
+    if modules == "full":
+        lm.enable_full()
+    else:
+        lm.add_lora(r=4, lora_dropout=0.2, target_modules=modules)
+        lm.trainable.params[:] = np.random.default_rng(0).normal(size=lm.trainable.params.size) * 0.05
+    forest = build_forest([((5, 6, 7), tuple(range(8, 40))), ((5, 6, 9), tuple(range(10, 30)))], "joint")
+    results, sizes = [], []
+    for on in (False, True, False):
+        lm._core.set_recompute(on)
+        lm.trainable.grads[:] = 0
+        scores = lm.forward(forest, keep=True, dropout_seed=3)
+        lm.backward(np.linspace(-1, 1, len(scores.logps)))
+        results.append((scores.logps.copy(), lm.trainable.grads.copy()))
+        sizes.append(lm.pass_bytes(forest, True))
+    assert np.abs(results[0][1]).max() > 0
+    for logps, gradients in results[1:]:
+        assert np.array_equal(results[0][0], logps) and np.array_equal(results[0][1], gradients)
+    assert sizes[1] < 0.8 * sizes[0] == 0.8 * sizes[2]
+
+
+def test_the_trainer_asks_for_gradient_checkpointing():
+    def size(**options):
+        lm = jpo.load("tiny")
+        return jpo.PreferenceTrainer(lm, "example", config(**options)).dry_run()["buffers_gb"]
+
+    assert size(gradient_checkpointing=True) < size()
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "kto", "rpo", "orpo", "sft", "aot"])

@@ -51,6 +51,7 @@ def jpo_step(work: Any, turns: Any, steps: str = "steps", **how: Any) -> None:
     config = jpo.PreferenceConfig(
         scope=work["scope"], template=work["template"], batch_size=len(batches[0]), target_modules=work["targets"],
         max_length=512, max_prompt_length=448, precompute_ref_log_probs=work["cached"],
+        token_budget=work.get("token_budget", 1024),
     )  # fmt: skip
     trainer = jpo.PreferenceTrainer(lm, [record["pair"] for batch in batches for record in batch], config)
     if work["cached"]:
