@@ -19,22 +19,19 @@ def draw(report: dict[str, Any], path: str) -> None:
         if row.get("ratio") and not row["label"].startswith("jpo")
     ]
     growth = [case for case in report["cases"] if case["name"].startswith("growth-")]
-    panels = (1 if bars else 0) + len(growth)
-    if not panels:
+    if not bars and not growth:
         raise SystemExit("nothing to plot: no peer and no growth curve was measured")
-    heights = ([max(2.0, 0.22 * len(bars))] if bars else []) + [2.6] * len(growth)
-    figure, axes = plt.subplots(
-        panels, 1, figsize=(9, sum(heights) + 1), squeeze=False, gridspec_kw={"height_ratios": heights}
-    )
-    panel = iter(axes[:, 0])
+    bars_height, rows = 0.16 * len(bars) + 0.8 if bars else 0, (len(growth) + 1) // 2
+    heights = ([bars_height] if bars else []) + [2.3] * rows
+    figure = plt.figure(figsize=(9, sum(heights) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     if bars:
-        _ratios(next(panel), bars)
-    for case in growth:
-        _growth(next(panel), case)
+        _ratios(figure.add_subplot(grid[0, :]), bars)
+    for place, case in enumerate(growth):
+        _growth(figure.add_subplot(grid[len(heights) - rows + place // 2, place % 2]), case)
     machine = report["machine"]
     figure.suptitle(f"{machine['cpu']}, {machine['cores']} cores, {machine['jpo']['isa']}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -62,3 +59,12 @@ def _growth(axis: Any, case: dict[str, Any]) -> None:
     memory = axis.twinx()
     memory.loglog(sizes, [row["peak_gb"] for _, row in points], "s--", color="#b05030")
     memory.set_ylabel("peak GB", color="#b05030")
+    for one in (axis, memory):
+        for formatter in (one.yaxis.set_major_formatter, one.yaxis.set_minor_formatter):
+            formatter("{x:.3g}")
+        low, high = one.get_ylim()
+        if high < 3 * low:  # hardly any growth: not to be drawn as if there were
+            one.set_ylim(low / 2, high * 2)
+        one.tick_params(axis="y", which="both", labelsize=7)
+    axis.minorticks_off()
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=7)
