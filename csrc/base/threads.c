@@ -16,6 +16,13 @@
  * and to wake a sleeper costs 50 microseconds on a virtual machine. */
 enum { SPIN_POLLS = 8000 };
 
+/* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a thread takes its own
+ * in order, and then what others have left. */
+typedef struct {
+    _Alignas(64) atomic_long next;
+    long end;
+} task_run;
+
 static struct {
     pthread_mutex_t caller; /* one parallel region at a time */
     pthread_mutex_t lock;
@@ -24,12 +31,11 @@ static struct {
     pthread_t worker[JPO_MAX_THREADS];
     int place[JPO_MAX_THREADS + 1]; /* the processor of each worker, and last the caller's; -1: not pinned */
     atomic_ulong region; /* generation number: workers wait for it to change */
-    atomic_long next;    /* next task to hand out */
     atomic_int busy;     /* workers that have not finished the region */
     atomic_int sleepers; /* workers that wait on `wake` */
     atomic_bool waiting; /* the caller waits on `done` */
     atomic_bool stop;
-    long count;
+    task_run tasks[JPO_MAX_THREADS]; /* one for each thread */
     jpo_task run;
     void *context;
     bool ready;
@@ -41,10 +47,24 @@ static struct {
 static _Thread_local int region_thread = -1; /* which thread of a region this is; -1 outside */
 
 static void drain(int thread) {
+    const int threads = pool.running + 1;
     region_thread = thread;
-    for (long task; (task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < pool.count;)
-        pool.run(pool.context, task, thread);
+    for (int i = 0; i < threads; i++) {
+        task_run *run = &pool.tasks[(thread + i) % threads];
+        for (long task; (task = atomic_fetch_add_explicit(&run->next, 1, memory_order_relaxed)) < run->end;)
+            pool.run(pool.context, task, thread);
+    }
     region_thread = -1;
+}
+
+static void deal(long count) {
+    const long threads = pool.running + 1;
+    for (long i = 0, first = 0; i < threads; i++) {
+        long end = first + (count - first) / (threads - i);
+        pool.tasks[i].end = end;
+        atomic_store_explicit(&pool.tasks[i].next, first, memory_order_relaxed);
+        first = end;
+    }
 }
 
 /* Sleeping is announced before the last look at `region`, and announce() looks at `sleepers` after it has changed
@@ -207,8 +227,8 @@ void jpo_parallel(int64_t count, jpo_task run, void *context) {
     pthread_mutex_lock(&pool.caller);
     make_ready();
     if (!pool.running && pool.wanted > 1 && count > 1) start_workers();
-    pool.run = run, pool.context = context, pool.count = (long)count;
-    atomic_store(&pool.next, 0);
+    pool.run = run, pool.context = context;
+    deal((long)count);
     if (!pool.running || count == 1) {
         drain(0);
     } else {

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "kernels/gemm.h"
+#include "kernels/integers.h"
 
 #define VEC __m512
 #define LANES 16
@@ -534,5 +534,8 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .turn = turn,
     .dot_rows = DOT_ROWS,
     .dot = dot,
+    .integer_rows = 24,
+    .integers_take = jpo_integers_take_avx2,
+    .integers_dot = jpo_integers_dot_avx512,
 };
 #endif

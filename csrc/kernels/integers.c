@@ -5,9 +5,9 @@
 
 #include "kernels/panels.h"
 
-enum { BLOCK = JPO_GEMM_BLOCK, LANES = 8, MOST = 32767 };
+enum { BLOCK = JPO_GEMM_BLOCK, QUAD = 4, LANES = 16, WORDS = QUAD * BLOCK, MOST = 32767 };
 
-/* Where value v of a block stands in its 32 words: group (4), place in the group (8). */
+/* Where value v of a block stands among its words: group (4), place in the group (8). */
 static int word_of(int v) { return (v % 2 * 2 + v / 16) * 8 + v % 16 / 2; }
 
 static void take_block(int16_t *q, float *scale, float *total, const float *in) {
@@ -24,22 +24,22 @@ static void take_block(int16_t *q, float *scale, float *total, const float *in) 
         factor = NAN;
     else if (largest >= 0x1p-100f)
         factor = largest / MOST, inverse = MOST / largest;
-    int32_t value[BLOCK], sum[LANES / 2] = {0};
+    int32_t value[BLOCK], sum[LANES / QUAD] = {0};
     for (int v = 0; v < BLOCK; v++) value[v] = inverse == 0 ? 0 : (int32_t)nearbyintf(in[v] * inverse);
     for (int v = 0; v < BLOCK; v++) {
         int word = word_of(v);
-        q[word / 8 * 16 + word % 8] = (int16_t)value[v];
+        q[word / 8 * (8 * QUAD) + word % 8] = (int16_t)value[v];
         sum[word % 8 / 2] += value[v];
     }
-    for (int lane = 0; lane < LANES / 2; lane++) scale[lane] = factor, total[lane] = factor * (float)sum[lane];
+    for (int lane = 0; lane < LANES / QUAD; lane++) scale[lane] = factor, total[lane] = factor * (float)sum[lane];
 }
 
 void jpo_integers_take(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
-    const int64_t blocks = k / BLOCK, pairs = (blocks + 1) / 2;
-    for (int64_t block = 0; block < 2 * pairs; block++) {
+    const int64_t blocks = k / BLOCK, quads = (blocks + QUAD - 1) / QUAD;
+    for (int64_t block = 0; block < QUAD * quads; block++) {
         static const float zero[BLOCK];
-        const int64_t place = i * pairs + block / 2, half = block % 2;
-        take_block(x->q + place * 64 + half * 8, x->scale + place * LANES + half * 4, x->total + place * LANES + half * 4,
+        const int64_t place = i * quads + block / QUAD, part = block % QUAD;
+        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4,
                    block < blocks ? in + block * BLOCK : zero);
     }
 }
@@ -54,30 +54,31 @@ static float half_at(const uint8_t *bytes) {
 static void add_block(float *sum, jpo_dtype dtype, const uint8_t *w, const int16_t *q, const float *scale, const float *total) {
     const int offset = dtype == JPO_Q4_1 ? 4 : 2;
     const float d = half_at(w), m = dtype == JPO_Q4_1 ? half_at(w + 2) : -8 * d;
-    int32_t part[LANES / 2] = {0};
+    int32_t part[LANES / QUAD] = {0};
     for (int v = 0; v < BLOCK; v++) {
         int word = word_of(v), stored = v < 16 ? w[offset + v] & 15 : w[offset + v - 16] >> 4;
         if (dtype == JPO_Q8_0) stored = (int8_t)w[offset + v];
-        part[word % 8 / 2] += stored * q[word / 8 * 16 + word % 8];
+        part[word % 8 / 2] += stored * q[word / 8 * (8 * QUAD) + word % 8];
     }
-    for (int lane = 0; lane < LANES / 2; lane++) {
+    for (int lane = 0; lane < LANES / QUAD; lane++) {
         sum[lane] = fmaf((float)part[lane], d * scale[lane], sum[lane]);
         if (dtype != JPO_Q8_0) sum[lane] = fmaf(m, total[lane], sum[lane]);
     }
 }
 
 static float dot_row(const jpo_gemm_integers *x, int64_t i, jpo_dtype dtype, const uint8_t *w, int64_t k) {
-    const int64_t blocks = k / BLOCK, pairs = (blocks + 1) / 2;
+    const int64_t blocks = k / BLOCK, quads = (blocks + QUAD - 1) / QUAD;
     const size_t bytes = jpo_dtype_row_bytes(dtype, BLOCK);
     float sum[LANES] = {0};
-    for (int64_t block = 0; block < 2 * pairs; block++) {
-        const int64_t place = i * pairs + block / 2, half = block % 2;
-        const int64_t stored = block < blocks ? block : blocks - 1; /* the last block alone: beside zeros of x */
-        add_block(sum + half * 4, dtype, w + (size_t)stored * bytes, x->q + place * 64 + half * 8,
-                  x->scale + place * LANES + half * 4, x->total + place * LANES + half * 4);
+    for (int64_t block = 0; block < QUAD * quads; block++) {
+        const int64_t place = i * quads + block / QUAD, part = block % QUAD;
+        const int64_t stored = block < blocks ? block : blocks - 1; /* the last block again: beside zeros of x */
+        add_block(sum + part * 4, dtype, w + (size_t)stored * bytes, x->q + place * WORDS + part * 8,
+                  x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4);
     }
-    for (int lane = 0; lane < 4; lane++) sum[lane] += sum[lane + 4];
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) sum[lane] += sum[lane + half];
+    return sum[0];
 }
 
 void jpo_integers_dot(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *s, bool accumulate) {

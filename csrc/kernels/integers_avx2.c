@@ -8,7 +8,7 @@
 #include "kernels/integers.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { GROUP = 6 };
+enum { GROUP = 6, AHEAD = 2048 };
 
 INLINE __m256i magnitude(__m256 x) { /* integers order like magnitudes, NaN above infinity */
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
@@ -45,9 +45,9 @@ INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) 
     const __m256i odd = _mm256_permute4x64_epi64(
         _mm256_packs_epi32(EVERY_OTHER(whole[0], whole[1], 0xdd), EVERY_OTHER(whole[2], whole[3], 0xdd)), 0xd8);
     _mm_storeu_si128((__m128i *)q, _mm256_castsi256_si128(even));
-    _mm_storeu_si128((__m128i *)(q + 16), _mm256_extracti128_si256(even, 1));
-    _mm_storeu_si128((__m128i *)(q + 32), _mm256_castsi256_si128(odd));
-    _mm_storeu_si128((__m128i *)(q + 48), _mm256_extracti128_si256(odd, 1));
+    _mm_storeu_si128((__m128i *)(q + 32), _mm256_extracti128_si256(even, 1));
+    _mm_storeu_si128((__m128i *)(q + 64), _mm256_castsi256_si128(odd));
+    _mm_storeu_si128((__m128i *)(q + 96), _mm256_extracti128_si256(odd, 1));
     const __m256i one = _mm256_set1_epi16(1), sums = _mm256_add_epi32(_mm256_madd_epi16(even, one), _mm256_madd_epi16(odd, one));
     const __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     _mm_storeu_ps(scale, _mm_set1_ps(factor));
@@ -56,10 +56,10 @@ INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) 
 
 void jpo_integers_take_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
     static const float zero[JPO_GEMM_BLOCK];
-    const int64_t blocks = k / JPO_GEMM_BLOCK, pairs = (blocks + 1) / 2;
-    for (int64_t block = 0; block < 2 * pairs; block++) {
-        const int64_t place = i * pairs + block / 2, half = block % 2;
-        take_block(x->q + place * 64 + half * 8, x->scale + place * 8 + half * 4, x->total + place * 8 + half * 4,
+    const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + 3) / 4;
+    for (int64_t block = 0; block < 4 * quads; block++) {
+        const int64_t place = i * quads + block / 4, part = block % 4;
+        take_block(x->q + place * 128 + part * 8, x->scale + place * 16 + part * 4, x->total + place * 16 + part * 4,
                    block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
     }
 }
@@ -120,9 +120,9 @@ INLINE block_pair take_pair(const jpo_dtype dtype, const uint8_t *a, const uint8
 INLINE __m256 add_pair(const jpo_dtype dtype, __m256 sum, const block_pair *w, const int16_t *q, const float *scale,
                        const float *total) {
     __m256i part = _mm256_madd_epi16(w->word[0], _mm256_loadu_si256((const __m256i *)q));
-    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[1], _mm256_loadu_si256((const __m256i *)q + 1)));
-    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[2], _mm256_loadu_si256((const __m256i *)q + 2)));
-    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[3], _mm256_loadu_si256((const __m256i *)q + 3)));
+    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[1], _mm256_loadu_si256((const __m256i *)(q + 32))));
+    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[2], _mm256_loadu_si256((const __m256i *)(q + 64))));
+    part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[3], _mm256_loadu_si256((const __m256i *)(q + 96))));
     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part), _mm256_mul_ps(w->d, _mm256_loadu_ps(scale)), sum);
     return dtype == JPO_Q8_0 ? sum : _mm256_fmadd_ps(w->m, _mm256_loadu_ps(total), sum);
 }
@@ -133,53 +133,47 @@ INLINE float sum_across(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* y (m, rows) = or += x times `rows` rows of W from `row` on, `stride` bytes apart. The rows after them are fetched. */
-INLINE void tile(const jpo_dtype dtype, const int m, const int rows, float *y, int64_t ldy, const jpo_gemm_integers *x,
-                 int64_t first, const uint8_t *row, size_t stride, int64_t blocks, bool accumulate) {
-    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20, pairs = (blocks + 1) / 2;
+/* y (m) = or += x times one row of W, so that W is read from one end to the other; what lies AHEAD is fetched. */
+INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t first,
+                 const uint8_t *row, int64_t blocks, bool accumulate) {
+    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20, quads = (blocks + 3) / 4, last = blocks - 1;
     __m256 sum[GROUP][2];
 #pragma GCC unroll 6
     for (int i = 0; i < m; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-    for (int64_t p = 0; p < pairs; p++) {
-        const int64_t next = 2 * p + 1 < blocks ? bytes : 0; /* the last block alone: beside zeros of x */
+    for (int64_t quad = 0; quad < quads; quad++) {
 #pragma GCC unroll 2
-        for (int j = 0; j < rows; j++) {
-            const uint8_t *at = row + (size_t)j * stride + 2 * p * bytes;
-            const block_pair w = take_pair(dtype, at, at + next);
-            _mm_prefetch((const char *)at + 2 * stride, _MM_HINT_T0);
+        for (int half = 0; half < 2; half++) {
+            const int64_t a = 4 * quad + 2 * half, b = a + 1; /* the last block again: beside zeros of x */
+            const uint8_t *at = row + (a < last ? a : last) * bytes;
+            const block_pair w = take_pair(dtype, at, row + (b < last ? b : last) * bytes);
+            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 6
             for (int i = 0; i < m; i++) {
-                const int64_t place = (first + i) * pairs + p;
-                sum[i][j] = add_pair(dtype, sum[i][j], &w, x->q + place * 64, x->scale + place * 8, x->total + place * 8);
+                const int64_t place = (first + i) * quads + quad, lanes = place * 16 + 8 * half;
+                sum[i][half] = add_pair(dtype, sum[i][half], &w, x->q + place * 128 + 16 * half, x->scale + lanes,
+                                        x->total + lanes);
             }
         }
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < rows; j++) {
-            float total = sum_across(sum[i][j]), *out = y + i * ldy + j;
-            *out = accumulate ? *out + total : total;
-        }
+    for (int i = 0; i < m; i++) {
+        float total = sum_across(_mm256_add_ps(sum[i][0], sum[i][1])), *out = y + i * ldy;
+        *out = accumulate ? *out + total : total;
+    }
 }
 
-/* Groups of rows of x, each of which stays in the first cache while W passes. One row: two rows of W at a time, so that one's
- * sums hide the other's latency. */
+/* Groups of rows of x, each of which stays in the first cache while W passes. */
 INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m,
                    const jpo_gemm_source *s, bool accumulate) {
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    const uint8_t *data = (const uint8_t *)s->data + (size_t)s->row0 * stride;
     const int64_t blocks = s->k / JPO_GEMM_BLOCK;
     for (int64_t i = 0, groups = (m + GROUP - 1) / GROUP, count; groups > 0; groups--, i += count) {
         count = (m - i + groups - 1) / groups;
-        float *out = y + i * ldy;
-        int64_t j = 0;
-        for (; count == 1 && j + 2 <= s->rows; j += 2)
-            tile(dtype, 1, 2, out + j, ldy, x, i, data + (size_t)j * stride, stride, blocks, accumulate);
-        for (; j < s->rows; j++) {
-            const uint8_t *row = data + (size_t)j * stride;
+        const uint8_t *row = (const uint8_t *)s->data + (size_t)s->row0 * stride;
+        for (int64_t j = 0; j < s->rows; j++, row += stride) {
             switch (count) {
 #define TILE(M) \
-    case M: tile(dtype, M, 1, out + j, ldy, x, i, row, stride, blocks, accumulate); break;
+    case M: tile(dtype, M, y + i * ldy + j, ldy, x, i, row, blocks, accumulate); break;
                 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
 #undef TILE
             }

@@ -340,7 +340,7 @@ INTEGER_ROWS = 24  # int16 products of at most this many rows are decoding's (ke
 
 
 def takes_integers(isa):
-    return isa in ("portable", "avx2") and offered("int16")
+    return isa in ("portable", "avx2", "avx512") and offered("int16")
 
 
 @pytest.mark.parametrize("dtype", STORED)
