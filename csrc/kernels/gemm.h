@@ -23,7 +23,7 @@
 
 #include "base/dtype.h"
 
-enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_DOT_SCRATCH = 8 * 640 };
+enum { JPO_GEMM_BLOCK = 32, JPO_GEMM_MAX_PANEL = 32, JPO_GEMM_DOT_SCRATCH = 10 * 640 };
 
 /* Largest magnitudes in int16: of rows, of rows beside stored integers, of rounded weights. */
 enum { JPO_GEMM_ROWS_MAX = 16383, JPO_GEMM_STORED_ROWS_MAX = 32767, JPO_GEMM_PANEL_MAX = 4095 };

@@ -184,80 +184,12 @@ INLINE float sum_across(__m256 v) {
 
 #define VEC_SUM(v) sum_across(v)
 #define DOT_WIDEN widen
+#define DOT_W 2
 #define DOT_KEEP(v) __asm__("" : "+x"(v)) /* in a register: it serves several products */
 #include "kernels/gemm_dot.inc"
 
-/* One or two rows of x against DIRECT_W rows of W, which are decoded into registers: sums in the order of dot_tile. Where
- * the range is no whole number of blocks, its last values come from zero-padded copies of x (m, 32). */
-enum { DIRECT_W = 4 };
-/* The 32 values of a row from `column` on, soon to be read. */
-INLINE void fetch32(const jpo_dtype dtype, const uint8_t *row, int64_t column) {
-    const int64_t bytes = dtype == JPO_F32 ? 128 : dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : dtype == JPO_Q4_1 ? 20 : 64;
-    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)row + column / 32 * bytes + i, _MM_HINT_T0);
-}
-
-
-INLINE void direct_tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const float *x, int64_t ldx,
-                        const float *tail, const uint8_t *const row[DIRECT_W], size_t ahead, int64_t column, int64_t depth,
-                        int rows, bool accumulate) {
-    __m256 sum[2][DIRECT_W];
-#pragma GCC unroll 4
-    for (int j = 0; j < DIRECT_W; j++) sum[0][j] = sum[1][j] = _mm256_setzero_ps();
-    for (int64_t k = 0; k < depth; k += 32) {
-        const int count = left(depth, k);
-        const float *in[2] = {count == 32 ? x + k : tail, count == 32 ? x + ldx + k : tail + 32};
-#pragma GCC unroll 4
-        for (int j = 0; j < DIRECT_W; j++) {
-            const wide32 w = decode32(dtype, row[j], column + k, count);
-            fetch32(dtype, row[j] + ahead, column + k);
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; v++) {
-                sum[0][j] = _mm256_fmadd_ps(_mm256_loadu_ps(in[0] + 8 * v), w.v[v], sum[0][j]);
-                if (m > 1) sum[1][j] = _mm256_fmadd_ps(_mm256_loadu_ps(in[1] + 8 * v), w.v[v], sum[1][j]);
-            }
-        }
-    }
-    float total[2][DIRECT_W];
-#pragma GCC unroll 4
-    for (int j = 0; j < DIRECT_W; j++) total[0][j] = sum_across(sum[0][j]), total[1][j] = m > 1 ? sum_across(sum[1][j]) : 0;
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < rows; j++) {
-            float *out = y + i * ldy + j;
-            *out = accumulate ? *out + total[i][j] : total[i][j];
-        }
-}
-
-INLINE void direct_of(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const float *x, int64_t ldx,
-                      const jpo_gemm_source *s, bool accumulate) {
-    const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    const int64_t range = dot_range(s->columns), whole = s->columns / 32 * 32;
-    float tail[2][32] = {{0}};
-    for (int i = 0; i < m; i++) memcpy(tail[i], x + i * ldx + whole, (size_t)(s->columns - whole) * sizeof(float));
-    for (int64_t j = 0; j < s->rows; j += DIRECT_W) {
-        const uint8_t *row[DIRECT_W];
-        for (int r = 0; r < DIRECT_W; r++) row[r] = source_row(s, stride, j + r < s->rows ? j + r : j);
-        const int rows = s->rows - j < DIRECT_W ? (int)(s->rows - j) : DIRECT_W;
-        for (int64_t k0 = 0; k0 < s->columns; k0 += range) {
-            int64_t depth = s->columns - k0 < range ? s->columns - k0 : range;
-            direct_tile(dtype, m, y + j, ldy, x + k0, ldx, tail[0], row, DIRECT_W * stride, s->column0 + k0, depth, rows, accumulate || k0);
-        }
-    }
-}
-
-static void few(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *s, bool accumulate,
-                float *scratch) {
-#define ONE(dtype) direct_of(dtype, 1, y, ldy, x, ldx, s, accumulate)
-#define TWO(dtype) direct_of(dtype, 2, y, ldy, x, ldx, s, accumulate)
-    if (m == 1) {
-        FOR_DTYPE(s->dtype, ONE)
-    } else if (m == 2) {
-        FOR_DTYPE(s->dtype, TWO)
-    } else {
-        dot(y, ldy, x, ldx, m, s, accumulate, scratch);
-    }
-#undef ONE
-#undef TWO
-}
+#define WIDE_PART(w, i) ((w).v[i])
+#include "kernels/gemm_direct.inc"
 
 /* ---- float32: a panel is two halves, (2, depth, 16), each of which fits the first cache ---- */
 

@@ -26,9 +26,7 @@ typedef struct {
 } wide32;
 
 INLINE __m512 half_scalar(const uint8_t *p) {
-    uint16_t bits;
-    memcpy(&bits, p, 2);
-    return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+    return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si16(p)));
 }
 
 /* A 4-bit block is at most 16 different values: they are computed once and looked up by nibble (vpermps reads the low
@@ -71,9 +69,12 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         case JPO_Q4_0:
             p = row + column / 32 * 18;
             return decode_nibbles(p + 2, _mm512_mul_ps(half_scalar(p), ramp(-8)));
-        case JPO_Q4_1: /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
+        case JPO_Q4_1: { /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
             p = row + column / 32 * 20;
-            return decode_nibbles(p + 4, _mm512_fmadd_ps(half_scalar(p), ramp(0), half_scalar(p + 2)));
+            __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadu_si32(p)));
+            __m512 d = _mm512_permutexvar_ps(_mm512_setzero_si512(), both), m = _mm512_permutexvar_ps(_mm512_set1_epi32(1), both);
+            return decode_nibbles(p + 4, _mm512_fmadd_ps(d, ramp(0), m));
+        }
         default: return (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
     }
 }
@@ -412,110 +413,20 @@ static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-enum { DOT_ROWS = 32, DOT_W = 4, DOT_X = 6, DOT_RANGE = 640 };
-
-/* The sums across the lanes of four vectors, in their order. */
-INLINE __m128 across_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+INLINE float sum_across(__m512 v) {
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* y (m <= DOT_X rows of x, 4 rows of W): sums run in 16 lanes along K, then across the lanes. `lanes` masks the last
- * vector of x; the widened rows w are padded with zeros. */
-INLINE void dot_tile(const int m, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t ldw,
-                     int64_t k, int rows, bool accumulate) {
-    __m512 sum[DOT_X][DOT_W], wide[DOT_W];
-    const float *group[2] = {x, x + 3 * ldx};
-    const int64_t whole = k / 16 * 16;
-#pragma GCC unroll 6
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < whole; c += 16) {
-#pragma GCC unroll 4
-        for (int j = 0; j < DOT_W; j++) wide[j] = _mm512_loadu_ps(w + j * ldw + c);
-#pragma GCC unroll 6
-        for (int i = 0; i < m; i++) {
-            __m512 xi = _mm512_loadu_ps(group[i / 3] + i % 3 * ldx + c);
-#pragma GCC unroll 4
-            for (int j = 0; j < DOT_W; j++) sum[i][j] = _mm512_fmadd_ps(xi, wide[j], sum[i][j]);
-        }
-    }
-    if (whole < k) {
-        __mmask16 lanes = (__mmask16)((1u << (k - whole)) - 1);
-#pragma GCC unroll 6
-        for (int i = 0; i < m; i++) {
-            __m512 xi = _mm512_maskz_loadu_ps(lanes, x + i * ldx + whole);
-#pragma GCC unroll 4
-            for (int j = 0; j < DOT_W; j++)
-                sum[i][j] = _mm512_fmadd_ps(xi, _mm512_loadu_ps(w + j * ldw + whole), sum[i][j]);
-        }
-    }
-    const __mmask8 outputs = (__mmask8)((1u << rows) - 1);
-#pragma GCC unroll 6
-    for (int i = 0; i < m; i++) {
-        __m128 total = across_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
-        if (accumulate) total = _mm_add_ps(_mm_maskz_loadu_ps(outputs, y + i * ldy), total);
-        _mm_mask_storeu_ps(y + i * ldy, outputs, total);
-    }
-}
-
-/* Columns k0..k0 + depth of four rows of W from row j on, widened and padded with zeros to whole blocks; rows past the end
- * repeat the first. */
-INLINE void dot_widen(const jpo_dtype dtype, float *wide, int64_t ldw, const jpo_gemm_source *s, int64_t j, int64_t k0,
-                      int64_t depth) {
-    for (int r = 0; r < DOT_W; r++, wide += ldw) {
-        const uint8_t *row = source_row(s, j + r < s->rows ? j + r : j);
-        for (int64_t c = 0; c < depth; c += 32) {
-            wide32 value = decode32(dtype, row, k0 + c, left(depth, c));
-            _mm512_storeu_ps(wide + c, value.low), _mm512_storeu_ps(wide + c + 16, value.high);
-        }
-    }
-}
-
-/* All rows of x (m, depth) times four widened rows; groups of rows are dealt evenly. */
-INLINE void dot_rows_of_x(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const float *wide, int64_t ldw,
-                          int64_t depth, int rows, bool accumulate) {
-    for (int64_t i = 0, groups = (m + DOT_X - 1) / DOT_X; groups > 0; groups--) {
-        int64_t count = (m - i + groups - 1) / groups;
-        float *out = y + i * ldy;
-        const float *in = x + i * ldx;
-        switch (count) {
-#define DOT_CASE(M) \
-    case M: dot_tile(M, out, ldy, in, ldx, wide, ldw, depth, rows, accumulate); break;
-            DOT_CASE(1) DOT_CASE(2) DOT_CASE(3) DOT_CASE(4) DOT_CASE(5) DOT_CASE(6)
-#undef DOT_CASE
-        }
-        i += count;
-    }
-}
-
-/* Four rows of W widened once (scratch), then multiplied with every row of x; K in equal ranges, so that both stay in
- * the first cache. */
-INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m,
-                   const jpo_gemm_source *s, bool accumulate, float *scratch) {
-    const int64_t ranges = (s->columns + DOT_RANGE - 1) / DOT_RANGE, range = ((s->columns + ranges - 1) / ranges + 31) / 32 * 32;
-    for (int64_t k0 = 0; k0 < s->columns; k0 += range) {
-        int64_t depth = s->columns - k0 < range ? s->columns - k0 : range;
-        for (int64_t j = 0; j < s->rows; j += DOT_W) {
-            int rows = s->rows - j < DOT_W ? (int)(s->rows - j) : DOT_W;
-            dot_widen(dtype, scratch, range, s, j, k0, depth);
-            dot_rows_of_x(y + j, ldy, x + k0, ldx, m, scratch, range, depth, rows, accumulate || k0);
-        }
-    }
-}
-
-/* scratch: 4 * 640 floats at most */
-static void dot(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const jpo_gemm_source *s, bool accumulate,
-                float *scratch) {
-#define CALL(dtype) dot_of(dtype, y, ldy, x, ldx, m, s, accumulate, scratch)
-    FOR_DTYPE(s->dtype, CALL)
-#undef CALL
-}
+#define VEC_SUM(v) sum_across(v)
+#define DOT_WIDEN widen
+#define DOT_KEEP(v) ((void)(v))
+#define DOT_W 4
+#include "kernels/gemm_dot.inc"
+#define WIDE_PART(w, i) ((i) ? (w).high : (w).low)
+#include "kernels/gemm_direct.inc"
 
 const jpo_gemm_table jpo_gemm_avx512 = {
     .panel = PANEL,
@@ -532,8 +443,8 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .few_rows = 32,
     .widen = widen,
     .turn = turn,
-    .dot_rows = DOT_ROWS,
-    .dot = dot,
+    .dot_rows = 32,
+    .dot = few,
     .integer_rows = 24,
     .integers_take = jpo_integers_take_avx2,
     .integers_dot = jpo_integers_dot_avx512,

@@ -12,8 +12,10 @@ typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 #define VEC_ZERO() ((vec4){0})
 #define VEC_LOAD(p) (*(const vec4 *)(p))
 #define VEC_FMA(a, b, c) ((a) * (b) + (c))
-#define VEC_SUM(v) (((v)[0] + (v)[1]) + ((v)[2] + (v)[3]))
+#define VEC_SUM(v) (((v)[0] + (v)[2]) + ((v)[1] + (v)[3]))
+#define VEC_ADD(a, b) ((a) + (b))
 #define DOT_WIDEN widen_row
+#define DOT_W 2
 #define DOT_KEEP(v) ((void)(v))
 #include "kernels/gemm_dot.inc"
 
