@@ -79,6 +79,7 @@ typedef struct {
     /* Row 0 of out = x (count), its magnitudes at most `most`, zero behind the end. */
     void (*quantize_int16)(const jpo_gemm_rows *out, const float *x, int64_t count, float most);
     int few_rows; /* up to so many rows int16 and bfloat16 do not pay: whole products of a weight are taken in float32 */
+    int few_stored_rows; /* the same of int16's forward products with stored integers, beyond integer_rows */
     /* out (count) = values column0.. of a stored row; both multiples of the storage block. */
     void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
     /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). NULL: not offered. */

@@ -480,6 +480,7 @@ const jpo_gemm_table jpo_gemm_avx2 = {
     .backward = {backward_float32, backward_int16, NULL},
     .quantize_int16 = quantize_int16,
     .few_rows = 128,
+    .few_stored_rows = 128,
     .widen = widen,
     .turn = turn,
     .dot_rows = 16,

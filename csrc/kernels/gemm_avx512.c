@@ -291,45 +291,103 @@ INLINE void forward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jp
     }
 }
 
-/* A stored block as 16 pairs; its scale, and its constant (Q4_1). */
-INLINE __m512i take_stored(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *block) {
-    *scale = _mm512_cvtss_f32(half_scalar(block));
-    if (dtype == JPO_Q8_0) return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(block + 2)));
-    if (dtype == JPO_Q4_1) *constant = _mm512_cvtss_f32(half_scalar(block + 2));
-    const __m128i all = _mm_loadu_si128((const __m128i *)(block + (dtype == JPO_Q4_1 ? 4 : 2))), mask = _mm_set1_epi8(15);
-    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_and_si128(all, mask)),
-                                                  _mm_and_si128(_mm_srli_epi16(all, 4), mask), 1);
-    const __m512i words = _mm512_cvtepu8_epi16(bytes);
-    return dtype == JPO_Q4_0 ? _mm512_sub_epi16(words, _mm512_set1_epi16(8)) : words;
-}
-
 INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
     __m512i rows[PANEL];
     const wide32 zero = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    const int64_t block_bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20; /* of stored integers */
-    const int lines = jpo_gemm_int16_lines(dtype, false);
-    for (int64_t k = 0; k < s->columns; k += 32, panel += lines * PANEL) {
+    for (int64_t k = 0; k < s->columns; k += 32, panel += (BLOCK / 2 + 1) * PANEL) {
         int count = left(s->columns, k);
-        float *scales = (float *)panel + 16 * PANEL, *constants = scales + PANEL;
         for (int r = 0; r < PANEL; r += 4) {
-            if (jpo_gemm_stored(dtype, false)) {
-                for (int i = r; i < r + 4; i++) {
-                    rows[i] = _mm512_setzero_si512(), scales[i] = 0;
-                    if (dtype == JPO_Q4_1) constants[i] = 0;
-                    if (i < s->rows)
-                        rows[i] = take_stored(dtype, scales + i, constants + i,
-                                              source_row(s, i) + (s->column0 + k) / BLOCK * block_bytes);
-                }
-                continue;
-            }
             wide32 x[4];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
                 x[i] = r + i < s->rows ? decode32(dtype, source_row(s, r + i), s->column0 + k, count) : zero;
-            quantize_blocks(rows + r, scales + r, x, JPO_GEMM_PANEL_MAX);
+            quantize_blocks(rows + r, (float *)panel + 16 * PANEL + r, x, JPO_GEMM_PANEL_MAX);
         }
         transpose16(panel, PANEL, (const uint32_t *)rows, 16);
         transpose16(panel + 16, PANEL, (const uint32_t *)(rows + 16), 16);
+    }
+}
+
+/* out[i] = dword i of 16 bytes of each of 16 rows, which lie `stride` apart. */
+INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], int64_t offset) {
+    __m512i z[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* lane l: row 4 l + i */
+        __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(row[i] + offset)));
+        __m256i high = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(row[8 + i] + offset)));
+        low = _mm256_inserti128_si256(low, _mm_loadu_si128((const __m128i *)(row[4 + i] + offset)), 1);
+        high = _mm256_inserti128_si256(high, _mm_loadu_si128((const __m128i *)(row[12 + i] + offset)), 1);
+        z[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+    out[0] = _mm512_unpacklo_epi64(a, c), out[1] = _mm512_unpackhi_epi64(a, c);
+    out[2] = _mm512_unpacklo_epi64(b, d), out[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* Bytes 2 which and 2 which + 1 of each dword as a pair: unsigned; or signed, from the upper halves of words. */
+INLINE __m512i pair_of(__m512i dwords, const int which, const bool is_signed) {
+    const int first = 2 * which, second = first + 1, none = 0x80;
+    const int order = is_signed ? none | first << 8 | none << 16 | second << 24 : first | none << 8 | second << 16 | none << 24;
+    const __m512i step = _mm512_broadcast_i32x4(_mm_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    const __m512i pair = _mm512_shuffle_epi8(dwords, _mm512_or_si512(_mm512_set1_epi32(order), step));
+    return is_signed ? _mm512_srai_epi16(pair, 8) : pair;
+}
+
+/* 16 columns of a panel, 16 pairs of one block each, from 16 rows. */
+INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16], int64_t offset) {
+    __m512i dwords[4];
+    const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi16(dtype == JPO_Q4_0 ? 8 : 0);
+    turn_bytes(dwords, row, offset + (dtype == JPO_Q4_1 ? 4 : 2));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        uint32_t *to = panel + 2 * i * PANEL;
+        if (dtype == JPO_Q8_0) {
+            _mm512_storeu_si512(to, pair_of(dwords[i], 0, true));
+            _mm512_storeu_si512(to + PANEL, pair_of(dwords[i], 1, true));
+            continue;
+        }
+        const __m512i low = _mm512_and_si512(dwords[i], mask), high = _mm512_and_si512(_mm512_srli_epi16(dwords[i], 4), mask);
+        _mm512_storeu_si512(to, _mm512_sub_epi16(pair_of(low, 0, false), eight));
+        _mm512_storeu_si512(to + PANEL, _mm512_sub_epi16(pair_of(low, 1, false), eight));
+        _mm512_storeu_si512(to + 8 * PANEL, _mm512_sub_epi16(pair_of(high, 0, false), eight));
+        _mm512_storeu_si512(to + 9 * PANEL, _mm512_sub_epi16(pair_of(high, 1, false), eight));
+    }
+    if (dtype != JPO_Q8_0) return;
+    turn_bytes(dwords, row, offset + 18);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(panel + (8 + 2 * i) * PANEL, pair_of(dwords[i], 0, true));
+        _mm512_storeu_si512(panel + (9 + 2 * i) * PANEL, pair_of(dwords[i], 1, true));
+    }
+}
+
+/* The first halves of 16 blocks to *scale, the second to *constant (Q4_1). */
+INLINE void pack_halves(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *const row[16], int64_t offset) {
+    uint32_t halves[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++) memcpy(halves + r, row[r] + offset, 4);
+    const __m512i both = _mm512_loadu_si512(halves);
+    _mm512_storeu_ps(scale, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
+    if (dtype == JPO_Q4_1) _mm512_storeu_ps(constant, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
+}
+
+/* Stored integers as they are, turned as bytes before they are widened. Rows past the end are zero. */
+INLINE void forward_stored_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+    static const uint8_t zero[34];
+    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20;
+    const int lines = jpo_gemm_int16_lines(dtype, false);
+    const uint8_t *row[PANEL];
+    for (int r = 0; r < PANEL; r++) row[r] = r < s->rows ? source_row(s, r) + s->column0 / BLOCK * bytes : zero;
+    const uint8_t *ahead = row[0] + PANEL * jpo_dtype_row_bytes(dtype, s->k);
+    for (int64_t k = 0; k < s->columns; k += BLOCK, panel += lines * PANEL) {
+        float *scale = (float *)panel + 16 * PANEL;
+        for (int64_t line = 0; line < PANEL * bytes; line += 64) __builtin_prefetch(ahead + k / BLOCK * PANEL * bytes + line);
+        for (int half = 0; half < PANEL; half += 16) {
+            pack_stored(dtype, panel + half, row + half, 0);
+            pack_halves(dtype, scale + half, scale + PANEL + half, row + half, 0);
+        }
+        for (int r = 0; r < s->rows; r++) row[r] += bytes;
     }
 }
 
@@ -339,9 +397,15 @@ static void forward_float32(void *panel, const jpo_gemm_source *s) {
 #undef CALL
 }
 static void forward_int16(void *panel, const jpo_gemm_source *s) {
-#define CALL(dtype) forward_int16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
-#undef CALL
+    switch (s->dtype) {
+        case JPO_F32: forward_int16_of(JPO_F32, panel, s); break;
+        case JPO_BF16: forward_int16_of(JPO_BF16, panel, s); break;
+        case JPO_F16: forward_int16_of(JPO_F16, panel, s); break;
+        case JPO_Q8_0: forward_stored_of(JPO_Q8_0, panel, s); break;
+        case JPO_Q4_0: forward_stored_of(JPO_Q4_0, panel, s); break;
+        case JPO_Q4_1: forward_stored_of(JPO_Q4_1, panel, s); break;
+        default: break;
+    }
 }
 static void forward_bfloat16(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) forward_bfloat16_of(dtype, panel, s)
@@ -441,11 +505,12 @@ const jpo_gemm_table jpo_gemm_avx512 = {
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
     .few_rows = 32,
+    .few_stored_rows = 8,
     .widen = widen,
     .turn = turn,
     .dot_rows = 32,
     .dot = few,
-    .integer_rows = 24,
+    .integer_rows = 8,
     .integers_take = jpo_integers_take_avx2,
     .integers_dot = jpo_integers_dot_avx512,
 };

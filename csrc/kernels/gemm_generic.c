@@ -106,6 +106,7 @@ const jpo_gemm_table jpo_gemm_generic = {
     .round_bfloat16 = round_bfloat16,
     .quantize_int16 = quantize_int16,
     .few_rows = 32,
+    .few_stored_rows = 32,
     .widen = widen_row,
     .dot_rows = 8,
     .dot = dot,

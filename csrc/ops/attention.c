@@ -19,13 +19,14 @@ typedef struct {
     const int64_t *tree;  /* (trees + 1): first segment of each */
     char *scratch;
     size_t scratch_part;
+    int64_t split; /* tasks of a group of heads */
     const jpo_kernels *kernels;
 } attention_job;
 
-/* One block of queries of one group of heads, and the tiles it works in. M = group * queries rows, head-major. */
+/* One block of queries of one group of heads (or a part of it), and the tiles it works in. M = group * queries rows, head-major. */
 typedef struct {
     const jpo_attention_segment *segment;
-    int64_t first, queries, group, kv_head, m, dim;
+    int64_t first, queries, group, head, kv_head, m, dim; /* heads head .. head + group - 1 */
     float *q, *o, *s, *d_o, *ds, *row; /* (M, dim) x2, (M, KEY_BLOCK), (M, dim), (M, KEY_BLOCK), (M, 2) */
 } query_block;
 
@@ -38,6 +39,7 @@ static query_block block_make(const attention_job *job, int64_t segment, int64_t
     const jpo_attention *at = job->at;
     query_block b = {.segment = at->segment + segment, .first = first, .kv_head = kv_head,
                      .group = at->heads / at->kv_heads, .dim = at->head_dim};
+    b.head = kv_head * b.group;
     b.queries = jpo_min64(QUERY_BLOCK, b.segment->length - first);
     b.m = b.group * b.queries;
     int64_t max_m = b.group * QUERY_BLOCK;
@@ -55,7 +57,7 @@ static query_block block_make(const attention_job *job, int64_t segment, int64_t
 static void gather(const query_block *b, float *dst, const float *src, int64_t ld, float scale) {
     for (int64_t g = 0; g < b->group; g++)
         for (int64_t i = 0; i < b->queries; i++) {
-            const float *from = src + (b->segment->first_row + b->first + i) * ld + (b->kv_head * b->group + g) * b->dim;
+            const float *from = src + (b->segment->first_row + b->first + i) * ld + (b->head + g) * b->dim;
             float *to = dst + (g * b->queries + i) * b->dim;
             for (int64_t j = 0; j < b->dim; j++) to[j] = from[j] * scale;
         }
@@ -64,7 +66,7 @@ static void gather(const query_block *b, float *dst, const float *src, int64_t l
 static void scatter(const query_block *b, float *dst, const float *src, int64_t ld) {
     for (int64_t g = 0; g < b->group; g++)
         for (int64_t i = 0; i < b->queries; i++)
-            memcpy(dst + (b->segment->first_row + b->first + i) * ld + (b->kv_head * b->group + g) * b->dim,
+            memcpy(dst + (b->segment->first_row + b->first + i) * ld + (b->head + g) * b->dim,
                    src + (g * b->queries + i) * b->dim, (size_t)b->dim * sizeof(float));
 }
 
@@ -163,8 +165,9 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
 static void forward_task(void *context, int64_t task, int thread) {
     attention_job *job = context;
     const jpo_attention *at = job->at;
-    const int64_t *block = job->block + task / at->kv_heads * 2;
-    query_block b = block_make(job, block[0], block[1], task % at->kv_heads, thread);
+    const int64_t tasks = at->kv_heads * job->split, *block = job->block + task / tasks * 2;
+    query_block b = block_make(job, block[0], block[1], task % tasks / job->split, thread);
+    b.group /= job->split, b.m /= job->split, b.head += task % job->split * b.group;
     gather(&b, b.q, job->q, job->ldq, 1.0f / sqrtf((float)b.dim));
     tile_cursor cursor = cursor_start(&b);
     key_tile tile;
@@ -174,7 +177,7 @@ static void forward_task(void *context, int64_t task, int thread) {
     }
     for (int64_t r = 0; r < b.m; r++) {
         job->kernels->scale(b.o + r * b.dim, 1.0f / b.row[2 * r + 1], b.dim);
-        int64_t head = b.kv_head * b.group + r / b.queries, query = b.segment->first_row + b.first + r % b.queries;
+        int64_t head = b.head + r / b.queries, query = b.segment->first_row + b.first + r % b.queries;
         if (job->lse) job->lse[query * at->heads + head] = b.row[2 * r] + logf(b.row[2 * r + 1]);
     }
     scatter(&b, job->out, b.o, at->heads * at->head_dim);
@@ -210,7 +213,9 @@ jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t
     int64_t blocks;
     JPO_TRY(plan_blocks(&job, &blocks, scratch, err));
     JPO_TRY(plan_threads(&job, scratch, err));
-    jpo_parallel(blocks * attention->kv_heads, forward_task, &job);
+    int64_t tasks = blocks * attention->kv_heads, group = attention->heads / attention->kv_heads;
+    job.split = tasks < 4 * jpo_threads_count() && attention->rows == attention->segments ? group : 1;
+    jpo_parallel(tasks * job.split, forward_task, &job);
     return JPO_OK;
 }
 
@@ -241,7 +246,7 @@ static void backward_block(const attention_job *job, const query_block *b) {
     gather(b, b->o, job->saved_out, width, 1);
     gather(b, b->d_o, job->dout, width, 1);
     for (int64_t r = 0; r < b->m; r++) {
-        int64_t head = b->kv_head * b->group + r / b->queries, query = b->segment->first_row + b->first + r % b->queries;
+        int64_t head = b->head + r / b->queries, query = b->segment->first_row + b->first + r % b->queries;
         b->row[2 * r] = job->saved_lse[query * at->heads + head];
         b->row[2 * r + 1] = job->kernels->dot(b->d_o + r * b->dim, b->o + r * b->dim, b->dim);
     }

@@ -210,16 +210,17 @@ static jpo_status integers_product(product *p, jpo_scratch *scratch, jpo_error *
 }
 
 /* W as few rows see it: in float32, which is faster there, and exact. */
-static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m) {
+static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m, bool backward) {
     jpo_weight view = *w;
     const jpo_gemm_table *table = jpo_packed_table(w->compute);
-    if (table && m <= table->few_rows) view.compute = JPO_COMPUTE_FLOAT32;
+    const bool stored = w->compute == JPO_COMPUTE_INT16 && jpo_gemm_stored(w->dtype, backward);
+    if (table && m <= (stored ? table->few_stored_rows : table->few_rows)) view.compute = JPO_COMPUTE_FLOAT32;
     return view;
 }
 
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err) {
-    const jpo_weight view = weight_for_rows(w, m);
+    const jpo_weight view = weight_for_rows(w, m, false);
     product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = &view,
                  .accumulate = accumulate, .plus = plus};
     if (m == 0) return JPO_OK;
@@ -228,7 +229,7 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
         p.w = w;
         return integers_product(&p, scratch, err);
     }
-    if (m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
+    if (view.compute != JPO_COMPUTE_FLOAT32 || m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
     JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
     jpo_parallel(jpo_ceil_div(w->n, p.tile), dot_tile, &p);
     return JPO_OK;
@@ -237,7 +238,7 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
                                      int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
                                      jpo_error *err) {
-    const jpo_weight view = weight_for_rows(w, m);
+    const jpo_weight view = weight_for_rows(w, m, true);
     product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = &view,
                  .accumulate = accumulate, .backward = true, .plus = plus};
     return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
