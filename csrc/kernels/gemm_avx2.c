@@ -185,10 +185,12 @@ INLINE float sum_across(__m256 v) {
 #define VEC_SUM(v) sum_across(v)
 #define DOT_WIDEN widen
 #define DOT_W 2
+#define DOT_SUMS(out, v) ((out)[0] = VEC_SUM((v)[0]), (out)[1] = VEC_SUM((v)[1]))
 #define DOT_KEEP(v) __asm__("" : "+x"(v)) /* in a register: it serves several products */
 #include "kernels/gemm_dot.inc"
 
 #define WIDE_PART(w, i) ((w).v[i])
+#define DIRECT_M 2
 #include "kernels/gemm_direct.inc"
 
 /* ---- float32: a panel is two halves, (2, depth, 16), each of which fits the first cache ---- */

@@ -477,19 +477,31 @@ static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-INLINE float sum_across(__m512 v) {
+INLINE __m128 halves(__m512 v) {
     __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* The sums across the lanes of four vectors, in their order. */
+INLINE __m128 across_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    return halves(_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))));
+}
+
+INLINE float sum_across(__m512 v) { /* in the same order */
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    return _mm_cvtss_f32(halves(_mm512_add_ps(v, _mm512_permute_ps(v, 0xb1))));
 }
 
 #define VEC_SUM(v) sum_across(v)
+#define DOT_SUMS(out, v) _mm_storeu_ps(out, across_lanes((v)[0], (v)[1], (v)[2], (v)[3]))
 #define DOT_WIDEN widen
 #define DOT_KEEP(v) ((void)(v))
 #define DOT_W 4
 #include "kernels/gemm_dot.inc"
 #define WIDE_PART(w, i) ((i) ? (w).high : (w).low)
+#define DIRECT_M 4
 #include "kernels/gemm_direct.inc"
 
 const jpo_gemm_table jpo_gemm_avx512 = {

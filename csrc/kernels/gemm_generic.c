@@ -16,6 +16,7 @@ typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 #define VEC_ADD(a, b) ((a) + (b))
 #define DOT_WIDEN widen_row
 #define DOT_W 2
+#define DOT_SUMS(out, v) ((out)[0] = VEC_SUM((v)[0]), (out)[1] = VEC_SUM((v)[1]))
 #define DOT_KEEP(v) ((void)(v))
 #include "kernels/gemm_dot.inc"
 

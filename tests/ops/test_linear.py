@@ -394,6 +394,18 @@ def test_a_row_of_a_product_of_stored_integers_does_not_depend_on_its_fellows(ro
             assert np.array_equal(product(x[:m], data, n, k, dtype, "int16"), whole[:m])
 
 
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", *STORED])
+def test_a_row_of_a_few_does_not_depend_on_its_fellows(isa, dtype):
+    """Rows decoded into registers and rows that share widened ones are summed in one order."""
+    rng = np.random.default_rng(24)
+    for n, k in [(7, 96), (33, 608), (9, 1248)] + ([(5, 47), (6, 650)] if dtype in ("F32", "BF16", "F16") else []):
+        data, _ = make_weight(rng, dtype, n, k)
+        x = rng.standard_normal((8, k)).astype(np.float32)
+        whole = product(x, data, n, k, dtype)
+        for m in range(1, 8):
+            assert np.array_equal(product(x[:m], data, n, k, dtype), whole[:m]), (n, k, m)
+
+
 def largest_d(data, n, k, dtype):
     """|d| of each block, (n, k / 32)."""
     blocks = data.reshape(n, k // 32, BYTES[dtype])
