@@ -52,7 +52,7 @@ typedef struct {
     size_t part; /* bytes of one thread's scratch */
 } product;
 
-enum { CONVERT_ROWS = 16, PLUS_ROWS = 192 };
+enum { CONVERT_ROWS = 16, PLUS_ROWS = 192, TILE_PANELS = 4 };
 
 static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
@@ -65,9 +65,6 @@ static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, j
     return JPO_OK;
 }
 
-#ifndef TILE_PANELS
-#define TILE_PANELS 4
-#endif
 /* Panels of a packed tile: at most four, which share the rows that they are multiplied with while those are in the
  * second cache; of these the number that lets the threads end together, with two tiles a thread or more. */
 static int64_t panels_of_tile(int64_t panels) {
@@ -140,7 +137,7 @@ static void packed_tile(void *context, int64_t task, int thread) {
 
 static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *err) {
     cut(p);
-    p->range = jpo_packed_range(p->w->compute, p->depth);
+    p->range = jpo_packed_range(p->depth);
     JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));
     size_t converted = jpo_packed_scratch_bytes(p->w, p->m, p->depth);
     if (converted) JPO_TRY(jpo_block_reserve(&scratch->shared, converted, err));

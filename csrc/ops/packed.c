@@ -5,7 +5,7 @@
 #include "base/size.h"
 #include "ops/blas.h"
 
-enum { BLOCK = JPO_GEMM_BLOCK };
+enum { BLOCK = JPO_GEMM_BLOCK, MOST_DEPTH = 576, BLOCK_BYTES = 256 << 10 };
 
 static bool portable_allowed, openblas_preferred;
 void jpo_packed_allow_portable(bool allow) { portable_allowed = allow; }
@@ -45,15 +45,8 @@ void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t colu
 
 /* ---- layout: ranges of the depth, in each the panels one after the other ---- */
 
-#ifndef RANGE32
-#define RANGE32 576
-#endif
-#ifndef RANGE16
-#define RANGE16 576
-#endif
-int64_t jpo_packed_range(jpo_compute compute, int64_t depth) {
-    int64_t most = compute == JPO_COMPUTE_FLOAT32 ? RANGE32 : RANGE16;
-    return jpo_max64(jpo_round_up(jpo_ceil_div(depth, jpo_ceil_div(depth, most)), BLOCK), BLOCK);
+int64_t jpo_packed_range(int64_t depth) {
+    return jpo_max64(jpo_round_up(jpo_ceil_div(depth, jpo_ceil_div(depth, MOST_DEPTH)), BLOCK), BLOCK);
 }
 
 /* Bytes of one panel over `depth`. */
@@ -69,7 +62,7 @@ static size_t panel_bytes(const jpo_gemm_table *table, const jpo_weight *w, bool
 size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns) {
     const jpo_gemm_table *table = jpo_packed_table(w->compute);
     if (!table) return (size_t)jpo_round_up(w->dtype == JPO_F32 ? 0 : depth * columns * 4, 64);
-    int64_t range = jpo_packed_range(w->compute, depth), ranges = jpo_ceil_div(depth, range);
+    int64_t range = jpo_packed_range(depth), ranges = jpo_ceil_div(depth, range);
     size_t bytes = panel_bytes(table, w, false, range) * (size_t)(ranges - 1) + /* backward needs no more */
                    panel_bytes(table, w, false, depth - range * (ranges - 1));
     return (bytes * (size_t)jpo_ceil_div(columns, table->panel) + 63) / 64 * 64;
@@ -105,7 +98,7 @@ void jpo_packed_pack_part(const jpo_packed_tile *tile, int64_t part) {
     const jpo_weight *w = tile->w;
     jpo_gemm_pack pack = (tile->backward ? table->backward : table->forward)[w->compute];
     jpo_gemm_source source = {.data = w->data, .dtype = w->dtype, .k = w->k};
-    int64_t range = jpo_packed_range(w->compute, tile->depth), panels = jpo_packed_parts(tile);
+    int64_t range = jpo_packed_range(tile->depth), panels = jpo_packed_parts(tile);
     int64_t c0 = part * table->panel, width = jpo_min64(table->panel, tile->columns - c0);
     char *out = tile->memory;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
@@ -208,9 +201,6 @@ static void multiply_group(const walk *w, int64_t i, int rows, int64_t d0, int64
     }
 }
 
-#ifndef BLOCK_BYTES
-#define BLOCK_BYTES (256 << 10)
-#endif
 /* Rows of activations that stay in the second cache while the panels of one range pass: whole groups. */
 static int64_t block_rows(const walk *w, int64_t depth) {
     int64_t bytes = depth * (w->tile->compute == JPO_COMPUTE_FLOAT32 ? 4 : 2);
@@ -240,7 +230,7 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
         return;
     }
     const walk w = {rows, tile, y, ldy, row0, count, group_rows(tile->table, tile->compute)};
-    const int64_t range = jpo_packed_range(tile->compute, tile->depth), panel = tile->table->panel;
+    const int64_t range = jpo_packed_range(tile->depth), panel = tile->table->panel;
     const char *data = tile->memory;
     for (int64_t d0 = 0; d0 < tile->depth; d0 += range) {
         int64_t depth = jpo_min64(range, tile->depth - d0), block = block_rows(&w, depth);

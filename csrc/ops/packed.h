@@ -79,7 +79,7 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
                               int64_t depth0, const jpo_packed_tile *tile, bool accumulate);
 
 /* The depth is cut into equal ranges, each packed and summed for itself: the length of all but the last. */
-int64_t jpo_packed_range(jpo_compute compute, int64_t depth);
+int64_t jpo_packed_range(int64_t depth);
 
 /* jpo_sgemm (ops/blas.h) by the float32 table; false, with nothing done, where OpenBLAS serves better. */
 bool jpo_packed_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
