@@ -308,8 +308,8 @@ INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
     }
 }
 
-/* out[i] = dword i of 16 bytes of each of 16 rows, which lie `stride` apart. */
-INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], int64_t offset) {
+/* out[i] = dword i of the 16 bytes at `offset` of each of 16 rows. */
+INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], const int offset) {
     __m512i z[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) { /* lane l: row 4 l + i */
@@ -334,11 +334,11 @@ INLINE __m512i pair_of(__m512i dwords, const int which, const bool is_signed) {
     return is_signed ? _mm512_srai_epi16(pair, 8) : pair;
 }
 
-/* 16 columns of a panel, 16 pairs of one block each, from 16 rows. */
-INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16], int64_t offset) {
+/* 16 columns of a panel, 16 pairs each, from a block of each of 16 rows. */
+INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16]) {
     __m512i dwords[4];
     const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi16(dtype == JPO_Q4_0 ? 8 : 0);
-    turn_bytes(dwords, row, offset + (dtype == JPO_Q4_1 ? 4 : 2));
+    turn_bytes(dwords, row, dtype == JPO_Q4_1 ? 4 : 2);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         uint32_t *to = panel + 2 * i * PANEL;
@@ -354,7 +354,7 @@ INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *c
         _mm512_storeu_si512(to + 9 * PANEL, _mm512_sub_epi16(pair_of(high, 1, false), eight));
     }
     if (dtype != JPO_Q8_0) return;
-    turn_bytes(dwords, row, offset + 18);
+    turn_bytes(dwords, row, 18);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         _mm512_storeu_si512(panel + (8 + 2 * i) * PANEL, pair_of(dwords[i], 0, true));
@@ -363,10 +363,10 @@ INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *c
 }
 
 /* The first halves of 16 blocks to *scale, the second to *constant (Q4_1). */
-INLINE void pack_halves(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *const row[16], int64_t offset) {
+INLINE void pack_halves(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *const row[16]) {
     uint32_t halves[16];
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; r++) memcpy(halves + r, row[r] + offset, 4);
+    for (int r = 0; r < 16; r++) memcpy(halves + r, row[r], 4);
     const __m512i both = _mm512_loadu_si512(halves);
     _mm512_storeu_ps(scale, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
     if (dtype == JPO_Q4_1) _mm512_storeu_ps(constant, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
@@ -384,8 +384,8 @@ INLINE void forward_stored_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
         float *scale = (float *)panel + 16 * PANEL;
         for (int64_t line = 0; line < PANEL * bytes; line += 64) __builtin_prefetch(ahead + k / BLOCK * PANEL * bytes + line);
         for (int half = 0; half < PANEL; half += 16) {
-            pack_stored(dtype, panel + half, row + half, 0);
-            pack_halves(dtype, scale + half, scale + PANEL + half, row + half, 0);
+            pack_stored(dtype, panel + half, row + half);
+            pack_halves(dtype, scale + half, scale + PANEL + half, row + half);
         }
         for (int r = 0; r < s->rows; r++) row[r] += bytes;
     }
