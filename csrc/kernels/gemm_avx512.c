@@ -308,6 +308,11 @@ INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
     }
 }
 
+/* Two rows of 16 integers as 16 pairs, the earlier row in the lower half. */
+INLINE __m512i pair_up(__m512i even, __m512i odd) {
+    return _mm512_or_si512(_mm512_and_si512(even, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(odd, 16));
+}
+
 /* out[i] = dword i of the 16 bytes at `offset` of each of 16 rows. */
 INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], const int offset) {
     __m512i z[4];
@@ -362,56 +367,100 @@ INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *c
     }
 }
 
-/* The first halves of 16 blocks to *scale, the second to *constant (Q4_1). */
-INLINE void pack_halves(const jpo_dtype dtype, float *scale, float *constant, const uint8_t *const row[16]) {
+/* The first halves of 16 blocks, and the second (Q4_1). */
+INLINE void take_halves(const jpo_dtype dtype, __m512 *scale, __m512 *constant, const uint8_t *const row[16]) {
     uint32_t halves[16];
 #pragma GCC unroll 16
     for (int r = 0; r < 16; r++) memcpy(halves + r, row[r], 4);
     const __m512i both = _mm512_loadu_si512(halves);
-    _mm512_storeu_ps(scale, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
-    if (dtype == JPO_Q4_1) _mm512_storeu_ps(constant, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
+    *scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+    *constant = dtype == JPO_Q4_1 ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))) : *scale;
 }
 
-/* Stored integers as they are, turned as bytes before they are widened. Rows past the end are zero. */
-INLINE void forward_stored_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
+INLINE void pack_int16(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16]) {
+    __m512 scale, constant;
+    take_halves(dtype, &scale, &constant, row);
+    pack_stored(dtype, panel, row);
+    _mm512_storeu_ps((float *)panel + 16 * PANEL, scale);
+    if (dtype == JPO_Q4_1) _mm512_storeu_ps((float *)panel + 17 * PANEL, constant);
+}
+
+/* A block of each of 16 rows, turned. */
+typedef struct {
+    __m512i dword[8];
+    __m512 scale, constant;
+} turned_block;
+
+INLINE turned_block turn_block(const jpo_dtype dtype, const uint8_t *const row[16]) {
+    turned_block block;
+    take_halves(dtype, &block.scale, &block.constant, row);
+    turn_bytes(block.dword, row, dtype == JPO_Q4_1 ? 4 : 2);
+    if (dtype == JPO_Q8_0) turn_bytes(block.dword + 4, row, 18);
+    return block;
+}
+
+/* Value `depth` of each row, rounded as decode32 does. */
+INLINE __m512 value_at(const jpo_dtype dtype, const turned_block *block, const int depth) {
+    const int byte = depth % 4 * 8;
+    if (dtype == JPO_Q8_0)
+        return _mm512_mul_ps(block->scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(block->dword[depth / 4], 24 - byte), 24)));
+    const __m512i dword = _mm512_srli_epi32(block->dword[depth % 16 / 4], byte + depth / 16 * 4);
+    const __m512 value = _mm512_cvtepi32_ps(_mm512_and_si512(dword, _mm512_set1_epi32(15)));
+    return dtype == JPO_Q4_0 ? _mm512_mul_ps(block->scale, _mm512_sub_ps(value, _mm512_set1_ps(8)))
+                             : _mm512_fmadd_ps(block->scale, value, block->constant);
+}
+
+/* What a panel holds. */
+typedef enum { TO_FLOAT32, TO_INT16, TO_BFLOAT16 } form;
+
+INLINE void pack_block(const jpo_dtype dtype, const form to, uint32_t *panel, const uint8_t *const row[16]) {
+    if (to == TO_INT16) {
+        pack_int16(dtype, panel, row);
+        return;
+    }
+    const turned_block block = turn_block(dtype, row);
+    if (to == TO_FLOAT32) {
+#pragma GCC unroll 32
+        for (int d = 0; d < BLOCK; d++) _mm512_storeu_ps((float *)panel + d * PANEL, value_at(dtype, &block, d));
+    } else {
+#pragma GCC unroll 16
+        for (int p = 0; p < BLOCK / 2; p++)
+            _mm512_storeu_si512(panel + p * PANEL, pair_up(round_bf16(value_at(dtype, &block, 2 * p)),
+                                                           round_bf16(value_at(dtype, &block, 2 * p + 1))));
+    }
+}
+
+/* Stored blocks are turned as bytes before they are widened. Rows past the end are zero. */
+INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *panel, const jpo_gemm_source *s) {
     static const uint8_t zero[34];
     const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20;
-    const int lines = jpo_gemm_int16_lines(dtype, false);
+    const int lines = to == TO_FLOAT32 ? BLOCK : to == TO_INT16 ? jpo_gemm_int16_lines(dtype, false) : BLOCK / 2;
     const uint8_t *row[PANEL];
     for (int r = 0; r < PANEL; r++) row[r] = r < s->rows ? source_row(s, r) + s->column0 / BLOCK * bytes : zero;
-    const uint8_t *ahead = row[0] + PANEL * jpo_dtype_row_bytes(dtype, s->k);
-    for (int64_t k = 0; k < s->columns; k += BLOCK, panel += lines * PANEL) {
-        float *scale = (float *)panel + 16 * PANEL;
-        for (int64_t line = 0; line < PANEL * bytes; line += 64) __builtin_prefetch(ahead + k / BLOCK * PANEL * bytes + line);
-        for (int half = 0; half < PANEL; half += 16) {
-            pack_stored(dtype, panel + half, row + half);
-            pack_halves(dtype, scale + half, scale + PANEL + half, row + half);
-        }
+    const uint8_t *ahead = row[0] + PANEL * jpo_dtype_row_bytes(dtype, s->k); /* the next panel's */
+    for (int64_t k = 0; k < s->columns; k += BLOCK, panel += lines * PANEL, ahead += PANEL * bytes) {
+        for (int64_t line = 0; line < PANEL * bytes; line += 64) __builtin_prefetch(ahead + line);
+        for (int half = 0; half < PANEL; half += 16) pack_block(dtype, to, panel + half, row + half);
         for (int r = 0; r < s->rows; r++) row[r] += bytes;
     }
 }
 
-static void forward_float32(void *panel, const jpo_gemm_source *s) {
-#define CALL(dtype) forward_float32_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
-#undef CALL
-}
-static void forward_int16(void *panel, const jpo_gemm_source *s) {
-    switch (s->dtype) {
-        case JPO_F32: forward_int16_of(JPO_F32, panel, s); break;
-        case JPO_BF16: forward_int16_of(JPO_BF16, panel, s); break;
-        case JPO_F16: forward_int16_of(JPO_F16, panel, s); break;
-        case JPO_Q8_0: forward_stored_of(JPO_Q8_0, panel, s); break;
-        case JPO_Q4_0: forward_stored_of(JPO_Q4_0, panel, s); break;
-        case JPO_Q4_1: forward_stored_of(JPO_Q4_1, panel, s); break;
-        default: break;
+#define FORWARD(to, name)                                                                                  \
+    static void name(void *panel, const jpo_gemm_source *s) {                                              \
+        switch (s->dtype) {                                                                                \
+            case JPO_F32: name##_of(JPO_F32, panel, s); break;                                             \
+            case JPO_BF16: name##_of(JPO_BF16, panel, s); break;                                           \
+            case JPO_F16: name##_of(JPO_F16, panel, s); break;                                             \
+            case JPO_Q8_0: forward_stored_of(JPO_Q8_0, to, panel, s); break;                          \
+            case JPO_Q4_0: forward_stored_of(JPO_Q4_0, to, panel, s); break;                          \
+            case JPO_Q4_1: forward_stored_of(JPO_Q4_1, to, panel, s); break;                          \
+            default: break;                                                                                \
+        }                                                                                                  \
     }
-}
-static void forward_bfloat16(void *panel, const jpo_gemm_source *s) {
-#define CALL(dtype) forward_bfloat16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
-#undef CALL
-}
+FORWARD(TO_FLOAT32, forward_float32)
+FORWARD(TO_INT16, forward_int16)
+FORWARD(TO_BFLOAT16, forward_bfloat16)
+#undef FORWARD
 
 /* ---- packing: backward, B = W ---- */
 
@@ -422,11 +471,6 @@ INLINE void backward_float32_of(const jpo_dtype dtype, float *panel, const jpo_g
         wide32 x = decode32(dtype, row, s->column0, (int)s->columns);
         _mm512_storeu_ps(panel, x.low), _mm512_storeu_ps(panel + 16, x.high);
     }
-}
-
-/* Two rows of 16 integers as 16 pairs, the earlier row in the lower half. */
-INLINE __m512i pair_up(__m512i even, __m512i odd) {
-    return _mm512_or_si512(_mm512_and_si512(even, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(odd, 16));
 }
 
 INLINE void backward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
