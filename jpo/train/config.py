@@ -51,7 +51,8 @@ class TrainingConfig:
     target_modules: str = option("q_proj,k_proj,v_proj", "Adapted modules, comma-separated, or all-linear.")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).")
     compute: str | None = option(
-        None, "Products with frozen weights: float32, int16 or bfloat16; default: float32, or as the model was loaded."
+        None,
+        "Products with the model's weights: float32, int16 or bfloat16; default: float32, or as the model was loaded.",
     )
     gradient_checkpointing: bool = option(
         False, "Keep each layer's input alone and repeat its forward in backward: less memory, a quarter more time."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from . import work
@@ -16,7 +17,7 @@ JPO = "jpo, float32"
 @dataclass(frozen=True)
 class Goal:
     """`figure` of entry `of` (kinds in figures.py) against `bound`. `to`: the peer; "torch*" is the best whose label
-    begins so."""
+    begins so (patterns of fnmatch)."""
 
     text: str
     figure: str
@@ -27,7 +28,7 @@ class Goal:
 
     def against(self, label: str) -> bool:
         """Whether `label` is (one of) the goal's peers."""
-        return label == self.to or (self.to.endswith("*") and label.startswith(self.to.removesuffix("*")))
+        return fnmatchcase(label, self.to)
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,13 @@ CASES = [
     Case("long-prompts", "TL;DR-shaped pairs, 2 a step", "tokens/s", lambda c: work.long_prompts(c, 2), LONG),
     Case("joint-reuse", "16 joint pairs, each (I, R) in 4 of them", "tokens/s", work.joint_reuse, LONG),
     Case("sft-full", "full fine-tuning step, packed to 1024 tokens", "tokens/s", work.full_tuning,
-         (share(80), times(1.5, "torch*", named="torch's best"))),
+         (share(80), times(1.5, "torch*float32*", named="torch's best in float32"),
+          times(1.5, "torch*", "jpo, bfloat16", "torch's best"))),
     Case("score-512", "scoring 512 tokens, forward only", "tokens/s", lambda c: work.text_of_512(c, False),
          (share(85), times(1.25, "transformers, float32*", named="torch's best in float32"),
           times(1.25, "transformers*", "jpo, bfloat16", "torch's best"), INT16)),
     Case("prompt-512", "prompt of 512 tokens", "tokens/s", lambda c: work.text_of_512(c, True),
-         (share(80), times(3, "llama.cpp"), INT16)),
+         (share(80), times(3, "llama.cpp"), times(3, "llama.cpp", "jpo, int16"), INT16)),
     Case("generate-1", "generation, one stream", "tokens/s", lambda c: work.generation(c, 1),
          (times(1.5, "llama.cpp"), times(1.5, "llama.cpp", "jpo, int16"))),
     Case("generate-16", "generation, 16 samples of one prompt", "tokens/s", lambda c: work.generation(c, 16),

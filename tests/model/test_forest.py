@@ -58,30 +58,65 @@ def test_depth_three(lm):
         np.testing.assert_allclose(row, lm.logits([int(tokens[i]) for i in path])[-1], rtol=1e-4, atol=1e-5)
 
 
-def test_results_do_not_depend_on_threads(lm):
-    forest = build_forest(SEQUENCES, "joint")
+def loaded(compute):
+    try:
+        return jpo.load("tiny", compute=compute)
+    except JpoError as error:
+        pytest.skip(str(error))
+
+
+def many(count=40):
+    """Sequences of enough distinct rows that no compute type falls back to few rows' float32."""
+    random = np.random.default_rng(7)
+    return [
+        (tuple(random.integers(3, 90, 3).tolist()), tuple(random.integers(3, 90, 9).tolist())) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
+def test_results_do_not_depend_on_threads(compute, full):
+    model = loaded(compute)
+    if full:
+        model.enable_full()
+    else:
+        model.add_lora(r=3, target_modules="all-linear")
+        model.trainable.params[:] = np.random.default_rng(3).normal(size=model.trainable.params.size) * 0.05
     before, results = jpo.get_num_threads(), []
-    for threads in (1, 2, 3):
-        jpo.set_num_threads(threads)
-        lm.trainable.grads[:] = 0
-        logps = lm.forward(forest, keep=True).logps
-        lm.backward(np.linspace(-1, 1, len(logps)))
-        results.append((logps.copy(), lm.trainable.grads.copy()))
+    for forest in (build_forest(SEQUENCES, "joint"), build_forest(many(), "joint")):
+        for threads in (1, 2, 3):
+            jpo.set_num_threads(threads)
+            model.trainable.grads[:] = 0
+            logps = model.forward(forest, keep=True).logps
+            model.backward(np.linspace(-1, 1, len(logps)))
+            results.append((logps.copy(), model.trainable.grads.copy()))
     jpo.set_num_threads(before)
-    for logps, grads in results[1:]:
-        np.testing.assert_array_equal(logps, results[0][0])
-        np.testing.assert_array_equal(grads, results[0][1])
+    for first in (0, 3):
+        for logps, grads in results[first + 1 : first + 3]:
+            np.testing.assert_array_equal(logps, results[first][0])
+            np.testing.assert_array_equal(grads, results[first][1])
 
 
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 def test_other_computes_are_close(compute):
-    try:
-        other = jpo.load("tiny", compute=compute)
-    except JpoError as error:
-        pytest.skip(str(error))
-    forest = build_forest(SEQUENCES, "joint")
-    want = jpo.load("tiny").forward(forest).logps
-    np.testing.assert_allclose(other.forward(forest).logps, want, atol=2e-3 if compute == "int16" else 5e-2)
+    other = loaded(compute)
+    for forest in (build_forest(SEQUENCES, "joint"), build_forest(many(), "joint")):
+        want = jpo.load("tiny").forward(forest).logps
+        np.testing.assert_allclose(other.forward(forest).logps, want, atol=2e-3 if compute == "int16" else 5e-2)
+
+
+@pytest.mark.parametrize("compute", ["int16", "bfloat16"])
+def test_other_computes_train_every_weight(compute):
+    """Gradients of all weights are near float32's, and not float32's own: the compute type is in use."""
+    gradients = []
+    for model in (jpo.load("tiny"), loaded(compute)):
+        model.enable_full()
+        forest = build_forest(many(), "joint")
+        logps = model.forward(forest, keep=True).logps
+        model.backward(np.full(len(logps), 1 / len(logps)))
+        gradients.append(model.trainable.grads.copy())
+    distance = np.linalg.norm(gradients[1] - gradients[0]) / np.linalg.norm(gradients[0])
+    assert 1e-5 < distance < (5e-3 if compute == "int16" else 5e-2)
 
 
 def test_bad_forests(lm):

@@ -336,7 +336,11 @@ def test_few_rows_are_taken_in_float32(rounded_isa, direction, compute):
     assert np.array_equal(product(x, data, 40, 96, "BF16", compute, direction), exact)
 
 
-INTEGER_ROWS = {"avx512": 8, "avx2": 24, "portable": 24}  # int16 products of so many rows are decoding's (kernels/integers.h)
+INTEGER_ROWS = {
+    "avx512": 8,
+    "avx2": 24,
+    "portable": 24,
+}  # int16 products of so many rows are decoding's (kernels/integers.h)
 
 
 def takes_integers(isa):

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from . import Variant, contestant
+from .jpo_preference import COMPUTES, load
 
 ENTERS = ("sft-full",)
 
 
-@contestant("jpo", enters=ENTERS, variants=(Variant("float32"),), gigabytes=3.5)
-def jpo_full(work: Any, turns: Any) -> None:
+@contestant("jpo", enters=ENTERS, variants=COMPUTES, gigabytes=3.5)
+def jpo_full(work: Any, turns: Any, **how: Any) -> None:
     """SFTTrainer with full=True, and its AdamW."""
     import jpo
     from jpo.train.optimizer import AdamW
 
     steps = work["steps"]
     config = jpo.SFTConfig(full=True, max_length=512, max_prompt_length=448, token_budget=work["budget"])
-    lm = jpo.load(work["model"])
+    lm = load(work, **how)
     trainer = jpo.SFTTrainer(lm, [record["example"] for step in steps for record in step], config)
     optimizer = AdamW(lm.trainable.params, config)
     starts = [sum(map(len, steps[:place])) for place in range(len(steps) + 1)]

@@ -6,11 +6,12 @@ from typing import Any
 
 from . import LeftOut, Variant, contestant
 
+EVERY_COMPUTE = ("preference-8", "long-prompts", "sft-full", "score-512", "prompt-512")
 COMPUTES = (
     Variant("float32"),
     Variant("float32 by OpenBLAS", {"openblas": True}, only=("preference-8", "score-512", "prompt-512")),
-    Variant("int16", {"compute": "int16"}, only=("preference-8", "long-prompts", "score-512", "prompt-512")),
-    Variant("bfloat16", {"compute": "bfloat16"}, only=("preference-8", "long-prompts", "score-512", "prompt-512")),
+    Variant("int16", {"compute": "int16"}, only=EVERY_COMPUTE),
+    Variant("bfloat16", {"compute": "bfloat16"}, only=EVERY_COMPUTE),
     Variant("float32, nothing shared", {"steps": "apart"}, only=("long-prompts", "joint-reuse")),
 )
 
