@@ -162,32 +162,6 @@ INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, cons
     }
 }
 
-/* Groups of rows of x, each of which stays in the first cache while W passes. */
-INLINE void dot_of(const jpo_dtype dtype, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m,
-                   const jpo_gemm_source *s, bool accumulate) {
-    const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    const int64_t blocks = s->k / JPO_GEMM_BLOCK;
-    for (int64_t i = 0, groups = (m + GROUP - 1) / GROUP, count; groups > 0; groups--, i += count) {
-        count = (m - i + groups - 1) / groups;
-        const uint8_t *row = (const uint8_t *)s->data + (size_t)s->row0 * stride;
-        for (int64_t j = 0; j < s->rows; j++, row += stride) {
-            switch (count) {
-#define TILE(M) \
-    case M: tile(dtype, M, y + i * ldy + j, ldy, x, i, row, blocks, accumulate); break;
-                TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-#undef TILE
-            }
-        }
-    }
-}
-
-void jpo_integers_dot_avx2(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *s,
-                           bool accumulate) {
-    switch (s->dtype) {
-        case JPO_Q8_0: dot_of(JPO_Q8_0, y, ldy, x, m, s, accumulate); break;
-        case JPO_Q4_0: dot_of(JPO_Q4_0, y, ldy, x, m, s, accumulate); break;
-        case JPO_Q4_1: dot_of(JPO_Q4_1, y, ldy, x, m, s, accumulate); break;
-        default: break;
-    }
-}
+#define DOT jpo_integers_dot_avx2
+#include "kernels/integers_walk.inc"
 #endif
