@@ -23,8 +23,30 @@ typedef enum {
 
 const char *jpo_dtype_name(jpo_dtype dtype);
 int jpo_dtype_from_name(const char *name); /* -1: no such type */
-int64_t jpo_dtype_block(jpo_dtype dtype);  /* values per block */
+
+static inline int64_t jpo_dtype_block(jpo_dtype dtype) { /* values per block */
+    switch (dtype) {
+#define JPO_DTYPE_VALUES(code, name, values, bytes) \
+    case code: return values;
+        JPO_DTYPE_LIST(JPO_DTYPE_VALUES)
+#undef JPO_DTYPE_VALUES
+        default: return 1;
+    }
+}
+
+static inline size_t jpo_dtype_block_bytes(jpo_dtype dtype) {
+    switch (dtype) {
+#define JPO_DTYPE_BYTES(code, name, values, bytes) \
+    case code: return bytes;
+        JPO_DTYPE_LIST(JPO_DTYPE_BYTES)
+#undef JPO_DTYPE_BYTES
+        default: return 0;
+    }
+}
+
 /* Bytes of a row of k values (k a multiple of the block). */
-size_t jpo_dtype_row_bytes(jpo_dtype dtype, int64_t k);
+static inline size_t jpo_dtype_row_bytes(jpo_dtype dtype, int64_t k) {
+    return (size_t)(k / jpo_dtype_block(dtype)) * jpo_dtype_block_bytes(dtype);
+}
 
 #endif

@@ -16,8 +16,8 @@
  * and to wake a sleeper costs 50 microseconds on a virtual machine. */
 enum { SPIN_POLLS = 8000 };
 
-/* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a thread takes its own
- * in order, and then what others have left. */
+/* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a thread
+ * takes its own in order, and then what others have left. */
 typedef struct {
     _Alignas(64) atomic_long next;
     long end;

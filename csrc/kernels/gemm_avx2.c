@@ -337,7 +337,7 @@ INLINE void take_stored(const jpo_dtype dtype, uint32_t *pairs, float *scale, fl
 
 INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_gemm_source *s) {
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    const int64_t block_bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20; /* of stored integers */
+    const int64_t block_bytes = (int64_t)jpo_dtype_block_bytes(dtype); /* of stored integers */
     const int lines = jpo_gemm_int16_lines(dtype, false);
     const int64_t half_size = (s->columns + BLOCK - 1) / BLOCK * lines * HALF;
     float rows[8][BLOCK], constants[8];

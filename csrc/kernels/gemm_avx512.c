@@ -339,34 +339,6 @@ INLINE __m512i pair_of(__m512i dwords, const int which, const bool is_signed) {
     return is_signed ? _mm512_srai_epi16(pair, 8) : pair;
 }
 
-/* 16 columns of a panel, 16 pairs each, from a block of each of 16 rows. */
-INLINE void pack_stored(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16]) {
-    __m512i dwords[4];
-    const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi16(dtype == JPO_Q4_0 ? 8 : 0);
-    turn_bytes(dwords, row, dtype == JPO_Q4_1 ? 4 : 2);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        uint32_t *to = panel + 2 * i * PANEL;
-        if (dtype == JPO_Q8_0) {
-            _mm512_storeu_si512(to, pair_of(dwords[i], 0, true));
-            _mm512_storeu_si512(to + PANEL, pair_of(dwords[i], 1, true));
-            continue;
-        }
-        const __m512i low = _mm512_and_si512(dwords[i], mask), high = _mm512_and_si512(_mm512_srli_epi16(dwords[i], 4), mask);
-        _mm512_storeu_si512(to, _mm512_sub_epi16(pair_of(low, 0, false), eight));
-        _mm512_storeu_si512(to + PANEL, _mm512_sub_epi16(pair_of(low, 1, false), eight));
-        _mm512_storeu_si512(to + 8 * PANEL, _mm512_sub_epi16(pair_of(high, 0, false), eight));
-        _mm512_storeu_si512(to + 9 * PANEL, _mm512_sub_epi16(pair_of(high, 1, false), eight));
-    }
-    if (dtype != JPO_Q8_0) return;
-    turn_bytes(dwords, row, 18);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(panel + (8 + 2 * i) * PANEL, pair_of(dwords[i], 0, true));
-        _mm512_storeu_si512(panel + (9 + 2 * i) * PANEL, pair_of(dwords[i], 1, true));
-    }
-}
-
 /* The first halves of 16 blocks, and the second (Q4_1). */
 INLINE void take_halves(const jpo_dtype dtype, __m512 *scale, __m512 *constant, const uint8_t *const row[16]) {
     uint32_t halves[16];
@@ -375,14 +347,6 @@ INLINE void take_halves(const jpo_dtype dtype, __m512 *scale, __m512 *constant, 
     const __m512i both = _mm512_loadu_si512(halves);
     *scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
     *constant = dtype == JPO_Q4_1 ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))) : *scale;
-}
-
-INLINE void pack_int16(const jpo_dtype dtype, uint32_t *panel, const uint8_t *const row[16]) {
-    __m512 scale, constant;
-    take_halves(dtype, &scale, &constant, row);
-    pack_stored(dtype, panel, row);
-    _mm512_storeu_ps((float *)panel + 16 * PANEL, scale);
-    if (dtype == JPO_Q4_1) _mm512_storeu_ps((float *)panel + 17 * PANEL, constant);
 }
 
 /* A block of each of 16 rows, turned. */
@@ -402,24 +366,38 @@ INLINE turned_block turn_block(const jpo_dtype dtype, const uint8_t *const row[1
 /* Value `depth` of each row, rounded as decode32 does. */
 INLINE __m512 value_at(const jpo_dtype dtype, const turned_block *block, const int depth) {
     const int byte = depth % 4 * 8;
-    if (dtype == JPO_Q8_0)
-        return _mm512_mul_ps(block->scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(block->dword[depth / 4], 24 - byte), 24)));
+    if (dtype == JPO_Q8_0) {
+        const __m512i top = _mm512_slli_epi32(block->dword[depth / 4], 24 - byte);
+        return _mm512_mul_ps(block->scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24)));
+    }
     const __m512i dword = _mm512_srli_epi32(block->dword[depth % 16 / 4], byte + depth / 16 * 4);
     const __m512 value = _mm512_cvtepi32_ps(_mm512_and_si512(dword, _mm512_set1_epi32(15)));
     return dtype == JPO_Q4_0 ? _mm512_mul_ps(block->scale, _mm512_sub_ps(value, _mm512_set1_ps(8)))
                              : _mm512_fmadd_ps(block->scale, value, block->constant);
 }
 
+/* The block's integers as 16 pairs, then scales and constants. */
+INLINE void put_integers(const jpo_dtype dtype, uint32_t *panel, const turned_block *block) {
+    const __m512i mask = _mm512_set1_epi8(15), zero = _mm512_set1_epi16(dtype == JPO_Q4_0 ? 8 : 0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) { /* values 4 i .. 4 i + 3 */
+        __m512i bytes = block->dword[dtype == JPO_Q8_0 ? i : i % 4];
+        if (dtype != JPO_Q8_0) bytes = _mm512_and_si512(i < 4 ? bytes : _mm512_srli_epi16(bytes, 4), mask);
+        for (int which = 0; which < 2; which++)
+            _mm512_storeu_si512(panel + (2 * i + which) * PANEL, _mm512_sub_epi16(pair_of(bytes, which, dtype == JPO_Q8_0), zero));
+    }
+    _mm512_storeu_ps((float *)panel + 16 * PANEL, block->scale);
+    if (dtype == JPO_Q4_1) _mm512_storeu_ps((float *)panel + 17 * PANEL, block->constant);
+}
+
 /* What a panel holds. */
 typedef enum { TO_FLOAT32, TO_INT16, TO_BFLOAT16 } form;
 
 INLINE void pack_block(const jpo_dtype dtype, const form to, uint32_t *panel, const uint8_t *const row[16]) {
-    if (to == TO_INT16) {
-        pack_int16(dtype, panel, row);
-        return;
-    }
     const turned_block block = turn_block(dtype, row);
-    if (to == TO_FLOAT32) {
+    if (to == TO_INT16) {
+        put_integers(dtype, panel, &block);
+    } else if (to == TO_FLOAT32) {
 #pragma GCC unroll 32
         for (int d = 0; d < BLOCK; d++) _mm512_storeu_ps((float *)panel + d * PANEL, value_at(dtype, &block, d));
     } else {
@@ -433,7 +411,7 @@ INLINE void pack_block(const jpo_dtype dtype, const form to, uint32_t *panel, co
 /* Stored blocks are turned as bytes before they are widened. Rows past the end are zero. */
 INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *panel, const jpo_gemm_source *s) {
     static const uint8_t zero[34];
-    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20;
+    const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype);
     const int lines = to == TO_FLOAT32 ? BLOCK : to == TO_INT16 ? jpo_gemm_int16_lines(dtype, false) : BLOCK / 2;
     const uint8_t *row[PANEL];
     for (int r = 0; r < PANEL; r++) row[r] = r < s->rows ? source_row(s, r) + s->column0 / BLOCK * bytes : zero;
@@ -451,9 +429,9 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
             case JPO_F32: name##_of(JPO_F32, panel, s); break;                                             \
             case JPO_BF16: name##_of(JPO_BF16, panel, s); break;                                           \
             case JPO_F16: name##_of(JPO_F16, panel, s); break;                                             \
-            case JPO_Q8_0: forward_stored_of(JPO_Q8_0, to, panel, s); break;                          \
-            case JPO_Q4_0: forward_stored_of(JPO_Q4_0, to, panel, s); break;                          \
-            case JPO_Q4_1: forward_stored_of(JPO_Q4_1, to, panel, s); break;                          \
+            case JPO_Q8_0: forward_stored_of(JPO_Q8_0, to, panel, s); break;                               \
+            case JPO_Q4_0: forward_stored_of(JPO_Q4_0, to, panel, s); break;                               \
+            case JPO_Q4_1: forward_stored_of(JPO_Q4_1, to, panel, s); break;                               \
             default: break;                                                                                \
         }                                                                                                  \
     }

@@ -5,7 +5,13 @@
 
 #include "kernels/panels.h"
 
-enum { BLOCK = JPO_GEMM_BLOCK, QUAD = 4, LANES = 16, WORDS = QUAD * BLOCK, MOST = 32767 };
+enum {
+    BLOCK = JPO_GEMM_BLOCK,
+    QUAD = JPO_INTEGERS_QUAD,
+    WORDS = JPO_INTEGERS_WORDS,
+    LANES = JPO_INTEGERS_LANES,
+    MOST = JPO_GEMM_STORED_ROWS_MAX
+};
 
 /* Where value v of a block stands among its words: group (4), place in the group (8). */
 static int word_of(int v) { return (v % 2 * 2 + v / 16) * 8 + v % 16 / 2; }

@@ -2,12 +2,18 @@
  * integers, |q| <= 32767, with a scale for each block of 32; what decoding in int16 uses.
  * Numerical contract. Four blocks, a quad, give sixteen integer sums, four a block, each at most 8 * 128 * 32767 < 2^25,
  * exact in an int32; rounded to float32 they are added to sixteen float32 sums, quad after quad, by one fused multiply-add
- * with the rounded product of the scales, then (Q4_0, Q4_1) one of the block's constant and `total`; at the end the sixteen are added
- * in halves. NaN, infinity and tiny blocks: as for int16 in kernels/gemm.h. The same bits from every implementation. */
+ * with the rounded product of the scales, then (Q4_0, Q4_1) one of the block's constant and `total`; at the end the sixteen
+ * are added in halves. NaN, infinity and tiny blocks: as for int16 in kernels/gemm.h. The same bits from every implementation. */
 #ifndef JPO_KERNELS_INTEGERS_H
 #define JPO_KERNELS_INTEGERS_H
 
 #include "kernels/gemm.h"
+
+enum {
+    JPO_INTEGERS_QUAD = 4,                                      /* blocks of a quad */
+    JPO_INTEGERS_WORDS = JPO_INTEGERS_QUAD * JPO_GEMM_BLOCK,    /* its integers */
+    JPO_INTEGERS_LANES = 16                                     /* its sums */
+};
 
 /* Rows of x: quads = ceil(K / 128); missing blocks of the last are zero. */
 struct jpo_gemm_integers {

@@ -8,7 +8,7 @@
 #include "kernels/integers.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { GROUP = 6, AHEAD = 2048 };
+enum { QUAD = JPO_INTEGERS_QUAD, WORDS = JPO_INTEGERS_WORDS, LANES = JPO_INTEGERS_LANES, GROUP = 6, AHEAD = 2048 };
 
 INLINE __m256i magnitude(__m256 x) { /* integers order like magnitudes, NaN above infinity */
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
@@ -56,10 +56,10 @@ INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) 
 
 void jpo_integers_take_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
     static const float zero[JPO_GEMM_BLOCK];
-    const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + 3) / 4;
-    for (int64_t block = 0; block < 4 * quads; block++) {
-        const int64_t place = i * quads + block / 4, part = block % 4;
-        take_block(x->q + place * 128 + part * 8, x->scale + place * 16 + part * 4, x->total + place * 16 + part * 4,
+    const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + QUAD - 1) / QUAD;
+    for (int64_t block = 0; block < QUAD * quads; block++) {
+        const int64_t place = i * quads + block / QUAD, part = block % QUAD;
+        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4,
                    block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
     }
 }
@@ -136,21 +136,21 @@ INLINE float sum_across(__m256 v) {
 /* y (m) = or += x times one row of W, so that W is read from one end to the other; what lies AHEAD is fetched. */
 INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t first,
                  const uint8_t *row, int64_t blocks, bool accumulate) {
-    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20, quads = (blocks + 3) / 4, last = blocks - 1;
+    const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype), quads = (blocks + QUAD - 1) / QUAD, last = blocks - 1;
     __m256 sum[GROUP][2];
 #pragma GCC unroll 6
     for (int i = 0; i < m; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
     for (int64_t quad = 0; quad < quads; quad++) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            const int64_t a = 4 * quad + 2 * half, b = a + 1; /* the last block again: beside zeros of x */
+            const int64_t a = QUAD * quad + 2 * half, b = a + 1; /* the last block again: beside zeros of x */
             const uint8_t *at = row + (a < last ? a : last) * bytes;
             const block_pair w = take_pair(dtype, at, row + (b < last ? b : last) * bytes);
             _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 6
             for (int i = 0; i < m; i++) {
-                const int64_t place = (first + i) * quads + quad, lanes = place * 16 + 8 * half;
-                sum[i][half] = add_pair(dtype, sum[i][half], &w, x->q + place * 128 + 16 * half, x->scale + lanes,
+                const int64_t place = (first + i) * quads + quad, lanes = place * LANES + 8 * half;
+                sum[i][half] = add_pair(dtype, sum[i][half], &w, x->q + place * WORDS + 16 * half, x->scale + lanes,
                                         x->total + lanes);
             }
         }

@@ -7,7 +7,7 @@
 #include "kernels/integers.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { GROUP = 6, AHEAD = 2048 };
+enum { QUAD = JPO_INTEGERS_QUAD, WORDS = JPO_INTEGERS_WORDS, LANES = JPO_INTEGERS_LANES, GROUP = 6, AHEAD = 2048 };
 
 /* A quad of W: words in the order of jpo_gemm_integers, factor d in each lane, and what is added, m. */
 typedef struct {
@@ -78,20 +78,20 @@ INLINE float sum_across(__m512 v) {
 /* y (m) = or += x times one row of W, so that W is read from one end to the other; what lies AHEAD is fetched. */
 INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t first,
                  const uint8_t *row, int64_t blocks, bool accumulate) {
-    const int64_t bytes = dtype == JPO_Q8_0 ? 34 : dtype == JPO_Q4_0 ? 18 : 20, quads = (blocks + 3) / 4;
+    const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype), quads = (blocks + QUAD - 1) / QUAD;
     __m512 sum[GROUP];
 #pragma GCC unroll 6
     for (int i = 0; i < m; i++) sum[i] = _mm512_setzero_ps();
-    for (int64_t quad = 0; quad < quads; quad++, row += 4 * bytes) {
-        const int64_t left = blocks - 4 * quad - 1; /* past the end the last block again: beside zeros of x */
+    for (int64_t quad = 0; quad < quads; quad++, row += QUAD * bytes) {
+        const int64_t left = blocks - QUAD * quad - 1; /* past the end the last block again: beside zeros of x */
         const uint8_t *const at[4] = {row, row + (left > 0 ? 1 : left) * bytes, row + (left > 1 ? 2 : left) * bytes,
                                       row + (left > 2 ? 3 : left) * bytes};
         const block_quad w = take_quad(dtype, at);
-        for (int line = 0; line < 4 * bytes; line += 64) _mm_prefetch((const char *)row + AHEAD + line, _MM_HINT_T0);
+        for (int line = 0; line < QUAD * bytes; line += 64) _mm_prefetch((const char *)row + AHEAD + line, _MM_HINT_T0);
 #pragma GCC unroll 6
         for (int i = 0; i < m; i++) {
             const int64_t place = (first + i) * quads + quad;
-            sum[i] = add_quad(dtype, sum[i], &w, x->q + place * 128, x->scale + place * 16, x->total + place * 16);
+            sum[i] = add_quad(dtype, sum[i], &w, x->q + place * WORDS, x->scale + place * LANES, x->total + place * LANES);
         }
     }
 #pragma GCC unroll 6

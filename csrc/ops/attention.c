@@ -19,11 +19,11 @@ typedef struct {
     const int64_t *tree;  /* (trees + 1): first segment of each */
     char *scratch;
     size_t scratch_part;
-    int64_t split; /* tasks of a group of heads */
+    int64_t group; /* heads that one task takes: all that share keys, or a part of them */
     const jpo_kernels *kernels;
 } attention_job;
 
-/* One block of queries of one group of heads (or a part of it), and the tiles it works in. M = group * queries rows, head-major. */
+/* One block of queries of the heads of a task, and the tiles it works in. M = group * queries rows, head-major. */
 typedef struct {
     const jpo_attention_segment *segment;
     int64_t first, queries, group, head, kv_head, m, dim; /* heads head .. head + group - 1 */
@@ -35,11 +35,10 @@ static size_t scratch_bytes(const jpo_attention *at) {
     return (size_t)(m * (4 * at->head_dim + 2 * KEY_BLOCK + 3)) * sizeof(float) + 64;
 }
 
-static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t kv_head, int thread) {
+static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t head, int thread) {
     const jpo_attention *at = job->at;
-    query_block b = {.segment = at->segment + segment, .first = first, .kv_head = kv_head,
-                     .group = at->heads / at->kv_heads, .dim = at->head_dim};
-    b.head = kv_head * b.group;
+    query_block b = {.segment = at->segment + segment, .first = first, .head = head,
+                     .kv_head = head / (at->heads / at->kv_heads), .group = job->group, .dim = at->head_dim};
     b.queries = jpo_min64(QUERY_BLOCK, b.segment->length - first);
     b.m = b.group * b.queries;
     int64_t max_m = b.group * QUERY_BLOCK;
@@ -165,9 +164,8 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
 static void forward_task(void *context, int64_t task, int thread) {
     attention_job *job = context;
     const jpo_attention *at = job->at;
-    const int64_t tasks = at->kv_heads * job->split, *block = job->block + task / tasks * 2;
-    query_block b = block_make(job, block[0], block[1], task % tasks / job->split, thread);
-    b.group /= job->split, b.m /= job->split, b.head += task % job->split * b.group;
+    const int64_t tasks = at->heads / job->group, *block = job->block + task / tasks * 2;
+    query_block b = block_make(job, block[0], block[1], task % tasks * job->group, thread);
     gather(&b, b.q, job->q, job->ldq, 1.0f / sqrtf((float)b.dim));
     tile_cursor cursor = cursor_start(&b);
     key_tile tile;
@@ -203,6 +201,7 @@ static jpo_status plan_threads(attention_job *job, jpo_scratch *scratch, jpo_err
     job->scratch_part = (scratch_bytes(job->at) + 63) / 64 * 64;
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     job->scratch = scratch->thread.data;
+    job->group = job->at->heads / job->at->kv_heads;
     job->kernels = jpo_kernels_get();
     return JPO_OK;
 }
@@ -213,9 +212,9 @@ jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t
     int64_t blocks;
     JPO_TRY(plan_blocks(&job, &blocks, scratch, err));
     JPO_TRY(plan_threads(&job, scratch, err));
-    int64_t tasks = blocks * attention->kv_heads, group = attention->heads / attention->kv_heads;
-    job.split = tasks < 4 * jpo_threads_count() && attention->rows == attention->segments ? group : 1;
-    jpo_parallel(tasks * job.split, forward_task, &job);
+    const bool decoding = attention->rows == attention->segments;
+    if (decoding && blocks * attention->kv_heads < 4 * jpo_threads_count()) job.group = 1;
+    jpo_parallel(blocks * (attention->heads / job.group), forward_task, &job);
     return JPO_OK;
 }
 
@@ -272,7 +271,7 @@ static void backward_task(void *context, int64_t task, int thread) {
     for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++) zero_keys(job, at->segment + s, kv_head);
     for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++)
         for (int64_t first = 0; first < at->segment[s].length; first += QUERY_BLOCK) {
-            query_block b = block_make(job, s, first, kv_head, thread);
+            query_block b = block_make(job, s, first, kv_head * job->group, thread);
             backward_block(job, &b);
         }
 }

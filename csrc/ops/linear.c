@@ -196,11 +196,11 @@ static void integers_tile(void *context, int64_t task, int thread) {
 }
 
 static jpo_status integers_product(product *p, jpo_scratch *scratch, jpo_error *err) {
-    const size_t places = (size_t)(p->m * jpo_ceil_div(p->w->k, 4 * JPO_GEMM_BLOCK)); /* m is small, k a row of W */
-    JPO_TRY(jpo_block_reserve(&scratch->shared, places * (128 * sizeof(int16_t) + 32 * sizeof(float)), err));
+    const size_t places = (size_t)(p->m * jpo_ceil_div(p->w->k, JPO_INTEGERS_WORDS)); /* m is small, k a row of W */
+    JPO_TRY(jpo_block_reserve(&scratch->shared, places * (JPO_INTEGERS_WORDS * sizeof(int16_t) + 2 * JPO_INTEGERS_LANES * sizeof(float)), err));
     p->integers.scale = scratch->shared.data;
-    p->integers.total = p->integers.scale + places * 16;
-    p->integers.q = (int16_t *)(p->integers.total + places * 16);
+    p->integers.total = p->integers.scale + places * JPO_INTEGERS_LANES;
+    p->integers.q = (int16_t *)(p->integers.total + places * JPO_INTEGERS_LANES);
     jpo_parallel(p->m, take_integers, p);
     jpo_parallel(jpo_ceil_div(p->w->n, p->tile), integers_tile, p);
     return JPO_OK;
