@@ -10,17 +10,14 @@
 
 #pragma GCC target("avx2,fma,f16c")
 
+#include "kernels/lanes_x86.inc"
+
 #define LANES 8
 #define FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SQRT(v) ((vf)_mm256_sqrt_ps((__m256)(v)))
 #define LARGER(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define SMALLER(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
-#define SUM_FOUR(out, v) sum_four(out, v)
-typedef float vf __attribute__((vector_size(32)));
-static inline void sum_four(float *out, const vf *v) {
-    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[0], (__m256)v[1]), _mm256_hadd_ps((__m256)v[2], (__m256)v[3]));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
-}
+#define SUM_FOUR(out, v) _mm_storeu_ps(out, sum_four_256((__m256)(v)[0], (__m256)(v)[1], (__m256)(v)[2], (__m256)(v)[3]))
 #define TABLE jpo_kernels_avx2
 #include "kernels/kernels.inc"
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/integers.h"
+#include "kernels/lanes_x86.inc"
 #include "kernels/panels.inc"
 
 #define VEC __m256
@@ -176,13 +177,7 @@ static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t 
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-INLINE float sum_across(__m256 v) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
-#define VEC_SUM(v) sum_across(v)
+#define VEC_SUM(v) sum_across_256(v)
 #define DOT_WIDEN widen
 #define DOT_W 2
 #define DOT_SUMS(out, v) ((out)[0] = VEC_SUM((v)[0]), (out)[1] = VEC_SUM((v)[1]))

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/integers.h"
+#include "kernels/lanes_x86.inc"
 
 #define VEC __m512
 #define LANES 16
@@ -499,25 +500,13 @@ static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
 
 /* ---- few rows: dot products along the rows of W ---- */
 
-INLINE __m128 halves(__m512 v) {
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-/* The sums across the lanes of four vectors, in their order. */
-INLINE __m128 across_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-    return halves(_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))));
-}
-
-INLINE float sum_across(__m512 v) { /* in the same order */
+INLINE float sum_across(__m512 v) { /* in the order of sum_four_512 */
     v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
-    return _mm_cvtss_f32(halves(_mm512_add_ps(v, _mm512_permute_ps(v, 0xb1))));
+    return _mm_cvtss_f32(quarter_512(_mm512_add_ps(v, _mm512_permute_ps(v, 0xb1))));
 }
 
 #define VEC_SUM(v) sum_across(v)
-#define DOT_SUMS(out, v) _mm_storeu_ps(out, across_lanes((v)[0], (v)[1], (v)[2], (v)[3]))
+#define DOT_SUMS(out, v) _mm_storeu_ps(out, sum_four_512((v)[0], (v)[1], (v)[2], (v)[3]))
 #define DOT_WIDEN widen
 #define DOT_KEEP(v) ((void)(v))
 #define DOT_W 4

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/integers.h"
+#include "kernels/lanes_x86.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 enum { QUAD = JPO_INTEGERS_QUAD, WORDS = JPO_INTEGERS_WORDS, LANES = JPO_INTEGERS_LANES, GROUP = 6, AHEAD = 2048 };
@@ -127,12 +128,6 @@ INLINE __m256 add_pair(const jpo_dtype dtype, __m256 sum, const block_pair *w, c
     return dtype == JPO_Q8_0 ? sum : _mm256_fmadd_ps(w->m, _mm256_loadu_ps(total), sum);
 }
 
-INLINE float sum_across(__m256 v) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
 /* y (m) = or += x times one row of W, so that W is read from one end to the other; what lies AHEAD is fetched. */
 INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t first,
                  const uint8_t *row, int64_t blocks, bool accumulate) {
@@ -157,7 +152,7 @@ INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, cons
     }
 #pragma GCC unroll 6
     for (int i = 0; i < m; i++) {
-        float total = sum_across(_mm256_add_ps(sum[i][0], sum[i][1])), *out = y + i * ldy;
+        float total = sum_across_256(_mm256_add_ps(sum[i][0], sum[i][1])), *out = y + i * ldy;
         *out = accumulate ? *out + total : total;
     }
 }

@@ -19,12 +19,20 @@ SEQUENCES = [
 ]
 
 
-@pytest.fixture
-def lm():
-    model = jpo.load("tiny")
+# enough distinct rows that no compute type falls back to few rows' float32
+_ids = np.random.default_rng(7).integers(3, 90, (40, 12)).tolist()
+MANY = [(tuple(ids[:3]), tuple(ids[3:])) for ids in _ids]
+
+
+def with_adapter(model):
     model.add_lora(r=3, target_modules="all-linear")
     model.trainable.params[:] = np.random.default_rng(3).normal(size=model.trainable.params.size) * 0.05
     return model
+
+
+@pytest.fixture
+def lm():
+    return with_adapter(jpo.load("tiny"))
 
 
 @pytest.mark.parametrize("scope", ["joint", "response"])
@@ -65,14 +73,6 @@ def loaded(compute):
         pytest.skip(str(error))
 
 
-def many(count=40):
-    """Sequences of enough distinct rows that no compute type falls back to few rows' float32."""
-    random = np.random.default_rng(7)
-    return [
-        (tuple(random.integers(3, 90, 3).tolist()), tuple(random.integers(3, 90, 9).tolist())) for _ in range(count)
-    ]
-
-
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
 def test_results_do_not_depend_on_threads(compute, full):
@@ -80,27 +80,26 @@ def test_results_do_not_depend_on_threads(compute, full):
     if full:
         model.enable_full()
     else:
-        model.add_lora(r=3, target_modules="all-linear")
-        model.trainable.params[:] = np.random.default_rng(3).normal(size=model.trainable.params.size) * 0.05
-    before, results = jpo.get_num_threads(), []
-    for forest in (build_forest(SEQUENCES, "joint"), build_forest(many(), "joint")):
+        with_adapter(model)
+    before = jpo.get_num_threads()
+    for sequences in (SEQUENCES, MANY):
+        forest, results = build_forest(sequences, "joint"), []
         for threads in (1, 2, 3):
             jpo.set_num_threads(threads)
             model.trainable.grads[:] = 0
             logps = model.forward(forest, keep=True).logps
             model.backward(np.linspace(-1, 1, len(logps)))
             results.append((logps.copy(), model.trainable.grads.copy()))
-    jpo.set_num_threads(before)
-    for first in (0, 3):
-        for logps, grads in results[first + 1 : first + 3]:
-            np.testing.assert_array_equal(logps, results[first][0])
-            np.testing.assert_array_equal(grads, results[first][1])
+        jpo.set_num_threads(before)
+        for logps, grads in results[1:]:
+            np.testing.assert_array_equal(logps, results[0][0])
+            np.testing.assert_array_equal(grads, results[0][1])
 
 
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 def test_other_computes_are_close(compute):
     other = loaded(compute)
-    for forest in (build_forest(SEQUENCES, "joint"), build_forest(many(), "joint")):
+    for forest in (build_forest(SEQUENCES, "joint"), build_forest(MANY, "joint")):
         want = jpo.load("tiny").forward(forest).logps
         np.testing.assert_allclose(other.forward(forest).logps, want, atol=2e-3 if compute == "int16" else 5e-2)
 
@@ -111,7 +110,7 @@ def test_other_computes_train_every_weight(compute):
     gradients = []
     for model in (jpo.load("tiny"), loaded(compute)):
         model.enable_full()
-        forest = build_forest(many(), "joint")
+        forest = build_forest(MANY, "joint")
         logps = model.forward(forest, keep=True).logps
         model.backward(np.full(len(logps), 1 / len(logps)))
         gradients.append(model.trainable.grads.copy())
