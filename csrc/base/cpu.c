@@ -30,11 +30,16 @@ static void detect(void) {
 
 bool jpo_cpu_has(jpo_isa isa) {
     switch (isa) {
-        case JPO_ISA_GENERIC: return true;
-        case JPO_ISA_AVX2: return cpu.avx2;
-        case JPO_ISA_AVX512: return cpu.avx512;
-        case JPO_ISA_NEON: return cpu.neon;
-        default: return false;
+    case JPO_ISA_GENERIC:
+        return true;
+    case JPO_ISA_AVX2:
+        return cpu.avx2;
+    case JPO_ISA_AVX512:
+        return cpu.avx512;
+    case JPO_ISA_NEON:
+        return cpu.neon;
+    default:
+        return false;
     }
 }
 

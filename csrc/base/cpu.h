@@ -13,13 +13,13 @@ typedef struct {
     bool avx512_vnni; /* vpdpwssd, on top of avx512 */
     bool avx512_bf16; /* vdpbf16ps, on top of avx512 */
     bool neon;
-    jpo_isa best;     /* the highest level that the machine has */
-    jpo_isa chosen;   /* best, or what JPO_CPU lowered it to */
+    jpo_isa best;   /* the highest level that the machine has */
+    jpo_isa chosen; /* best, or what JPO_CPU lowered it to */
 } jpo_cpu;
 
-const jpo_cpu *jpo_cpu_get(void);           /* detected once, at first use */
-const char *jpo_isa_name(jpo_isa isa);      /* "generic", "avx2", "avx512", "neon" */
-bool jpo_cpu_has(jpo_isa isa);              /* the machine can run this level */
-bool jpo_cpu_choose(jpo_isa isa);           /* for the tests: force a level; false where the machine lacks it */
+const jpo_cpu *jpo_cpu_get(void);      /* detected once, at first use */
+const char *jpo_isa_name(jpo_isa isa); /* "generic", "avx2", "avx512", "neon" */
+bool jpo_cpu_has(jpo_isa isa);         /* the machine can run this level */
+bool jpo_cpu_choose(jpo_isa isa);      /* for the tests: force a level; false where the machine lacks it */
 
 #endif

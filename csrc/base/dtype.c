@@ -15,4 +15,3 @@ int jpo_dtype_from_name(const char *name) {
         if (!strcmp(name, names[i])) return i;
     return -1;
 }
-

@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 /* X(code, name, values per block, bytes per block) */
-#define JPO_DTYPE_LIST(X)            \
-    X(JPO_F32, "F32", 1, 4)          \
-    X(JPO_BF16, "BF16", 1, 2)        \
-    X(JPO_F16, "F16", 1, 2)          \
-    X(JPO_Q8_0, "Q8_0", 32, 34) /* float16 d; int8 q[32]: x = d q */                       \
+#define JPO_DTYPE_LIST(X)                                                                   \
+    X(JPO_F32, "F32", 1, 4)                                                                 \
+    X(JPO_BF16, "BF16", 1, 2)                                                               \
+    X(JPO_F16, "F16", 1, 2)                                                                 \
+    X(JPO_Q8_0, "Q8_0", 32, 34) /* float16 d; int8 q[32]: x = d q */                        \
     X(JPO_Q4_0, "Q4_0", 32, 18) /* float16 d; 16 bytes, low nibbles first: x = d (q - 8) */ \
     X(JPO_Q4_1, "Q4_1", 32, 20) /* float16 d, m; 16 bytes: x = d q + m */
 
@@ -18,7 +18,7 @@ typedef enum {
 #define JPO_DTYPE_CODE(code, name, values, bytes) code,
     JPO_DTYPE_LIST(JPO_DTYPE_CODE)
 #undef JPO_DTYPE_CODE
-    JPO_DTYPE_COUNT
+        JPO_DTYPE_COUNT
 } jpo_dtype;
 
 const char *jpo_dtype_name(jpo_dtype dtype);
@@ -27,20 +27,24 @@ int jpo_dtype_from_name(const char *name); /* -1: no such type */
 static inline int64_t jpo_dtype_block(jpo_dtype dtype) { /* values per block */
     switch (dtype) {
 #define JPO_DTYPE_VALUES(code, name, values, bytes) \
-    case code: return values;
+    case code:                                      \
+        return values;
         JPO_DTYPE_LIST(JPO_DTYPE_VALUES)
 #undef JPO_DTYPE_VALUES
-        default: return 1;
+    default:
+        return 1;
     }
 }
 
 static inline size_t jpo_dtype_block_bytes(jpo_dtype dtype) {
     switch (dtype) {
 #define JPO_DTYPE_BYTES(code, name, values, bytes) \
-    case code: return bytes;
+    case code:                                     \
+        return bytes;
         JPO_DTYPE_LIST(JPO_DTYPE_BYTES)
 #undef JPO_DTYPE_BYTES
-        default: return 0;
+    default:
+        return 0;
     }
 }
 

@@ -5,11 +5,11 @@
 #define JPO_BASE_STATUS_H
 
 /* X(code, Python exception class) */
-#define JPO_STATUS_LIST(X)               \
-    X(JPO_OK, NULL)                      \
-    X(JPO_ERR_VALUE, PyExc_ValueError)   \
-    X(JPO_ERR_TYPE, PyExc_TypeError)     \
-    X(JPO_ERR_MEMORY, PyExc_MemoryError) \
+#define JPO_STATUS_LIST(X)                            \
+    X(JPO_OK, NULL)                                   \
+    X(JPO_ERR_VALUE, PyExc_ValueError)                \
+    X(JPO_ERR_TYPE, PyExc_TypeError)                  \
+    X(JPO_ERR_MEMORY, PyExc_MemoryError)              \
     X(JPO_ERR_UNSUPPORTED, PyExc_NotImplementedError) \
     X(JPO_ERR_INTERRUPTED, PyExc_KeyboardInterrupt)   \
     X(JPO_ERR_INTERNAL, PyExc_RuntimeError)
@@ -26,13 +26,12 @@ typedef struct {
 } jpo_error;
 
 /* Fills err (which may be NULL) and returns code, so that callers write `return jpo_fail(...)`. */
-jpo_status jpo_fail(jpo_error *err, jpo_status code, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+jpo_status jpo_fail(jpo_error *err, jpo_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Leaves the function with the callee's status when it failed. */
-#define JPO_TRY(call)                         \
-    do {                                      \
-        jpo_status jpo_try_status = (call);   \
+#define JPO_TRY(call)                                        \
+    do {                                                     \
+        jpo_status jpo_try_status = (call);                  \
         if (jpo_try_status != JPO_OK) return jpo_try_status; \
     } while (0)
 

@@ -16,8 +16,8 @@
  * and to wake a sleeper costs 50 microseconds on a virtual machine. */
 enum { SPIN_POLLS = 8000 };
 
-/* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a thread
- * takes its own in order, and then what others have left. */
+/* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a
+ * thread takes its own in order, and then what others have left. */
 typedef struct {
     _Alignas(64) atomic_long next;
     long end;
@@ -30,10 +30,10 @@ static struct {
     int wanted, running; /* threads asked for, the caller's among them; workers alive */
     pthread_t worker[JPO_MAX_THREADS];
     int place[JPO_MAX_THREADS + 1]; /* the processor of each worker, and last the caller's; -1: not pinned */
-    atomic_ulong region; /* generation number: workers wait for it to change */
-    atomic_int busy;     /* workers that have not finished the region */
-    atomic_int sleepers; /* workers that wait on `wake` */
-    atomic_bool waiting; /* the caller waits on `done` */
+    atomic_ulong region;            /* generation number: workers wait for it to change */
+    atomic_int busy;                /* workers that have not finished the region */
+    atomic_int sleepers;            /* workers that wait on `wake` */
+    atomic_bool waiting;            /* the caller waits on `done` */
     atomic_bool stop;
     task_run tasks[JPO_MAX_THREADS]; /* one for each thread */
     jpo_task run;
@@ -196,7 +196,8 @@ static void make_ready(void) {
 static void start_workers(void) {
     atomic_store(&pool.region, 0);
     for (int i = 0; i < pool.wanted - 1; i++) {
-        if (pthread_create(&pool.worker[i], NULL, work, (void *)(intptr_t)(i + 1))) break; /* fewer threads, same result */
+        if (pthread_create(&pool.worker[i], NULL, work, (void *)(intptr_t)(i + 1)))
+            break; /* fewer threads, same result */
         pool.running = i + 1;
     }
     pin_workers();

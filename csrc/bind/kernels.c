@@ -18,13 +18,17 @@ static bool is_array(PyObject *object, const char *name, int type, int dimension
 
 /* rows and targets (N) int64, in range. */
 static bool read_rows(PyObject *rows, PyObject *targets, int64_t limit, int64_t vocab, int64_t *count) {
-    if (!is_array(rows, "rows", NPY_INT64, 1, false) || !is_array(targets, "targets", NPY_INT64, 1, false)) return false;
+    if (!is_array(rows, "rows", NPY_INT64, 1, false) || !is_array(targets, "targets", NPY_INT64, 1, false))
+        return false;
     *count = PyArray_SIZE((PyArrayObject *)rows);
-    if (PyArray_SIZE((PyArrayObject *)targets) != *count) return PyErr_SetString(PyExc_ValueError, "rows and targets differ in length"), false;
+    if (PyArray_SIZE((PyArrayObject *)targets) != *count)
+        return PyErr_SetString(PyExc_ValueError, "rows and targets differ in length"), false;
     const int64_t *row = PyArray_DATA((PyArrayObject *)rows), *target = PyArray_DATA((PyArrayObject *)targets);
     for (int64_t i = 0; i < *count; i++)
         if (row[i] < 0 || row[i] >= limit || target[i] < 0 || target[i] >= vocab)
-            return PyErr_Format(PyExc_ValueError, "row %lld or target %lld is out of range", (long long)row[i], (long long)target[i]), false;
+            return PyErr_Format(PyExc_ValueError, "row %lld or target %lld is out of range", (long long)row[i],
+                                (long long)target[i]),
+                   false;
     return true;
 }
 
@@ -33,7 +37,8 @@ static bool read_logits(jpo_logits_batch *b, PyObject *logits, int type, PyObjec
     if (type < 0 || type > 3) return PyErr_SetString(PyExc_ValueError, "type is out of range"), false;
     if (!is_array(logits, "logits", types[type], 2, false)) return false;
     PyArrayObject *array = (PyArrayObject *)logits;
-    *b = (jpo_logits_batch){.vocab = PyArray_DIM(array, 1), .logits = PyArray_DATA(array), .type = (jpo_logits_type)type};
+    *b = (jpo_logits_batch){
+        .vocab = PyArray_DIM(array, 1), .logits = PyArray_DATA(array), .type = (jpo_logits_type)type};
     if (!read_rows(rows, targets, PyArray_DIM(array, 0), b->vocab, &b->count)) return false;
     b->row = PyArray_DATA((PyArrayObject *)rows), b->target = PyArray_DATA((PyArrayObject *)targets);
     return true;
@@ -44,18 +49,18 @@ static PyObject *logits_logps(PyObject *self, PyObject *args) {
     PyObject *logits, *rows, *targets;
     int type;
     jpo_logits_batch batch;
-    if (!PyArg_ParseTuple(args, "OiOO", &logits, &type, &rows, &targets) || !read_logits(&batch, logits, type, rows, targets)) return NULL;
+    if (!PyArg_ParseTuple(args, "OiOO", &logits, &type, &rows, &targets) ||
+        !read_logits(&batch, logits, type, rows, targets))
+        return NULL;
     npy_intp n = batch.count;
     PyObject *out = PyArray_SimpleNew(1, &n, NPY_FLOAT64);
     if (!out) return NULL;
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = jpo_logits_logps(PyArray_DATA((PyArrayObject *)out), &batch, &scratch, &err);
+    Py_BEGIN_ALLOW_THREADS status = jpo_logits_logps(PyArray_DATA((PyArrayObject *)out), &batch, &scratch, &err);
     jpo_scratch_free(&scratch);
-    Py_END_ALLOW_THREADS
-    if (status == JPO_OK) return out;
+    Py_END_ALLOW_THREADS if (status == JPO_OK) return out;
     Py_DECREF(out);
     return jpo_raise(&err);
 }
@@ -66,19 +71,20 @@ static PyObject *logits_grad(PyObject *self, PyObject *args) {
     int type;
     jpo_logits_batch batch;
     if (!PyArg_ParseTuple(args, "OOiOOO", &grad, &logits, &type, &rows, &targets, &coefficients) ||
-        !read_logits(&batch, logits, type, rows, targets) || !is_array(coefficients, "coefficients", NPY_FLOAT64, 1, false) ||
+        !read_logits(&batch, logits, type, rows, targets) ||
+        !is_array(coefficients, "coefficients", NPY_FLOAT64, 1, false) ||
         !is_array(grad, "out", type == JPO_LOGITS_F64 ? NPY_FLOAT64 : NPY_FLOAT32, 2, true))
         return NULL;
-    if (!PyArray_SAMESHAPE((PyArrayObject *)grad, (PyArrayObject *)logits) || PyArray_SIZE((PyArrayObject *)coefficients) != batch.count)
+    if (!PyArray_SAMESHAPE((PyArrayObject *)grad, (PyArrayObject *)logits) ||
+        PyArray_SIZE((PyArrayObject *)coefficients) != batch.count)
         return PyErr_Format(PyExc_ValueError, "out or coefficients have another shape");
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = jpo_logits_grad(PyArray_DATA((PyArrayObject *)grad), PyArray_DATA((PyArrayObject *)coefficients), &batch, &scratch, &err);
+    Py_BEGIN_ALLOW_THREADS status = jpo_logits_grad(
+        PyArray_DATA((PyArrayObject *)grad), PyArray_DATA((PyArrayObject *)coefficients), &batch, &scratch, &err);
     jpo_scratch_free(&scratch);
-    Py_END_ALLOW_THREADS
-    if (status != JPO_OK) return jpo_raise(&err);
+    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
@@ -95,7 +101,8 @@ static void head_end(head_call *call) {
     jpo_scratch_free(&call->scratch);
 }
 
-static bool head_begin(head_call *call, PyObject *hidden, PyObject *weight, int dtype, PyObject *targets, PyObject *index) {
+static bool head_begin(head_call *call, PyObject *hidden, PyObject *weight, int dtype, PyObject *targets,
+                       PyObject *index) {
     *call = (head_call){0};
     const int types[] = {NPY_FLOAT32, NPY_UINT16, NPY_UINT16};
     const jpo_dtype stored[] = {JPO_F32, JPO_BF16, JPO_F16};
@@ -105,11 +112,13 @@ static bool head_begin(head_call *call, PyObject *hidden, PyObject *weight, int 
         return false;
     PyArrayObject *h = (PyArrayObject *)hidden, *w = (PyArrayObject *)weight;
     int64_t n = PyArray_DIM(h, 0), vocab = PyArray_DIM(w, 0);
-    if (PyArray_DIM(h, 1) != PyArray_DIM(w, 1) || PyArray_SIZE((PyArrayObject *)targets) != n || PyArray_SIZE((PyArrayObject *)index) != n)
+    if (PyArray_DIM(h, 1) != PyArray_DIM(w, 1) || PyArray_SIZE((PyArrayObject *)targets) != n ||
+        PyArray_SIZE((PyArrayObject *)index) != n)
         return PyErr_SetString(PyExc_ValueError, "hidden, weight and targets do not fit together"), false;
     const int32_t *target = PyArray_DATA((PyArrayObject *)targets), *row = PyArray_DATA((PyArrayObject *)index);
     for (int64_t i = 0; i < n; i++)
-        if (target[i] < 0 || target[i] >= vocab || row[i] != i) return PyErr_SetString(PyExc_ValueError, "a target is out of range"), false;
+        if (target[i] < 0 || target[i] >= vocab || row[i] != i)
+            return PyErr_SetString(PyExc_ValueError, "a target is out of range"), false;
     call->batch = (jpo_head_batch){n, n, PyArray_DATA(h), row, target};
     call->weight = (jpo_weight){.n = vocab, .k = PyArray_DIM(w, 1), .data = PyArray_DATA(w), .dtype = stored[dtype]};
     call->state = PyMem_Calloc((size_t)n + 1, sizeof *call->state);
@@ -129,8 +138,8 @@ static PyObject *head_logps(PyObject *self, PyObject *args) {
     jpo_error err = {.code = JPO_ERR_MEMORY};
     jpo_status status = JPO_ERR_MEMORY;
     if (out) {
-        Py_BEGIN_ALLOW_THREADS
-        status = jpo_head_forward(PyArray_DATA((PyArrayObject *)out), call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);
+        Py_BEGIN_ALLOW_THREADS status = jpo_head_forward(PyArray_DATA((PyArrayObject *)out), call.state, NULL,
+                                                         &call.batch, &call.weight, false, &call.scratch, &err);
         Py_END_ALLOW_THREADS
     }
     head_end(&call);
@@ -146,7 +155,9 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
     int dtype;
     head_call call;
     if (!PyArg_ParseTuple(args, "OOiOOO", &hidden, &weight, &dtype, &targets, &index, &coefficients)) return NULL;
-    if (!is_array(coefficients, "coefficients", NPY_FLOAT64, 1, false) || !head_begin(&call, hidden, weight, dtype, targets, index)) return NULL;
+    if (!is_array(coefficients, "coefficients", NPY_FLOAT64, 1, false) ||
+        !head_begin(&call, hidden, weight, dtype, targets, index))
+        return NULL;
     npy_intp n = call.batch.rows, shape_h[2] = {n, call.weight.k}, shape_w[2] = {call.weight.n, call.weight.k};
     PyObject *dh = PyArray_ZEROS(2, shape_h, NPY_FLOAT32, 0), *dw = PyArray_ZEROS(2, shape_w, NPY_FLOAT32, 0);
     double *logps = PyMem_Calloc((size_t)n + 1, sizeof *logps);
@@ -158,12 +169,12 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
         status = jpo_fail(&err, JPO_ERR_VALUE, "coefficients have another length");
     else if (dh && dw && logps && jpo_size_mul3((size_t)n, JPO_HEAD_TILE, sizeof(float), &bytes) &&
              jpo_block_reserve(&tile, bytes + 64, &err) == JPO_OK) {
-        Py_BEGIN_ALLOW_THREADS
-        status = jpo_head_forward(logps, call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);
+        Py_BEGIN_ALLOW_THREADS status =
+            jpo_head_forward(logps, call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);
         if (status == JPO_OK)
-            status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), PyArray_DATA((PyArrayObject *)dw), tile.data,
-                                            PyArray_DATA((PyArrayObject *)coefficients), call.state, &call.batch, &call.weight,
-                                            &call.scratch, &err);
+            status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), PyArray_DATA((PyArrayObject *)dw),
+                                            tile.data, PyArray_DATA((PyArrayObject *)coefficients), call.state,
+                                            &call.batch, &call.weight, &call.scratch, &err);
         Py_END_ALLOW_THREADS
     }
     jpo_block_free(&tile);
@@ -188,7 +199,8 @@ static PyMethodDef methods[] = {
     {"logits_grad", logits_grad, METH_VARARGS, "Private: jpo.sequence_logps_grad."},
     {"head_logps", head_logps, METH_VARARGS, "Private: jpo.linear_logps."},
     {"head_grad", head_grad, METH_VARARGS, "Private: jpo.linear_logps_grad."},
-    {"set_isa", set_isa, METH_O, "Private, for the tests: choose an instruction set; False where the machine lacks it."},
+    {"set_isa", set_isa, METH_O,
+     "Private, for the tests: choose an instruction set; False where the machine lacks it."},
     {NULL, NULL, 0, NULL}};
 
 int jpo_bind_kernels(PyObject *module) { return PyModule_AddFunctions(module, methods); }

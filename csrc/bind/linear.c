@@ -36,7 +36,8 @@ static int dtype_from_name(const char *name, jpo_dtype *out) {
 static int matrix(PyObject *object, const char *name, bool writable, PyArrayObject **array, int64_t *stride) {
     PyArrayObject *a = (PyArrayObject *)object;
     if (!PyArray_Check(object) || PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 2 ||
-        (PyArray_SIZE(a) && PyArray_DIM(a, 1) > 1 && PyArray_STRIDE(a, 1) != 4) || (writable && !PyArray_ISWRITEABLE(a))) {
+        (PyArray_SIZE(a) && PyArray_DIM(a, 1) > 1 && PyArray_STRIDE(a, 1) != 4) ||
+        (writable && !PyArray_ISWRITEABLE(a))) {
         PyErr_Format(PyExc_TypeError, "%s must be a%s float32 array of 2 dimensions with contiguous columns", name,
                      writable ? " writable" : "");
         return -1;
@@ -87,18 +88,16 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, &w,
-                                                                        m, accumulate, NULL, &scratch, &err);
+    Py_BEGIN_ALLOW_THREADS status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(
+        PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, &w, m, accumulate, NULL, &scratch, &err);
     jpo_scratch_free(&scratch);
     jpo_weight_release(&w);
-    Py_END_ALLOW_THREADS
-    if (status != JPO_OK) return jpo_raise(&err);
+    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
-/* _packed_tile(out, in, data, n, k, dtype, compute, row0, rows, column0, columns, backward, accumulate): one packed tile
- * of W times the rows of `in`. */
+/* _packed_tile(out, in, data, n, k, dtype, compute, row0, rows, column0, columns, backward, accumulate): one packed
+ * tile of W times the rows of `in`. */
 static PyObject *packed_tile(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *out_object, *in_object, *data;
@@ -147,12 +146,10 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m, &scratch,
-                                        &err);
+    Py_BEGIN_ALLOW_THREADS status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy,
+                                                               PyArray_DATA(x), ldx, n, k, m, &scratch, &err);
     jpo_scratch_free(&scratch);
-    Py_END_ALLOW_THREADS
-    if (status != JPO_OK) return jpo_raise(&err);
+    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
@@ -191,11 +188,9 @@ static PyObject *sgemm(PyObject *self, PyObject *args) {
     int64_t m = PyArray_DIM(c, 0), n = PyArray_DIM(c, 1), k = PyArray_DIM(a, ta ? 0 : 1);
     if (PyArray_DIM(a, ta ? 1 : 0) != m || PyArray_DIM(b, tb ? 0 : 1) != n || PyArray_DIM(b, tb ? 1 : 0) != k)
         return PyErr_Format(PyExc_ValueError, "the shapes of c, op(a) and op(b) do not agree");
-    Py_BEGIN_ALLOW_THREADS
-    for (int run = 0; run < runs; run++)
+    Py_BEGIN_ALLOW_THREADS for (int run = 0; run < runs; run++)
         jpo_sgemm(ta, tb, m, n, k, alpha, PyArray_DATA(a), lda, PyArray_DATA(b), ldb, beta, PyArray_DATA(c), ldc);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static double seconds(void) {
@@ -266,15 +261,13 @@ static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs
     double median = 0;
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    fill_weight(data, w.dtype, bytes);
+    Py_BEGIN_ALLOW_THREADS fill_weight(data, w.dtype, bytes);
     w.data = data;
     status = jpo_weight_prepare(&w, &err);
     if (status == JPO_OK) status = measure(&w, m, !strcmp(direction, "forward"), runs, &median, &err);
     jpo_weight_release(&w);
     free(data);
-    Py_END_ALLOW_THREADS
-    if (status != JPO_OK) return jpo_raise(&err);
+    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
     return PyFloat_FromDouble(2e-9 * (double)n * (double)k * (double)m / median);
 }
 
@@ -316,7 +309,8 @@ static PyMethodDef methods[] = {
     {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,
-     "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of the "
+     "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of "
+     "the "
      "median run of a product with a weight (n, k) over m rows."},
     {NULL, NULL, 0, NULL}};
 

@@ -8,7 +8,8 @@
 
 bool model_enter(model_object *self) {
     if (self->busy) {
-        PyErr_SetString(PyExc_RuntimeError, "the model is at work in another thread; a model serves one call at a time");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the model is at work in another thread; a model serves one call at a time");
         return false;
     }
     return self->busy = true;
@@ -63,7 +64,8 @@ static bool read_config(PyObject *dict, jpo_config *c, PyArrayObject **inv_freq)
     if (!*inv_freq) return false;
     if (PyArray_SIZE(*inv_freq) != c->head_dim / 2)
         return PyErr_Format(PyExc_ValueError, "inv_freq must hold head_dim / 2 = %lld values, got %zd",
-                            (long long)c->head_dim / 2, (Py_ssize_t)PyArray_SIZE(*inv_freq)), false;
+                            (long long)c->head_dim / 2, (Py_ssize_t)PyArray_SIZE(*inv_freq)),
+               false;
     c->inv_freq = PyArray_DATA(*inv_freq);
     return true;
 }
@@ -78,21 +80,29 @@ static bool take_weight(model_object *self, PyObject *tensors, const char *name,
     if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), false;
     if (!PyArg_ParseTuple(item, "sO!:tensor", &dtype_name, &PyArray_Type, &bytes)) return false;
     int dtype = jpo_dtype_from_name(dtype_name);
-    if (dtype < 0) return PyErr_Format(PyExc_ValueError, "tensor %s has the type %s, which is not implemented", name, dtype_name), false;
+    if (dtype < 0)
+        return PyErr_Format(PyExc_ValueError, "tensor %s has the type %s, which is not implemented", name, dtype_name),
+               false;
     if (k % jpo_dtype_block((jpo_dtype)dtype))
-        return PyErr_Format(PyExc_ValueError, "tensor %s: rows of %lld values are no whole blocks of %s", name, (long long)k, dtype_name), false;
+        return PyErr_Format(PyExc_ValueError, "tensor %s: rows of %lld values are no whole blocks of %s", name,
+                            (long long)k, dtype_name),
+               false;
     PyArrayObject *array = (PyArrayObject *)bytes;
     size_t want = jpo_dtype_row_bytes((jpo_dtype)dtype, k) * (size_t)n;
     if (!PyArray_IS_C_CONTIGUOUS(array) || (size_t)PyArray_NBYTES(array) != want)
-        return PyErr_Format(PyExc_ValueError, "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name,
-                            want, (long long)n, (long long)k, dtype_name, (Py_ssize_t)PyArray_NBYTES(array)), false;
+        return PyErr_Format(PyExc_ValueError,
+                            "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name, want,
+                            (long long)n, (long long)k, dtype_name, (Py_ssize_t)PyArray_NBYTES(array)),
+               false;
     if (PyList_Append(self->owners, bytes) < 0) return false;
-    *weight = (jpo_weight){.n = n, .k = k, .data = PyArray_DATA(array), .dtype = (jpo_dtype)dtype, .compute = weight->compute};
+    *weight = (jpo_weight){
+        .n = n, .k = k, .data = PyArray_DATA(array), .dtype = (jpo_dtype)dtype, .compute = weight->compute};
     return true;
 }
 
 /* A float32 vector (norm, bias). */
-static bool take_vector(model_object *self, PyObject *tensors, const char *name, int64_t n, bool optional, const float **out) {
+static bool take_vector(model_object *self, PyObject *tensors, const char *name, int64_t n, bool optional,
+                        const float **out) {
     jpo_weight weight = {0};
     if (!take_weight(self, tensors, name, 1, n, optional, &weight)) return false;
     if (weight.data && weight.dtype != JPO_F32)
@@ -133,7 +143,8 @@ static bool take_tensors(model_object *self, PyObject *tensors, jpo_compute comp
         !take_vector(self, tensors, "model.norm.weight", c->hidden, false, &model->norm))
         return false;
     model->head = model->embedding;
-    if (!c->tied && !take_weight(self, tensors, "lm_head.weight", c->vocab, c->hidden, false, &model->head)) return false;
+    if (!c->tied && !take_weight(self, tensors, "lm_head.weight", c->vocab, c->hidden, false, &model->head))
+        return false;
     model->head.compute = compute;
     for (int64_t i = 0; i < c->layers; i++)
         if (!take_layer(self, tensors, i, compute)) return false;
@@ -145,7 +156,8 @@ static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
     PyObject *config, *tensors;
     int compute = JPO_COMPUTE_FLOAT32;
     PyArrayObject *inv_freq = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:Model", names, &PyDict_Type, &config, &PyDict_Type, &tensors, &compute))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:Model", names, &PyDict_Type, &config, &PyDict_Type, &tensors,
+                                     &compute))
         return -1;
     if (self->owners) return PyErr_SetString(PyExc_RuntimeError, "a Model is made once"), -1;
     jpo_config c = {0};
@@ -158,10 +170,8 @@ static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
     self->model.poll = check_signals;
     if (!take_tensors(self, tensors, (jpo_compute)compute)) goto fail;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = prepare(&self->model, &err);
-    Py_END_ALLOW_THREADS
-    if (status != JPO_OK) {
+    Py_BEGIN_ALLOW_THREADS status = prepare(&self->model, &err);
+    Py_END_ALLOW_THREADS if (status != JPO_OK) {
         jpo_raise(&err);
         goto fail;
     }
@@ -207,17 +217,19 @@ static void forest_release(forest_arrays *a) {
     Py_XDECREF(a->entry_target);
 }
 
-static bool forest_read(jpo_forest *forest, forest_arrays *a, PyObject *tokens, PyObject *segments, PyObject *row, PyObject *target) {
+static bool forest_read(jpo_forest *forest, forest_arrays *a, PyObject *tokens, PyObject *segments, PyObject *row,
+                        PyObject *target) {
     *a = (forest_arrays){0};
     if (!(a->tokens = model_int32(tokens, "tokens", 1)) || !(a->segments = model_int32(segments, "segments", 2)) ||
-        !(a->entry_row = model_int32(row, "entry_row", 1)) || !(a->entry_target = model_int32(target, "entry_target", 1)))
+        !(a->entry_row = model_int32(row, "entry_row", 1)) ||
+        !(a->entry_target = model_int32(target, "entry_target", 1)))
         return forest_release(a), false;
     if (PyArray_DIM(a->segments, 1) != 4 || PyArray_SIZE(a->entry_row) != PyArray_SIZE(a->entry_target)) {
         PyErr_SetString(PyExc_ValueError, "segments must be (S, 4), entry_row and entry_target of one length");
         return forest_release(a), false;
     }
-    *forest = (jpo_forest){PyArray_SIZE(a->tokens), PyArray_DIM(a->segments, 0), PyArray_SIZE(a->entry_row),
-                           PyArray_DATA(a->tokens), PyArray_DATA(a->segments), PyArray_DATA(a->entry_row),
+    *forest = (jpo_forest){PyArray_SIZE(a->tokens),      PyArray_DIM(a->segments, 0), PyArray_SIZE(a->entry_row),
+                           PyArray_DATA(a->tokens),      PyArray_DATA(a->segments),   PyArray_DATA(a->entry_row),
                            PyArray_DATA(a->entry_target)};
     return true;
 }
@@ -226,7 +238,8 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     PyObject *tokens, *segments, *row, *target;
     int adapter, keep, stats, train;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "OOOOppppK:forward", &tokens, &segments, &row, &target, &adapter, &keep, &stats, &train, &seed))
+    if (!PyArg_ParseTuple(args, "OOOOppppK:forward", &tokens, &segments, &row, &target, &adapter, &keep, &stats, &train,
+                          &seed))
         return NULL;
     forest_arrays arrays;
     jpo_forest forest;
@@ -237,10 +250,9 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     jpo_error err;
     if (logps && model_enter(self)) {
         jpo_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
-        Py_END_ALLOW_THREADS
-        self->busy = false;
+        Py_BEGIN_ALLOW_THREADS status =
+            jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
+        Py_END_ALLOW_THREADS self->busy = false;
         if (status != JPO_OK)
             jpo_raise(&err);
         else if (stats)
@@ -257,7 +269,8 @@ static PyObject *model_backward(model_object *self, PyObject *coefficients) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(coefficients, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
     if (!array) return NULL;
     if (PyArray_SIZE(array) != self->model.plan.entries) {
-        PyErr_Format(PyExc_ValueError, "coefficients must hold one value for each of the %lld entries of the last forward pass, got %zd",
+        PyErr_Format(PyExc_ValueError,
+                     "coefficients must hold one value for each of the %lld entries of the last forward pass, got %zd",
                      (long long)self->model.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
         Py_DECREF(array);
         return NULL;
@@ -265,10 +278,8 @@ static PyObject *model_backward(model_object *self, PyObject *coefficients) {
     jpo_status status = JPO_ERR_INTERNAL;
     jpo_error err = {0};
     if (model_enter(self)) {
-        Py_BEGIN_ALLOW_THREADS
-        status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
-        Py_END_ALLOW_THREADS
-        self->busy = false;
+        Py_BEGIN_ALLOW_THREADS status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
+        Py_END_ALLOW_THREADS self->busy = false;
         if (status != JPO_OK) jpo_raise(&err);
     }
     Py_DECREF(array);
@@ -286,7 +297,8 @@ static PyObject *model_hidden(model_object *self, PyObject *rows_object) {
     const int32_t *row = PyArray_DATA(rows);
     for (npy_intp i = 0; out && i < shape[0]; i++) {
         if (!model->final_x || row[i] < 0 || row[i] >= model->plan.rows) {
-            PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass had %lld rows", (Py_ssize_t)i, row[i], (long long)model->plan.rows);
+            PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass had %lld rows", (Py_ssize_t)i, row[i],
+                         (long long)model->plan.rows);
             Py_CLEAR(out);
             break;
         }
@@ -307,11 +319,10 @@ static PyObject *model_logits(model_object *self, PyObject *rows) {
     jpo_error err;
     if (out && model_enter(self)) {
         jpo_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = jpo_linear_forward(PyArray_DATA(out), shape[1], PyArray_DATA(hidden), model->config.hidden, &model->head,
-                                    shape[0], false, NULL, &model->scratch, &err);
-        Py_END_ALLOW_THREADS
-        self->busy = false;
+        Py_BEGIN_ALLOW_THREADS status =
+            jpo_linear_forward(PyArray_DATA(out), shape[1], PyArray_DATA(hidden), model->config.hidden, &model->head,
+                               shape[0], false, NULL, &model->scratch, &err);
+        Py_END_ALLOW_THREADS self->busy = false;
         if (status != JPO_OK) {
             jpo_raise(&err);
             Py_CLEAR(out);
@@ -377,12 +388,15 @@ static PyObject *model_profile(model_object *self, PyObject *on) {
 
 static PyMethodDef model_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))model_forward, METH_VARARGS,
-     "forward(tokens (R,), segments (S, 4), entry_row (L,), entry_target (L,), adapter, keep, statistics, train, seed)\n"
+     "forward(tokens (R,), segments (S, 4), entry_row (L,), entry_target (L,), adapter, keep, statistics, train, "
+     "seed)\n"
      "-> (logps (L,) float64, None or (entropy, mean_logit, log_p2, hit) each (L,))"},
     {"backward", (PyCFunction)model_backward, METH_O, "backward(coefficients (L,)): adds d loss into the gradients."},
-    {"hidden", (PyCFunction)model_hidden, METH_O, "hidden(rows) -> (n, H) float32: final hidden states of the last pass."},
+    {"hidden", (PyCFunction)model_hidden, METH_O,
+     "hidden(rows) -> (n, H) float32: final hidden states of the last pass."},
     {"logits", (PyCFunction)model_logits, METH_O, "logits(rows) -> (n, V) float32 of the last pass."},
-    {"plan", (PyCFunction)(void (*)(void))model_plan, METH_VARARGS, "plan(tokens, segments, entry_row, entry_target, keep) -> bytes."},
+    {"plan", (PyCFunction)(void (*)(void))model_plan, METH_VARARGS,
+     "plan(tokens, segments, entry_row, entry_target, keep) -> bytes."},
     {"trim", (PyCFunction)model_trim, METH_NOARGS, "Frees the buffers of the last pass."},
     {"profile", (PyCFunction)model_profile, METH_O,
      "profile(on) -> {operator: (calls, seconds, flop)} since the last call; counts from now on if on."},
@@ -390,10 +404,12 @@ static PyMethodDef model_methods[] = {
      "set_recompute(on): from the next pass on keep each layer's input alone and repeat its forward in backward."},
     {"set_lora", (PyCFunction)(void (*)(void))model_set_lora, METH_VARARGS,
      "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
-    {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS, "set_full(params (P,), grads (P,), {tensor: offset})"},
+    {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS,
+     "set_full(params (P,), grads (P,), {tensor: offset})"},
     {"clear", (PyCFunction)model_clear, METH_NOARGS, "Removes the adapter."},
     {"decode", (PyCFunction)(void (*)(void))model_decode, METH_VARARGS,
-     "decode(k, v (layers, capacity, KV) float32, tokens (R,), positions (R,), kv_rows (R,), segments (S, 4), ranges (n, 2),\n"
+     "decode(k, v (layers, capacity, KV) float32, tokens (R,), positions (R,), kv_rows (R,), segments (S, 4), ranges "
+     "(n, 2),\n"
      "rows (n,)) -> logits (n, V): one pass over cached keys; segments: first_row, length, first range, ranges."},
     {NULL, NULL, 0, NULL}};
 

@@ -7,11 +7,10 @@
 #include "model/model.h"
 
 typedef struct {
-    PyObject_HEAD
-    jpo_model model;
-    PyObject *owners;           /* a list: what the weights' memory belongs to */
-    PyObject *params, *grads;   /* flat float32 vectors of what is trained, or NULL */
-    bool busy;                  /* a pass runs without the GIL: a second one must not start */
+    PyObject_HEAD jpo_model model;
+    PyObject *owners;         /* a list: what the weights' memory belongs to */
+    PyObject *params, *grads; /* flat float32 vectors of what is trained, or NULL */
+    bool busy;                /* a pass runs without the GIL: a second one must not start */
 } model_object;
 
 /* Marks the model busy; false with RuntimeError where it already is. */

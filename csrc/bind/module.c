@@ -5,8 +5,8 @@
 #include "base/cpu.h"
 #include "ops/blas.h"
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "jpo._core", .m_doc = "The C engine of jpo; see the package's docstrings.", .m_size = -1};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "jpo._core",
+                                        .m_doc = "The C engine of jpo; see the package's docstrings.", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__core(void) {
     import_array();

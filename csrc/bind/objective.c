@@ -9,9 +9,11 @@ static bool vector(PyObject *object, const char *name, int type, npy_intp n, con
     *data = NULL;
     if (object == Py_None) return true;
     PyArrayObject *array = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY_RO(array) || PyArray_SIZE(array) != n)
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY_RO(array) ||
+        PyArray_SIZE(array) != n)
         return PyErr_Format(PyExc_TypeError, "%s must be a contiguous %s array of %zd values", name,
-                            type == NPY_INT64 ? "int64" : "float64", (Py_ssize_t)n), false;
+                            type == NPY_INT64 ? "int64" : "float64", (Py_ssize_t)n),
+               false;
     *data = PyArray_DATA(array);
     return true;
 }
@@ -21,9 +23,9 @@ static PyObject *preference(PyObject *self, PyObject *args) {
     int loss, divergence, normalize;
     PyObject *lp_w, *lp_l, *ref_w, *ref_l, *n_w, *n_l, *weights, *groups;
     jpo_preference p = {0};
-    if (!PyArg_ParseTuple(args, "iOOOOOOOOdddddddddip:preference", &loss, &lp_w, &lp_l, &ref_w, &ref_l, &n_w, &n_l, &weights,
-                          &groups, &p.beta, &p.smoothing, &p.gamma, &p.lambda, &p.tau, &p.kl, &p.desirable, &p.undesirable,
-                          &p.alpha, &divergence, &normalize))
+    if (!PyArg_ParseTuple(args, "iOOOOOOOOdddddddddip:preference", &loss, &lp_w, &lp_l, &ref_w, &ref_l, &n_w, &n_l,
+                          &weights, &groups, &p.beta, &p.smoothing, &p.gamma, &p.lambda, &p.tau, &p.kl, &p.desirable,
+                          &p.undesirable, &p.alpha, &divergence, &normalize))
         return NULL;
     if (loss < 0 || loss >= jpo_loss_count) return PyErr_Format(PyExc_ValueError, "loss %d does not exist", loss);
     if (!PyArray_Check(lp_w)) return PyErr_Format(PyExc_TypeError, "policy_chosen must be an array");
@@ -42,7 +44,8 @@ static PyObject *preference(PyObject *self, PyObject *args) {
     unsigned reads = jpo_losses[loss].reads;
     bool lengths = !(reads & JPO_READS_LENGTH_NORMALIZE) || normalize;
     if (!p.lp_l || ((reads & JPO_READS_REFERENCE) && (!p.ref_w || !p.ref_l)) ||
-        (lengths && (reads & JPO_READS_CHOSEN_LENGTHS) && !p.n_w) || (lengths && (reads & JPO_READS_REJECTED_LENGTHS) && !p.n_l) ||
+        (lengths && (reads & JPO_READS_CHOSEN_LENGTHS) && !p.n_w) ||
+        (lengths && (reads & JPO_READS_REJECTED_LENGTHS) && !p.n_l) ||
         ((reads & JPO_READS_RPO_WEIGHTS) && !p.rpo_weights) || ((reads & JPO_READS_GROUPS) && !p.groups))
         return PyErr_Format(PyExc_ValueError, "loss %s lacks an array that it reads", jpo_losses[loss].name);
     PyObject *out[3];
@@ -55,10 +58,8 @@ static PyObject *preference(PyObject *self, PyObject *args) {
     for (int i = 0; i < 3; i++) data[i] = PyArray_DATA((PyArrayObject *)out[i]);
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = jpo_preference_run(&p, jpo_losses + loss, data[0], data[1], data[2], &err);
-    Py_END_ALLOW_THREADS
-    PyObject *result = Py_BuildValue("(NNN)", out[0], out[1], out[2]);
+    Py_BEGIN_ALLOW_THREADS status = jpo_preference_run(&p, jpo_losses + loss, data[0], data[1], data[2], &err);
+    Py_END_ALLOW_THREADS PyObject *result = Py_BuildValue("(NNN)", out[0], out[1], out[2]);
     if (status == JPO_OK) return result;
     Py_XDECREF(result);
     return jpo_raise(&err);

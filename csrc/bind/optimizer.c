@@ -16,7 +16,8 @@ static float *vector(PyObject *object, const char *name, bool writable, npy_intp
     if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_FLOAT32 || PyArray_NDIM(array) != 1 ||
         !PyArray_ISCARRAY_RO(array) || (writable && !PyArray_ISWRITEABLE(array))) {
         PyErr_Format(PyExc_TypeError, "%s must be a contiguous %sfloat32 array of one dimension, got %R", name,
-                     writable ? "writable " : "", PyArray_Check(object) ? (PyObject *)PyArray_DESCR(array) : (PyObject *)Py_TYPE(object));
+                     writable ? "writable " : "",
+                     PyArray_Check(object) ? (PyObject *)PyArray_DESCR(array) : (PyObject *)Py_TYPE(object));
         return NULL;
     }
     if (*n >= 0 && PyArray_DIM(array, 0) != *n) {
@@ -52,12 +53,13 @@ static void norm_task(void *context, int64_t task, int thread) {
 
 static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
     (void)self;
-    static char *names[] = {"params", "grads", "m", "v", "lr", "beta1", "beta2", "eps", "weight_decay", "step", "scale", NULL};
+    static char *names[] = {"params", "grads",        "m",    "v",     "lr", "beta1", "beta2",
+                            "eps",    "weight_decay", "step", "scale", NULL};
     PyObject *params, *grads, *m, *v;
     double lr, beta1, beta2, eps, decay, scale = 1.0;
     long long step;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOdddddL|d:adamw_step", names, &params, &grads, &m, &v, &lr, &beta1,
-                                     &beta2, &eps, &decay, &step, &scale))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOdddddL|d:adamw_step", names, &params, &grads, &m, &v, &lr,
+                                     &beta1, &beta2, &eps, &decay, &step, &scale))
         return NULL;
     npy_intp n = -1;
     job j = {0};
@@ -69,13 +71,15 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
         return PyErr_Format(PyExc_ValueError, "beta1 and beta2 must lie in [0, 1)");
     if (!(eps > 0)) return PyErr_Format(PyExc_ValueError, "eps must be positive");
     j.n = n;
-    j.constants = (jpo_adamw){(float)beta1, (float)beta2, (float)eps, (float)scale,
-                              (float)(lr / (1 - pow(beta1, (double)step))), (float)sqrt(1 - pow(beta2, (double)step)),
+    j.constants = (jpo_adamw){(float)beta1,
+                              (float)beta2,
+                              (float)eps,
+                              (float)scale,
+                              (float)(lr / (1 - pow(beta1, (double)step))),
+                              (float)sqrt(1 - pow(beta2, (double)step)),
                               (float)(1 - lr * decay)};
-    Py_BEGIN_ALLOW_THREADS
-    jpo_parallel(jpo_ceil_div(n, BLOCK), adamw_task, &j);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS jpo_parallel(jpo_ceil_div(n, BLOCK), adamw_task, &j);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static PyObject *grad_norm(PyObject *self, PyObject *grads) {
@@ -87,10 +91,8 @@ static PyObject *grad_norm(PyObject *self, PyObject *grads) {
     int64_t tasks = jpo_ceil_div(n, BLOCK);
     if (!(j.sums = PyMem_Calloc((size_t)tasks + 1, sizeof(double)))) return PyErr_NoMemory();
     double total = 0;
-    Py_BEGIN_ALLOW_THREADS
-    jpo_parallel(tasks, norm_task, &j);
-    Py_END_ALLOW_THREADS
-    for (int64_t i = 0; i < tasks; i++) total += j.sums[i];
+    Py_BEGIN_ALLOW_THREADS jpo_parallel(tasks, norm_task, &j);
+    Py_END_ALLOW_THREADS for (int64_t i = 0; i < tasks; i++) total += j.sums[i];
     PyMem_Free(j.sums);
     return PyFloat_FromDouble(sqrt(total));
 }
@@ -99,7 +101,8 @@ static PyMethodDef methods[] = {
     {"adamw_step", (PyCFunction)(void (*)(void))adamw_step, METH_VARARGS | METH_KEYWORDS,
      "adamw_step(params, grads, m, v, *, lr, beta1, beta2, eps, weight_decay, step, scale=1.0)\n\n"
      "One AdamW update in place (arXiv 1711.05101, algorithm 2) over (P,) float32 vectors; scale multiplies grads."},
-    {"grad_norm", grad_norm, METH_O, "grad_norm(grads) -> float: the Euclidean norm, summed in float64 in a fixed order."},
+    {"grad_norm", grad_norm, METH_O,
+     "grad_norm(grads) -> float: the Euclidean norm, summed in float64 in a fixed order."},
     {NULL, NULL, 0, NULL}};
 
 int jpo_bind_optimizer(PyObject *module) { return PyModule_AddFunctions(module, methods); }

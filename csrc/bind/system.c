@@ -24,14 +24,13 @@ static PyObject *set_num_threads(PyObject *self, PyObject *argument) {
     if (count == -1 && PyErr_Occurred()) return NULL;
     if (count < 1 || count > JPO_MAX_THREADS)
         return PyErr_Format(PyExc_ValueError, "num_threads must lie in 1..%d, got %ld", JPO_MAX_THREADS, count);
-    Py_BEGIN_ALLOW_THREADS
-    jpo_threads_set((int)count);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS jpo_threads_set((int)count);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"system_info", system_info, METH_NOARGS, "A dict: isa, isa_best, avx512_vnni, avx512_bf16, blas, blas_kernel, threads."},
+    {"system_info", system_info, METH_NOARGS,
+     "A dict: isa, isa_best, avx512_vnni, avx512_bf16, blas, blas_kernel, threads."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "The number of threads that kernels use."},
     {"set_num_threads", set_num_threads, METH_O, "Sets the number of threads that kernels use (int >= 1)."},
     {NULL, NULL, 0, NULL}};

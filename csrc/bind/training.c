@@ -14,7 +14,8 @@ static void forget(model_object *self) {
 
 static bool flat(PyObject *object, const char *name) {
     PyArrayObject *array = (PyArrayObject *)object;
-    if (PyArray_Check(object) && PyArray_TYPE(array) == NPY_FLOAT32 && PyArray_NDIM(array) == 1 && PyArray_ISCARRAY(array))
+    if (PyArray_Check(object) && PyArray_TYPE(array) == NPY_FLOAT32 && PyArray_NDIM(array) == 1 &&
+        PyArray_ISCARRAY(array))
         return true;
     return PyErr_Format(PyExc_TypeError, "%s must be a writable, contiguous float32 vector", name), false;
 }
@@ -45,19 +46,28 @@ static bool set_one(model_object *self, PyObject *item) {
     jpo_model *model = &self->model;
     if (layer < 0 || layer >= model->config.layers || module < 0 || module >= JPO_MODULES || r < 1 || r > 1 << 20 ||
         !(dropout >= 0 && dropout < 1) || !isfinite(scale))
-        return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd: r %lld, scale or dropout out of range", layer, module, r), false;
+        return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd: r %lld, scale or dropout out of range",
+                            layer, module, r),
+               false;
     jpo_linear *linear = &model->layer[layer].module[module];
-    jpo_lora lora = {.r = r, .scale = (float)scale, .dropout = (float)dropout,
-                     .a = part(self->params, offset_a, r * linear->weight.k), .b = part(self->params, offset_b, r * linear->weight.n),
-                     .da = part(self->grads, offset_a, r * linear->weight.k), .db = part(self->grads, offset_b, r * linear->weight.n)};
-    if (!lora.a || !lora.b) return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", layer, module), false;
+    jpo_lora lora = {.r = r,
+                     .scale = (float)scale,
+                     .dropout = (float)dropout,
+                     .a = part(self->params, offset_a, r * linear->weight.k),
+                     .b = part(self->params, offset_b, r * linear->weight.n),
+                     .da = part(self->grads, offset_a, r * linear->weight.k),
+                     .db = part(self->grads, offset_b, r * linear->weight.n)};
+    if (!lora.a || !lora.b)
+        return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", layer, module),
+               false;
     linear->lora = lora;
     return true;
 }
 
 PyObject *model_set_lora(model_object *self, PyObject *args) {
     PyObject *params, *grads, *items;
-    if (!PyArg_ParseTuple(args, "OOO!:set_lora", &params, &grads, &PyList_Type, &items) || !adopt(self, params, grads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOO!:set_lora", &params, &grads, &PyList_Type, &items) || !adopt(self, params, grads))
+        return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items); i++)
         if (!set_one(self, PyList_GET_ITEM(items, i))) {
             forget(self);
@@ -74,7 +84,8 @@ PyObject *model_clear(model_object *self, PyObject *unused) {
 }
 
 /* The tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
-static bool bind_tensor(model_object *self, PyObject *offsets, const char *name, int64_t count, const void **data, float **gradient) {
+static bool bind_tensor(model_object *self, PyObject *offsets, const char *name, int64_t count, const void **data,
+                        float **gradient) {
     if (!*data) return true; /* a bias that this model has not */
     PyObject *item = PyDict_GetItemString(offsets, name);
     if (!item) return PyErr_Format(PyExc_ValueError, "set_full lacks the tensor %s", name), false;
@@ -93,13 +104,17 @@ static bool bind_layer(model_object *self, PyObject *offsets, int64_t index) {
     for (int m = 0; m < JPO_MODULES; m++) {
         jpo_linear *linear = layer->module + m;
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, jpo_module_name((jpo_module)m));
-        if (!bind_tensor(self, offsets, name, linear->weight.n * linear->weight.k, &linear->weight.data, &linear->dweight)) return false;
+        if (!bind_tensor(self, offsets, name, linear->weight.n * linear->weight.k, &linear->weight.data,
+                         &linear->dweight))
+            return false;
         linear->weight.dtype = JPO_F32;
         snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)index, jpo_module_name((jpo_module)m));
-        if (!bind_tensor(self, offsets, name, linear->weight.n, (const void **)&linear->bias, &linear->dbias)) return false;
+        if (!bind_tensor(self, offsets, name, linear->weight.n, (const void **)&linear->bias, &linear->dbias))
+            return false;
     }
     snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
-    if (!bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm1, &layer->dnorm1)) return false;
+    if (!bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm1, &layer->dnorm1))
+        return false;
     snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
     return bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm2, &layer->dnorm2);
 }
@@ -110,7 +125,8 @@ PyObject *model_set_full(model_object *self, PyObject *args) {
     jpo_model *model = &self->model;
     if (!adopt(self, params, grads)) return NULL;
     const jpo_config *c = &model->config;
-    if (!bind_tensor(self, offsets, "model.embed_tokens.weight", c->vocab * c->hidden, &model->embedding.data, &model->dembedding) ||
+    if (!bind_tensor(self, offsets, "model.embed_tokens.weight", c->vocab * c->hidden, &model->embedding.data,
+                     &model->dembedding) ||
         !bind_tensor(self, offsets, "model.norm.weight", c->hidden, (const void **)&model->norm, &model->dnorm))
         return NULL;
     model->embedding.dtype = JPO_F32;

@@ -17,7 +17,8 @@
 #define SQRT(v) ((vf)_mm256_sqrt_ps((__m256)(v)))
 #define LARGER(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define SMALLER(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
-#define SUM_FOUR(out, v) _mm_storeu_ps(out, sum_four_256((__m256)(v)[0], (__m256)(v)[1], (__m256)(v)[2], (__m256)(v)[3]))
+#define SUM_FOUR(out, v) \
+    _mm_storeu_ps(out, sum_four_256((__m256)(v)[0], (__m256)(v)[1], (__m256)(v)[2], (__m256)(v)[3]))
 #define TABLE jpo_kernels_avx2
 #include "kernels/kernels.inc"
 #endif

@@ -17,7 +17,8 @@
 #define SQRT(v) ((vf)_mm512_sqrt_ps((__m512)(v)))
 #define LARGER(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define SMALLER(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
-#define SUM_FOUR(out, v) _mm_storeu_ps(out, sum_four_512((__m512)(v)[0], (__m512)(v)[1], (__m512)(v)[2], (__m512)(v)[3]))
+#define SUM_FOUR(out, v) \
+    _mm_storeu_ps(out, sum_four_512((__m512)(v)[0], (__m512)(v)[1], (__m512)(v)[2], (__m512)(v)[3]))
 #define TABLE jpo_kernels_avx512
 #include "kernels/kernels.inc"
 #endif

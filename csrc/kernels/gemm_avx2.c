@@ -1,5 +1,5 @@
-/* Packed products with AVX2: float32 tiles of 6 x 16, dot products for few rows, and int16 by vpmaddwd, which multiplies
- * pairs at twice the float32 rate. */
+/* Packed products with AVX2: float32 tiles of 6 x 16, dot products for few rows, and int16 by vpmaddwd, which
+ * multiplies pairs at twice the float32 rate. */
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
@@ -44,22 +44,25 @@ INLINE void half_pair(__m256 *first, __m256 *second, const uint8_t *p) {
     *first = _mm256_moveldup_ps(pair), *second = _mm256_movehdup_ps(pair);
 }
 
-/* The integers of a 4-bit block: low nibbles are values 0..15, high ones 16..31. A shuffle puts bytes at the foot of the
- * lanes' words. */
+/* The integers of a 4-bit block: low nibbles are values 0..15, high ones 16..31. A shuffle puts bytes at the foot of
+ * the lanes' words. */
 INLINE wide32 decode_nibbles(const uint8_t *bytes) {
-    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes)), mask = _mm256_set1_epi8(15);
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes)),
+                  mask = _mm256_set1_epi8(15);
     const __m256i low = _mm256_and_si256(all, mask), high = _mm256_and_si256(_mm256_srli_epi16(all, 4), mask);
 #define PLACES(a) (int)(0x80808000u + (a))
-    const __m256i first = _mm256_setr_epi32(PLACES(0), PLACES(1), PLACES(2), PLACES(3), PLACES(4), PLACES(5), PLACES(6), PLACES(7));
+    const __m256i first =
+        _mm256_setr_epi32(PLACES(0), PLACES(1), PLACES(2), PLACES(3), PLACES(4), PLACES(5), PLACES(6), PLACES(7));
     const __m256i second =
         _mm256_setr_epi32(PLACES(8), PLACES(9), PLACES(10), PLACES(11), PLACES(12), PLACES(13), PLACES(14), PLACES(15));
 #undef PLACES
-    return (wide32){{_mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, second)),
-                     _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, first)),
-                     _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, second))}};
+    return (wide32){
+        {_mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, second)),
+         _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, second))}};
 }
 
-/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32, count 32. */
+/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
+ * count 32. */
 INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
     wide32 x;
     __m256 d, m;
@@ -71,38 +74,39 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         return x;
     }
     switch (dtype) {
-        case JPO_F32:
-            for (int i = 0; i < 4; i++) x.v[i] = _mm256_loadu_ps((const float *)row + column + 8 * i);
-            return x;
-        case JPO_BF16:
-            for (int i = 0; i < 4; i++) {
-                __m128i bits = _mm_loadu_si128((const __m128i *)(p + 2 * column + 16 * i));
-                x.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-            }
-            return x;
-        case JPO_F16:
-            for (int i = 0; i < 4; i++)
-                x.v[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 2 * column + 16 * i)));
-            return x;
-        case JPO_Q8_0:
-            p += column / 32 * 34;
-            for (int i = 0; i < 4; i++) {
-                __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i)));
-                x.v[i] = _mm256_mul_ps(half_scalar(p), _mm256_cvtepi32_ps(q));
-            }
-            return x;
-        case JPO_Q4_0:
-            p += column / 32 * 18;
-            x = decode_nibbles(p + 2);
-            for (int i = 0; i < 4; i++) x.v[i] = _mm256_mul_ps(half_scalar(p), _mm256_sub_ps(x.v[i], _mm256_set1_ps(8)));
-            return x;
-        case JPO_Q4_1: /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
-            p += column / 32 * 20;
-            x = decode_nibbles(p + 4);
-            half_pair(&d, &m, p);
-            for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(d, x.v[i], m);
-            return x;
-        default: return (wide32){{_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()}};
+    case JPO_F32:
+        for (int i = 0; i < 4; i++) x.v[i] = _mm256_loadu_ps((const float *)row + column + 8 * i);
+        return x;
+    case JPO_BF16:
+        for (int i = 0; i < 4; i++) {
+            __m128i bits = _mm_loadu_si128((const __m128i *)(p + 2 * column + 16 * i));
+            x.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+        }
+        return x;
+    case JPO_F16:
+        for (int i = 0; i < 4; i++)
+            x.v[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 2 * column + 16 * i)));
+        return x;
+    case JPO_Q8_0:
+        p += column / 32 * 34;
+        for (int i = 0; i < 4; i++) {
+            __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i)));
+            x.v[i] = _mm256_mul_ps(half_scalar(p), _mm256_cvtepi32_ps(q));
+        }
+        return x;
+    case JPO_Q4_0:
+        p += column / 32 * 18;
+        x = decode_nibbles(p + 2);
+        for (int i = 0; i < 4; i++) x.v[i] = _mm256_mul_ps(half_scalar(p), _mm256_sub_ps(x.v[i], _mm256_set1_ps(8)));
+        return x;
+    case JPO_Q4_1: /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
+        p += column / 32 * 20;
+        x = decode_nibbles(p + 4);
+        half_pair(&d, &m, p);
+        for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(d, x.v[i], m);
+        return x;
+    default:
+        return (wide32){{_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()}};
     }
 }
 
@@ -112,15 +116,28 @@ INLINE void put32(float *out, wide32 x) {
 }
 
 /* Calls body(DTYPE) with a constant dtype, so that each loop is compiled for one stored form. */
-#define FOR_DTYPE(dtype, call)                        \
-    switch (dtype) {                                  \
-        case JPO_F32: call(JPO_F32); break;           \
-        case JPO_BF16: call(JPO_BF16); break;         \
-        case JPO_F16: call(JPO_F16); break;           \
-        case JPO_Q8_0: call(JPO_Q8_0); break;         \
-        case JPO_Q4_0: call(JPO_Q4_0); break;         \
-        case JPO_Q4_1: call(JPO_Q4_1); break;         \
-        default: break;                               \
+#define FOR_DTYPE(dtype, call) \
+    switch (dtype) {           \
+    case JPO_F32:              \
+        call(JPO_F32);         \
+        break;                 \
+    case JPO_BF16:             \
+        call(JPO_BF16);        \
+        break;                 \
+    case JPO_F16:              \
+        call(JPO_F16);         \
+        break;                 \
+    case JPO_Q8_0:             \
+        call(JPO_Q8_0);        \
+        break;                 \
+    case JPO_Q4_0:             \
+        call(JPO_Q4_0);        \
+        break;                 \
+    case JPO_Q4_1:             \
+        call(JPO_Q4_1);        \
+        break;                 \
+    default:                   \
+        break;                 \
     }
 
 static const uint8_t *source_row(const jpo_gemm_source *s, size_t stride, int64_t row) {
@@ -133,7 +150,7 @@ INLINE void widen_of(const jpo_dtype dtype, float *out, const void *row, int64_t
     for (; i + 32 <= count; i += 32) put32(out + i, decode32(dtype, row, column0 + i, 32));
     if (i < count) widen_row(out + i, dtype, row, column0 + i, count - i);
 }
-static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
+static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count){
 #define CALL(dtype) widen_of(dtype, out, row, column0, count)
     FOR_DTYPE(dtype, CALL)
 #undef CALL
@@ -196,7 +213,8 @@ INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_ge
     memset(rows, 0, sizeof rows);
     for (int64_t k = 0; k < s->columns; k += 32) {
         int count = left(s->columns, k);
-        for (int r = 0; r < s->rows; r++) put32(rows[r], decode32(dtype, source_row(s, stride, r), s->column0 + k, count));
+        for (int r = 0; r < s->rows; r++)
+            put32(rows[r], decode32(dtype, source_row(s, stride, r), s->column0 + k, count));
         for (int half = 0; half < 2; half++) {
             float *to = panel + half * s->columns * HALF + k * HALF, *out = count == 32 ? to : turned[0];
             for (int r = 0; r < HALF; r += 8)
@@ -238,18 +256,20 @@ static void tile_float32(float *c, int64_t ldc, const float *a, int64_t lda, con
 
 /* ---- int16 ---- */
 
-/* A panel is two halves; each holds, per block of 32 along the depth, (16, 16) pairs, (16) scales and, for Q4_1 forward, (16)
- * constants. */
+/* A panel is two halves; each holds, per block of 32 along the depth, (16, 16) pairs, (16) scales and, for Q4_1
+ * forward, (16) constants. */
 enum { HALF_BLOCK = (PAIRS + 1) * HALF };
 
 INLINE __m256i magnitude(__m256 x) { /* integers order like magnitudes, NaN above infinity */
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
 }
 
-/* The scales of eight blocks whose largest magnitudes are `top` and become `most`, and the factors that make integers of their values. */
+/* The scales of eight blocks whose largest magnitudes are `top` and become `most`, and the factors that make integers
+ * of their values. */
 INLINE __m256 block_scale(__m256i top, float most, __m256 *inverse) {
     const __m256i sound = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), top);
-    const __m256 used = _mm256_castsi256_ps(_mm256_and_si256(sound, _mm256_cmpgt_epi32(top, _mm256_set1_epi32(0x0d7fffff))));
+    const __m256 used =
+        _mm256_castsi256_ps(_mm256_and_si256(sound, _mm256_cmpgt_epi32(top, _mm256_set1_epi32(0x0d7fffff))));
     const __m256 limit = _mm256_set1_ps(most), value = _mm256_castsi256_ps(top); /* used: from 2^-100 on */
     *inverse = _mm256_and_ps(used, _mm256_div_ps(limit, value));
     return _mm256_blendv_ps(_mm256_set1_ps(__builtin_nanf("")), _mm256_and_ps(used, _mm256_div_ps(value, limit)),
@@ -299,7 +319,8 @@ INLINE void add_up(float *total, const float *scale, const uint32_t *pairs, int6
 
 static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
     const int64_t blocks = (count + BLOCK - 1) / BLOCK, whole = count / (8 * BLOCK) * 8;
-    for (int64_t i = 0; i < whole; i += 8) quantize_blocks(to->pairs + i * PAIRS, PAIRS, to->scale + i, x + i * BLOCK, most);
+    for (int64_t i = 0; i < whole; i += 8)
+        quantize_blocks(to->pairs + i * PAIRS, PAIRS, to->scale + i, x + i * BLOCK, most);
     if (whole < blocks) {
         float rows[8 * BLOCK] = {0}, scales[8];
         uint32_t pairs[8 * PAIRS];
@@ -319,7 +340,8 @@ INLINE void take_stored(const jpo_dtype dtype, uint32_t *pairs, float *scale, fl
         low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(block + 2)));
         high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(block + 18)));
     } else {
-        const __m128i all = _mm_loadu_si128((const __m128i *)(block + (dtype == JPO_Q4_1 ? 4 : 2))), mask = _mm_set1_epi8(15);
+        const __m128i all = _mm_loadu_si128((const __m128i *)(block + (dtype == JPO_Q4_1 ? 4 : 2))),
+                      mask = _mm_set1_epi8(15);
         low = _mm256_cvtepu8_epi16(_mm_and_si128(all, mask));
         high = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(all, 4), mask));
         if (dtype == JPO_Q4_0) {
@@ -342,7 +364,8 @@ INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
             uint32_t *out = panel + first / HALF * half_size + first % HALF;
             float *scales = (float *)out + PAIRS * HALF;
             if (jpo_gemm_stored(dtype, false)) {
-                memset(pairs, 0, sizeof pairs), memset(constants, 0, sizeof constants), memset(scales, 0, sizeof constants);
+                memset(pairs, 0, sizeof pairs), memset(constants, 0, sizeof constants),
+                    memset(scales, 0, sizeof constants);
                 for (int r = 0; r < 8 && first + r < s->rows; r++)
                     take_stored(dtype, pairs[r], scales + r, constants + r,
                                 source_row(s, stride, first + r) + (s->column0 + k) / BLOCK * block_bytes);
@@ -350,7 +373,8 @@ INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
             } else {
                 for (int r = 0; r < 8; r++)
                     if (first + r < s->rows)
-                        put32(rows[r], decode32(dtype, source_row(s, stride, first + r), s->column0 + k, left(s->columns, k)));
+                        put32(rows[r],
+                              decode32(dtype, source_row(s, stride, first + r), s->column0 + k, left(s->columns, k)));
                     else
                         memset(rows[r], 0, sizeof rows[r]);
                 quantize_blocks(pairs[0], PAIRS, scales, rows[0], JPO_GEMM_PANEL_MAX);
@@ -399,8 +423,8 @@ static void backward_int16(void *panel, const jpo_gemm_source *s) {
 
 enum { INT16_ROWS = 4 };
 
-/* sum += the products of pairs. In assembly, as compilers gather the products first and then spill or copy the sums: that
- * takes a quarter of the speed. */
+/* sum += the products of pairs. In assembly, as compilers gather the products first and then spill or copy the sums:
+ * that takes a quarter of the speed. */
 INLINE void multiply_add(__m256i *sum, __m256i x, __m256i b) {
     __m256i product;
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(x), "x"(b));
@@ -454,14 +478,30 @@ static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void
     for (int half = 0; half * HALF < columns; half++) {
         const uint32_t *b = (const uint32_t *)panel + half * blocks * (PAIRS + 1 + (a->total != NULL)) * HALF;
         switch (rows + (a->total ? INT16_ROWS : 0)) {
-        case 1: half_tile(1, false, sum, a, b, blocks); break;
-        case 2: half_tile(2, false, sum, a, b, blocks); break;
-        case 3: half_tile(3, false, sum, a, b, blocks); break;
-        case 4: half_tile(4, false, sum, a, b, blocks); break;
-        case 5: half_tile(1, true, sum, a, b, blocks); break;
-        case 6: half_tile(2, true, sum, a, b, blocks); break;
-        case 7: half_tile(3, true, sum, a, b, blocks); break;
-        default: half_tile(4, true, sum, a, b, blocks); break;
+        case 1:
+            half_tile(1, false, sum, a, b, blocks);
+            break;
+        case 2:
+            half_tile(2, false, sum, a, b, blocks);
+            break;
+        case 3:
+            half_tile(3, false, sum, a, b, blocks);
+            break;
+        case 4:
+            half_tile(4, false, sum, a, b, blocks);
+            break;
+        case 5:
+            half_tile(1, true, sum, a, b, blocks);
+            break;
+        case 6:
+            half_tile(2, true, sum, a, b, blocks);
+            break;
+        case 7:
+            half_tile(3, true, sum, a, b, blocks);
+            break;
+        default:
+            half_tile(4, true, sum, a, b, blocks);
+            break;
         }
         put_half(c + half * HALF, ldc, sum, rows, columns - half * HALF, accumulate);
     }

@@ -26,9 +26,7 @@ typedef struct {
     __m512 low, high; /* values 0..15, 16..31 */
 } wide32;
 
-INLINE __m512 half_scalar(const uint8_t *p) {
-    return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si16(p)));
-}
+INLINE __m512 half_scalar(const uint8_t *p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si16(p))); }
 
 /* A 4-bit block is at most 16 different values: they are computed once and looked up by nibble (vpermps reads the low
  * four bits of each lane). */
@@ -41,55 +39,70 @@ INLINE __m512 ramp(float first) {
     return _mm512_add_ps(_mm512_set1_ps(first), _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32, count 32. */
+/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
+ * count 32. */
 INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
     const __mmask16 low = count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1);
     const __mmask16 high = count >= 32 ? 0xffff : count > 16 ? (__mmask16)((1u << (count - 16)) - 1) : 0;
     const uint8_t *p;
     switch (dtype) {
-        case JPO_F32:
-            p = row + 4 * column;
-            return (wide32){_mm512_maskz_loadu_ps(low, p), _mm512_maskz_loadu_ps(high, p + 64)};
-        case JPO_BF16:
-            p = row + 2 * column;
-            return (wide32){
-                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, p)), 16)),
-                _mm512_castsi512_ps(
-                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(high, p + 32)), 16))};
-        case JPO_F16:
-            p = row + 2 * column;
-            return (wide32){_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(low, p)),
-                            _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(high, p + 32))};
-        case JPO_Q8_0: {
-            p = row + column / 32 * 34;
-            __m512 d = half_scalar(p);
-            __m512i q0 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
-            __m512i q1 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
-            return (wide32){_mm512_mul_ps(d, _mm512_cvtepi32_ps(q0)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(q1))};
-        }
-        case JPO_Q4_0:
-            p = row + column / 32 * 18;
-            return decode_nibbles(p + 2, _mm512_mul_ps(half_scalar(p), ramp(-8)));
-        case JPO_Q4_1: { /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
-            p = row + column / 32 * 20;
-            __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadu_si32(p)));
-            __m512 d = _mm512_permutexvar_ps(_mm512_setzero_si512(), both), m = _mm512_permutexvar_ps(_mm512_set1_epi32(1), both);
-            return decode_nibbles(p + 4, _mm512_fmadd_ps(d, ramp(0), m));
-        }
-        default: return (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
+    case JPO_F32:
+        p = row + 4 * column;
+        return (wide32){_mm512_maskz_loadu_ps(low, p), _mm512_maskz_loadu_ps(high, p + 64)};
+    case JPO_BF16:
+        p = row + 2 * column;
+        return (wide32){
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, p)), 16)),
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(high, p + 32)), 16))};
+    case JPO_F16:
+        p = row + 2 * column;
+        return (wide32){_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(low, p)),
+                        _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(high, p + 32))};
+    case JPO_Q8_0: {
+        p = row + column / 32 * 34;
+        __m512 d = half_scalar(p);
+        __m512i q0 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
+        __m512i q1 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
+        return (wide32){_mm512_mul_ps(d, _mm512_cvtepi32_ps(q0)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(q1))};
+    }
+    case JPO_Q4_0:
+        p = row + column / 32 * 18;
+        return decode_nibbles(p + 2, _mm512_mul_ps(half_scalar(p), ramp(-8)));
+    case JPO_Q4_1: { /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
+        p = row + column / 32 * 20;
+        __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadu_si32(p)));
+        __m512 d = _mm512_permutexvar_ps(_mm512_setzero_si512(), both),
+               m = _mm512_permutexvar_ps(_mm512_set1_epi32(1), both);
+        return decode_nibbles(p + 4, _mm512_fmadd_ps(d, ramp(0), m));
+    }
+    default:
+        return (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
     }
 }
 
 /* Calls body_DTYPE with a constant dtype, so that each loop is compiled for one stored form. */
-#define FOR_DTYPE(dtype, call)                        \
-    switch (dtype) {                                  \
-        case JPO_F32: call(JPO_F32); break;           \
-        case JPO_BF16: call(JPO_BF16); break;         \
-        case JPO_F16: call(JPO_F16); break;           \
-        case JPO_Q8_0: call(JPO_Q8_0); break;         \
-        case JPO_Q4_0: call(JPO_Q4_0); break;         \
-        case JPO_Q4_1: call(JPO_Q4_1); break;         \
-        default: break;                               \
+#define FOR_DTYPE(dtype, call) \
+    switch (dtype) {           \
+    case JPO_F32:              \
+        call(JPO_F32);         \
+        break;                 \
+    case JPO_BF16:             \
+        call(JPO_BF16);        \
+        break;                 \
+    case JPO_F16:              \
+        call(JPO_F16);         \
+        break;                 \
+    case JPO_Q8_0:             \
+        call(JPO_Q8_0);        \
+        break;                 \
+    case JPO_Q4_0:             \
+        call(JPO_Q4_0);        \
+        break;                 \
+    case JPO_Q4_1:             \
+        call(JPO_Q4_1);        \
+        break;                 \
+    default:                   \
+        break;                 \
     }
 
 static const uint8_t *source_row(const jpo_gemm_source *s, int64_t row) {
@@ -117,7 +130,8 @@ INLINE void transpose16(uint32_t *out, int64_t ldo, const uint32_t *in, int64_t 
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
+                d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
         _mm512_storeu_si512(out + (0 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0x88));
         _mm512_storeu_si512(out + (8 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0xdd));
         _mm512_storeu_si512(out + (4 + j) * ldo, _mm512_shuffle_i32x4(b, d, 0x88));
@@ -128,11 +142,11 @@ INLINE void transpose16(uint32_t *out, int64_t ldo, const uint32_t *in, int64_t 
 static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
     int64_t i = 0;
     wide32 x;
-#define CALL(dtype)                                                                \
-    for (; i + 32 <= count; i += 32) {                                             \
-        x = decode32(dtype, row, column0 + i, 32);                                 \
-        _mm512_storeu_ps(out + i, x.low), _mm512_storeu_ps(out + i + 16, x.high);  \
-    }                                                                              \
+#define CALL(dtype)                                                               \
+    for (; i + 32 <= count; i += 32) {                                            \
+        x = decode32(dtype, row, column0 + i, 32);                                \
+        _mm512_storeu_ps(out + i, x.low), _mm512_storeu_ps(out + i + 16, x.high); \
+    }                                                                             \
     if (i < count) x = decode32(dtype, row, column0 + i, left(count, i))
     FOR_DTYPE(dtype, CALL)
 #undef CALL
@@ -160,7 +174,8 @@ INLINE __m512i round_bf16(__m512 x) {
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    return _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                                 _mm512_set1_epi32(0x7fc0));
 }
 
 /* 32 values as 16 pairs. */
@@ -170,8 +185,8 @@ INLINE __m512i pack_bf16(wide32 x) {
     return pairs;
 }
 
-/* The scale of blocks whose largest magnitude is `top` and becomes `most`, and the factor that makes integers of their values. Where a
- * value is not finite, top must come in as infinity or NaN. */
+/* The scale of blocks whose largest magnitude is `top` and becomes `most`, and the factor that makes integers of their
+ * values. Where a value is not finite, top must come in as infinity or NaN. */
 INLINE __m512 block_scale(__m512 top, float most, __m512 *inverse) {
     __mmask16 sound = _mm512_cmp_ps_mask(top, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
     __mmask16 used = _mm512_mask_cmp_ps_mask(sound, top, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ);
@@ -193,7 +208,8 @@ INLINE __m512 magnitude_max(__m512 a, __m512 b) { /* integers order like magnitu
 
 /* 32 values as 16 pairs of integers; inverse is the same in every lane. */
 INLINE __m512i quantize_pairs(wide32 x, __m512 inverse) {
-    __m512i mixed = _mm512_packs_epi32(quantize(x.low, inverse), quantize(x.high, inverse)); /* low, high in each lane */
+    __m512i mixed =
+        _mm512_packs_epi32(quantize(x.low, inverse), quantize(x.high, inverse)); /* low, high in each lane */
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), mixed);
 }
 
@@ -214,8 +230,7 @@ INLINE void quantize_blocks(__m512i pairs[4], float scales[4], const wide32 x[4]
     __m512 tops = _mm512_castps128_ps512(_mm_castsi128_ps(max_across(top[0], top[1], top[2], top[3]))), inverse;
     _mm_storeu_ps(scales, _mm512_castps512_ps128(block_scale(tops, most, &inverse)));
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        pairs[i] = quantize_pairs(x[i], _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse));
+    for (int i = 0; i < 4; i++) pairs[i] = quantize_pairs(x[i], _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse));
 }
 
 /* Four blocks of x from block `first` on; those past `count` values are zero. */
@@ -243,7 +258,8 @@ INLINE void quantize_part(const jpo_gemm_rows *to, const float *x, int64_t first
 
 static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
     int64_t first = 0;
-    for (; count - first * BLOCK >= 4 * BLOCK; first += 4) quantize_part(to, x, first, INT64_MAX, most); /* whole blocks */
+    for (; count - first * BLOCK >= 4 * BLOCK; first += 4)
+        quantize_part(to, x, first, INT64_MAX, most); /* whole blocks */
     if (first * BLOCK < count) quantize_part(to, x, first, count, most);
 }
 
@@ -271,8 +287,8 @@ INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_ge
         }
         float turned[32][PANEL], *out = count == 32 ? panel + k * PANEL : turned[0];
         for (int i = 0; i < 4; i++)
-            transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, PANEL, (uint32_t *)rows[i % 2 * 16] + i / 2 * 16,
-                        32);
+            transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, PANEL,
+                        (uint32_t *)rows[i % 2 * 16] + i / 2 * 16, 32);
         if (count < 32) memcpy(panel + k * PANEL, turned, (size_t)count * sizeof turned[0]);
     }
 }
@@ -334,7 +350,8 @@ INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], const int o
 /* Bytes 2 which and 2 which + 1 of each dword as a pair: unsigned; or signed, from the upper halves of words. */
 INLINE __m512i pair_of(__m512i dwords, const int which, const bool is_signed) {
     const int first = 2 * which, second = first + 1, none = 0x80;
-    const int order = is_signed ? none | first << 8 | none << 16 | second << 24 : first | none << 8 | second << 16 | none << 24;
+    const int order =
+        is_signed ? none | first << 8 | none << 16 | second << 24 : first | none << 8 | second << 16 | none << 24;
     const __m512i step = _mm512_broadcast_i32x4(_mm_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c));
     const __m512i pair = _mm512_shuffle_epi8(dwords, _mm512_or_si512(_mm512_set1_epi32(order), step));
     return is_signed ? _mm512_srai_epi16(pair, 8) : pair;
@@ -385,7 +402,8 @@ INLINE void put_integers(const jpo_dtype dtype, uint32_t *panel, const turned_bl
         __m512i bytes = block->dword[dtype == JPO_Q8_0 ? i : i % 4];
         if (dtype != JPO_Q8_0) bytes = _mm512_and_si512(i < 4 ? bytes : _mm512_srli_epi16(bytes, 4), mask);
         for (int which = 0; which < 2; which++)
-            _mm512_storeu_si512(panel + (2 * i + which) * PANEL, _mm512_sub_epi16(pair_of(bytes, which, dtype == JPO_Q8_0), zero));
+            _mm512_storeu_si512(panel + (2 * i + which) * PANEL,
+                                _mm512_sub_epi16(pair_of(bytes, which, dtype == JPO_Q8_0), zero));
     }
     _mm512_storeu_ps((float *)panel + 16 * PANEL, block->scale);
     if (dtype == JPO_Q4_1) _mm512_storeu_ps((float *)panel + 17 * PANEL, block->constant);
@@ -424,17 +442,30 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
     }
 }
 
-#define FORWARD(to, name)                                                                                  \
-    static void name(void *panel, const jpo_gemm_source *s) {                                              \
-        switch (s->dtype) {                                                                                \
-            case JPO_F32: name##_of(JPO_F32, panel, s); break;                                             \
-            case JPO_BF16: name##_of(JPO_BF16, panel, s); break;                                           \
-            case JPO_F16: name##_of(JPO_F16, panel, s); break;                                             \
-            case JPO_Q8_0: forward_stored_of(JPO_Q8_0, to, panel, s); break;                               \
-            case JPO_Q4_0: forward_stored_of(JPO_Q4_0, to, panel, s); break;                               \
-            case JPO_Q4_1: forward_stored_of(JPO_Q4_1, to, panel, s); break;                               \
-            default: break;                                                                                \
-        }                                                                                                  \
+#define FORWARD(to, name)                                     \
+    static void name(void *panel, const jpo_gemm_source *s) { \
+        switch (s->dtype) {                                   \
+        case JPO_F32:                                         \
+            name##_of(JPO_F32, panel, s);                     \
+            break;                                            \
+        case JPO_BF16:                                        \
+            name##_of(JPO_BF16, panel, s);                    \
+            break;                                            \
+        case JPO_F16:                                         \
+            name##_of(JPO_F16, panel, s);                     \
+            break;                                            \
+        case JPO_Q8_0:                                        \
+            forward_stored_of(JPO_Q8_0, to, panel, s);        \
+            break;                                            \
+        case JPO_Q4_0:                                        \
+            forward_stored_of(JPO_Q4_0, to, panel, s);        \
+            break;                                            \
+        case JPO_Q4_1:                                        \
+            forward_stored_of(JPO_Q4_1, to, panel, s);        \
+            break;                                            \
+        default:                                              \
+            break;                                            \
+        }                                                     \
     }
 FORWARD(TO_FLOAT32, forward_float32)
 FORWARD(TO_INT16, forward_int16)
@@ -476,8 +507,8 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
         for (int v = 0; v < 2; v++) scale[v] = block_scale(top[v], JPO_GEMM_PANEL_MAX, &inverse[v]);
         for (int r = 0; r < BLOCK; r += 2)
             for (int v = 0; v < 2; v++)
-                _mm512_storeu_si512(panel + r / 2 * PANEL + v * 16, pair_up(quantize(rows[r][v], inverse[v]),
-                                                                            quantize(rows[r + 1][v], inverse[v])));
+                _mm512_storeu_si512(panel + r / 2 * PANEL + v * 16,
+                                    pair_up(quantize(rows[r][v], inverse[v]), quantize(rows[r + 1][v], inverse[v])));
         for (int v = 0; v < 2; v++) _mm512_storeu_ps((float *)panel + 16 * PANEL + v * 16, scale[v]);
     }
 }
@@ -492,9 +523,9 @@ static void backward_int16(void *panel, const jpo_gemm_source *s) {
     FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
-static void backward_bfloat16(void *panel, const jpo_gemm_source *s) {
+static void backward_bfloat16(void *panel, const jpo_gemm_source *s){
 #define CALL(dtype) backward_bfloat16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    FOR_DTYPE(s -> dtype, CALL)
 #undef CALL
 }
 

@@ -35,13 +35,13 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, floa
     }
 }
 
-#define ROWS(R) \
-    case R: tile_rows(R, c, ldc, a, lda, panel, pairs, columns, accumulate); return;
+#define ROWS(R)                                                          \
+    case R:                                                              \
+        tile_rows(R, c, ldc, a, lda, panel, pairs, columns, accumulate); \
+        return;
 
-void jpo_gemm_bfloat16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs, int rows,
-                 int columns, bool accumulate) {
-    switch (rows) {
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-    }
+void jpo_gemm_bfloat16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs,
+                              int rows, int columns, bool accumulate) {
+    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) }
 }
 #endif

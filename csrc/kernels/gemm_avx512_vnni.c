@@ -16,9 +16,9 @@ static inline __attribute__((always_inline)) __m512i dot_pairs(__m512i sum, __m5
 }
 
 /* 12 integer sums and 12 float sums stay in registers: a block's integers are widened once in 16 steps. */
-static inline __attribute__((always_inline)) void tile_rows(
-    const int rows, float *c, int64_t ldc, const jpo_gemm_rows *a, const uint32_t *b, int64_t blocks, int columns,
-    bool accumulate) {
+static inline __attribute__((always_inline)) void tile_rows(const int rows, float *c, int64_t ldc,
+                                                            const jpo_gemm_rows *a, const uint32_t *b, int64_t blocks,
+                                                            int columns, bool accumulate) {
     __m512 sum[TILE_ROWS][2];
     const int64_t lda = a->ldp, lds = a->lds;
     const uint32_t *group[2] = {a->pairs, a->pairs + 3 * lda};
@@ -68,8 +68,10 @@ static inline __attribute__((always_inline)) void tile_rows(
     }
 }
 
-#define ROWS(R) \
-    case R: tile_rows(R, c, ldc, a, panel, blocks, columns, accumulate); return;
+#define ROWS(R)                                                      \
+    case R:                                                          \
+        tile_rows(R, c, ldc, a, panel, blocks, columns, accumulate); \
+        return;
 
 void jpo_gemm_int16_avx512(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
                            int columns, bool accumulate) {

@@ -1,4 +1,5 @@
-/* The kernels for generic. System headers come before the target pragma, so that no inline of theirs changes with it. */
+/* The kernels for generic. System headers come before the target pragma, so that no inline of theirs changes with it.
+ */
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>

@@ -45,8 +45,8 @@ void jpo_integers_take(const jpo_gemm_integers *x, int64_t i, const float *in, i
     for (int64_t block = 0; block < QUAD * quads; block++) {
         static const float zero[BLOCK];
         const int64_t place = i * quads + block / QUAD, part = block % QUAD;
-        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4,
-                   block < blocks ? in + block * BLOCK : zero);
+        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
+                   x->total + place * LANES + part * 4, block < blocks ? in + block * BLOCK : zero);
     }
 }
 
@@ -57,7 +57,8 @@ static float half_at(const uint8_t *bytes) {
 }
 
 /* Adds the products of one block to four lanes. */
-static void add_block(float *sum, jpo_dtype dtype, const uint8_t *w, const int16_t *q, const float *scale, const float *total) {
+static void add_block(float *sum, jpo_dtype dtype, const uint8_t *w, const int16_t *q, const float *scale,
+                      const float *total) {
     const int offset = dtype == JPO_Q4_1 ? 4 : 2;
     const float d = half_at(w), m = dtype == JPO_Q4_1 ? half_at(w + 2) : -8 * d;
     int32_t part[LANES / QUAD] = {0};
@@ -87,7 +88,8 @@ static float dot_row(const jpo_gemm_integers *x, int64_t i, jpo_dtype dtype, con
     return sum[0];
 }
 
-void jpo_integers_dot(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *s, bool accumulate) {
+void jpo_integers_dot(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *s,
+                      bool accumulate) {
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < s->rows; j++) {

@@ -22,8 +22,8 @@ INLINE uint32_t max_across(__m256i v) {
 }
 
 /* Eight even (0x88) or odd (0xdd) values of two vectors, in their order. */
-#define EVERY_OTHER(a, b, which)                                                                            \
-    _mm256_permute4x64_epi64(                                                                               \
+#define EVERY_OTHER(a, b, which) \
+    _mm256_permute4x64_epi64(    \
         _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which)), 0xd8)
 
 INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) {
@@ -49,7 +49,8 @@ INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) 
     _mm_storeu_si128((__m128i *)(q + 32), _mm256_extracti128_si256(even, 1));
     _mm_storeu_si128((__m128i *)(q + 64), _mm256_castsi256_si128(odd));
     _mm_storeu_si128((__m128i *)(q + 96), _mm256_extracti128_si256(odd, 1));
-    const __m256i one = _mm256_set1_epi16(1), sums = _mm256_add_epi32(_mm256_madd_epi16(even, one), _mm256_madd_epi16(odd, one));
+    const __m256i one = _mm256_set1_epi16(1),
+                  sums = _mm256_add_epi32(_mm256_madd_epi16(even, one), _mm256_madd_epi16(odd, one));
     const __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     _mm_storeu_ps(scale, _mm_set1_ps(factor));
     _mm_storeu_ps(total, _mm_mul_ps(_mm_set1_ps(factor), _mm_cvtepi32_ps(sum)));
@@ -60,12 +61,13 @@ void jpo_integers_take_avx2(const jpo_gemm_integers *x, int64_t i, const float *
     const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + QUAD - 1) / QUAD;
     for (int64_t block = 0; block < QUAD * quads; block++) {
         const int64_t place = i * quads + block / QUAD, part = block % QUAD;
-        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4,
-                   block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
+        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
+                   x->total + place * LANES + part * 4, block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
     }
 }
 
-/* Two blocks of W side by side: words in the order of jpo_gemm_integers, factor d in each lane, and what is added, m. */
+/* Two blocks of W side by side: words in the order of jpo_gemm_integers, factor d in each lane, and what is added, m.
+ */
 typedef struct {
     __m256i word[4];
     __m256 d, m;

@@ -20,8 +20,10 @@ INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i 
 
 /* 16 bytes of each block. */
 INLINE __m512i side_by_side(const uint8_t *const at[4], int offset) {
-    const __m256i lower = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(at[0] + offset)), load16(at[1] + offset), 1);
-    const __m256i upper = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(at[2] + offset)), load16(at[3] + offset), 1);
+    const __m256i lower =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(at[0] + offset)), load16(at[1] + offset), 1);
+    const __m256i upper =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(at[2] + offset)), load16(at[3] + offset), 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
 }
 
@@ -85,7 +87,8 @@ INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, cons
 #pragma GCC unroll 6
         for (int i = 0; i < m; i++) {
             const int64_t place = (first + i) * quads + quad;
-            sum[i] = add_quad(dtype, sum[i], &w, x->q + place * WORDS, x->scale + place * LANES, x->total + place * LANES);
+            sum[i] =
+                add_quad(dtype, sum[i], &w, x->q + place * WORDS, x->scale + place * LANES, x->total + place * LANES);
         }
     }
 #pragma GCC unroll 6

@@ -5,11 +5,15 @@
 const jpo_kernels *jpo_kernels_get(void) {
     switch (jpo_cpu_get()->chosen) {
 #if defined(__x86_64__)
-        case JPO_ISA_AVX512: return &jpo_kernels_avx512;
-        case JPO_ISA_AVX2: return &jpo_kernels_avx2;
+    case JPO_ISA_AVX512:
+        return &jpo_kernels_avx512;
+    case JPO_ISA_AVX2:
+        return &jpo_kernels_avx2;
 #elif defined(__aarch64__)
-        case JPO_ISA_NEON: return &jpo_kernels_neon;
+    case JPO_ISA_NEON:
+        return &jpo_kernels_neon;
 #endif
-        default: return &jpo_kernels_generic;
+    default:
+        return &jpo_kernels_generic;
     }
 }

@@ -1,5 +1,6 @@
 /* One decoder block, forward and directly under it backward:
- * x_mid = x + O attention(rope(Q norm1(x)), rope(K ..), V ..);  x_next = x_mid + DOWN(silu(GATE norm2(x_mid)) * UP ..). */
+ * x_mid = x + O attention(rope(Q norm1(x)), rope(K ..), V ..);  x_next = x_mid + DOWN(silu(GATE norm2(x_mid)) * UP ..).
+ */
 #include <string.h>
 
 #include "base/size.h"
@@ -56,7 +57,8 @@ static jpo_status module_backward_weights(jpo_model *model, int64_t layer, jpo_m
     if (linear->dweight)
         JPO_TRY(jpo_linear_backward_weight(linear->dweight, dy, lddy, x, k, n, k, rows, &model->scratch, err));
     if (linear->dbias) jpo_bias_backward(linear->dbias, dy, lddy, rows, n);
-    if (linear->dweight) jpo_profile_add(&model->profile, JPO_OP_LINEAR_WEIGHT, start, 2.0 * (double)(rows * n) * (double)k);
+    if (linear->dweight)
+        jpo_profile_add(&model->profile, JPO_OP_LINEAR_WEIGHT, start, 2.0 * (double)(rows * n) * (double)k);
     if (model->options.adapter && linear->lora.r) {
         start = jpo_profile_start(&model->profile);
         jpo_lora lora = pass_lora(model, layer, module);
@@ -84,7 +86,8 @@ static jpo_status module_backward_input(jpo_model *model, int64_t layer, jpo_mod
     if (adapted && !together) {
         start = jpo_profile_start(&model->profile);
         jpo_lora_backward_input(dx, model->work.dxa, model->work.dropped, &lora, rows, linear->weight.k);
-        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start, 2.0 * (double)(rows * lora.r) * (double)linear->weight.k);
+        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start,
+                        2.0 * (double)(rows * lora.r) * (double)linear->weight.k);
     }
     return JPO_OK;
 }
@@ -118,8 +121,8 @@ static jpo_status attend(jpo_model *model, int64_t layer, const jpo_saved_layer 
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, ld = q + 2 * kv;
     float *lse = model->options.keep ? saved->lse : NULL;
     if (!target)
-        return jpo_attention_forward(saved->attn, lse, saved->qkv, ld, saved->qkv + q, saved->qkv + q + kv, ld, attention,
-                                     &model->scratch, err);
+        return jpo_attention_forward(saved->attn, lse, saved->qkv, ld, saved->qkv + q, saved->qkv + q + kv, ld,
+                                     attention, &model->scratch, err);
     store_job job = {target, saved->qkv, layer, q, kv, rows};
     jpo_parallel(rows, store_task, &job);
     size_t base = (size_t)(layer * target->capacity * kv);
@@ -128,11 +131,11 @@ static jpo_status attend(jpo_model *model, int64_t layer, const jpo_saved_layer 
 }
 
 /* An operator without a matrix product, under the profile's clock. */
-#define TIMED(op, call)                                         \
-    do {                                                        \
-        double start = jpo_profile_start(&model->profile);      \
-        call;                                                   \
-        jpo_profile_add(&model->profile, op, start, 0);         \
+#define TIMED(op, call)                                    \
+    do {                                                   \
+        double start = jpo_profile_start(&model->profile); \
+        call;                                              \
+        jpo_profile_add(&model->profile, op, start, 0);    \
     } while (0)
 
 jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
@@ -146,7 +149,8 @@ jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_la
     JPO_TRY(module_forward(model, layer, JPO_Q, saved->qkv, ld, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_K, saved->qkv + q, ld, h, saved, rows, false, err));
     JPO_TRY(module_forward(model, layer, JPO_V, saved->qkv + q + kv, ld, h, saved, rows, false, err));
-    TIMED(JPO_OP_ROPE, jpo_rope(saved->qkv, ld, c->heads + c->kv_heads, half, model->cosine, model->sine, positions, rows, 1));
+    TIMED(JPO_OP_ROPE,
+          jpo_rope(saved->qkv, ld, c->heads + c->kv_heads, half, model->cosine, model->sine, positions, rows, 1));
     double start = jpo_profile_start(&model->profile);
     JPO_TRY(attend(model, layer, saved, rows, attention, target, err));
     if (model->profile.on)
@@ -177,7 +181,8 @@ static jpo_status mlp_backward(jpo_model *model, int64_t layer, const jpo_saved_
     const jpo_layer *weights = model->layer + layer;
     int64_t rows = model->plan.rows, inner = c->intermediate;
     jpo_work *w = &model->work;
-    if (adapted(model, layer, JPO_DOWN, JPO_DOWN)) TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(w->act, saved->gate, saved->up, rows * inner));
+    if (adapted(model, layer, JPO_DOWN, JPO_DOWN))
+        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(w->act, saved->gate, saved->up, rows * inner));
     JPO_TRY(module_backward_weights(model, layer, JPO_DOWN, w->dx, c->hidden, w->act, saved, err));
     JPO_TRY(module_backward_input(model, layer, JPO_DOWN, w->act, w->dx, c->hidden, false, err)); /* act is done with */
     TIMED(JPO_OP_SWIGLU, jpo_swiglu_backward(saved->gate, saved->up, w->act, rows * inner));
@@ -185,7 +190,8 @@ static jpo_status mlp_backward(jpo_model *model, int64_t layer, const jpo_saved_
         TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
     JPO_TRY(module_backward(model, layer, JPO_GATE, w->dh, saved->gate, inner, w->h, saved, false, err));
     JPO_TRY(module_backward(model, layer, JPO_UP, w->dh, saved->up, inner, w->h, saved, true, err));
-    TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm2, w->dh, saved->x_mid, weights->norm2, saved->rstd2, rows, c->hidden));
+    TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm2, w->dh, saved->x_mid, weights->norm2, saved->rstd2,
+                                            rows, c->hidden));
     return JPO_OK;
 }
 
@@ -200,12 +206,14 @@ static jpo_status attention_backward(jpo_model *model, int64_t layer, const jpo_
         return module_backward(model, layer, JPO_O, NULL, w->dx, c->hidden, saved->attn, saved, false, err);
     JPO_TRY(module_backward(model, layer, JPO_O, w->dh, w->dx, c->hidden, saved->attn, saved, false, err));
     double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_attention_backward(w->dqkv, w->dqkv + q, w->dqkv + q + kv, ld, w->dh, saved->attn, saved->lse, saved->qkv,
-                                   saved->qkv + q, saved->qkv + q + kv, ld, &model->attention, &model->scratch, err));
+    JPO_TRY(jpo_attention_backward(w->dqkv, w->dqkv + q, w->dqkv + q + kv, ld, w->dh, saved->attn, saved->lse,
+                                   saved->qkv, saved->qkv + q, saved->qkv + q + kv, ld, &model->attention,
+                                   &model->scratch, err));
     if (model->profile.on)
         jpo_profile_add(&model->profile, JPO_OP_ATTENTION_BACKWARD, start,
                         10.0 * (double)q * jpo_attention_pairs(&model->attention));
-    TIMED(JPO_OP_ROPE, jpo_rope(w->dqkv, ld, c->heads + c->kv_heads, c->head_dim / 2, model->cosine, model->sine, model->position, rows, -1));
+    TIMED(JPO_OP_ROPE, jpo_rope(w->dqkv, ld, c->heads + c->kv_heads, c->head_dim / 2, model->cosine, model->sine,
+                                model->position, rows, -1));
     if (adapted(model, layer, JPO_Q, JPO_V) || weights->dnorm1)
         TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x, weights->norm1, rows, c->hidden, c->eps));
     float *dh = need_dx ? w->dh : NULL;
@@ -213,16 +221,18 @@ static jpo_status attention_backward(jpo_model *model, int64_t layer, const jpo_
     JPO_TRY(module_backward(model, layer, JPO_K, dh, w->dqkv + q, ld, w->h, saved, true, err));
     JPO_TRY(module_backward(model, layer, JPO_V, dh, w->dqkv + q + kv, ld, w->h, saved, true, err));
     if (need_dx)
-        TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm1, w->dh, saved->x, weights->norm1, saved->rstd1, rows, c->hidden));
+        TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm1, w->dh, saved->x, weights->norm1, saved->rstd1,
+                                                rows, c->hidden));
     return JPO_OK;
 }
 
 jpo_status jpo_block_backward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, bool need_dx,
                               jpo_error *err) {
     if (!need_dx && !adapted(model, layer, JPO_Q, JPO_UP)) { /* only the last product is adapted */
-        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(model->work.act, saved->gate, saved->up, model->plan.rows * model->config.intermediate));
-        return module_backward(model, layer, JPO_DOWN, NULL, model->work.dx, model->config.hidden, model->work.act, saved,
-                               false, err);
+        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(model->work.act, saved->gate, saved->up,
+                                                model->plan.rows * model->config.intermediate));
+        return module_backward(model, layer, JPO_DOWN, NULL, model->work.dx, model->config.hidden, model->work.act,
+                               saved, false, err);
     }
     JPO_TRY(mlp_backward(model, layer, saved, err));
     return attention_backward(model, layer, saved, need_dx, err);

@@ -7,7 +7,8 @@
 #include "ops/rmsnorm.h"
 
 /* The attention plan over the cache, in `index` behind what the pass itself keeps there. */
-static jpo_status plan_attention(jpo_model *model, jpo_attention *attention, const jpo_decode *d, jpo_block *block, jpo_error *err) {
+static jpo_status plan_attention(jpo_model *model, jpo_attention *attention, const jpo_decode *d, jpo_block *block,
+                                 jpo_error *err) {
     const jpo_config *c = &model->config;
     jpo_attention_segment *segment;
     size_t bytes;
@@ -19,8 +20,8 @@ static jpo_status plan_attention(jpo_model *model, jpo_attention *attention, con
         const int32_t *from = d->segments + 4 * s;
         segment[s] = (jpo_attention_segment){from[0], from[1], d->positions[from[0]], from[2], from[3], 0, (int32_t)s};
     }
-    *attention = (jpo_attention){d->segment_count, d->segment_count, d->rows, segment, d->ranges,
-                                 c->heads, c->kv_heads, c->head_dim, c->window};
+    *attention = (jpo_attention){d->segment_count, d->segment_count, d->rows,     segment,  d->ranges,
+                                 c->heads,         c->kv_heads,      c->head_dim, c->window};
     return JPO_OK;
 }
 
@@ -46,10 +47,12 @@ jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d
     }
     float *h = model->work.h; /* (n, H) fits: n <= R */
     for (int64_t i = 0; i < d->out_rows; i++)
-        jpo_rmsnorm_forward(h + i * c->hidden, NULL, model->final_x + d->out_row[i] * c->hidden, model->norm, 1, c->hidden, c->eps);
+        jpo_rmsnorm_forward(h + i * c->hidden, NULL, model->final_x + d->out_row[i] * c->hidden, model->norm, 1,
+                            c->hidden, c->eps);
     if (d->out_rows == 0) return JPO_OK;
     double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &model->head, d->out_rows, false, NULL, &model->scratch, err));
+    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &model->head, d->out_rows, false, NULL, &model->scratch,
+                               err));
     jpo_profile_add(&model->profile, JPO_OP_HEAD, start, 2.0 * (double)(d->out_rows * c->hidden) * (double)c->vocab);
     return JPO_OK;
 }

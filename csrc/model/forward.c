@@ -1,4 +1,5 @@
-/* A pass over a forest: embedding, blocks, final norm and head at the rows that carry a loss; below it, its backward. */
+/* A pass over a forest: embedding, blocks, final norm and head at the rows that carry a loss; below it, its backward.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -94,8 +95,9 @@ static int64_t lowest_layer(const jpo_model *model) {
     return model->config.layers;
 }
 
-/* What the layer's forward left in the shared slab, again; the highest layer's is still there. An adapted down projection
- * needs its own input's product, so that the block runs to its end (into work.dh, which is free between blocks). */
+/* What the layer's forward left in the shared slab, again; the highest layer's is still there. An adapted down
+ * projection needs its own input's product, so that the block runs to its end (into work.dh, which is free between
+ * blocks). */
 static jpo_status forward_again(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
     if (!model->plan.recompute || layer + 1 == model->config.layers) return JPO_OK;
     const bool whole = model->options.adapter && model->layer[layer].module[JPO_DOWN].lora.r;
@@ -116,6 +118,7 @@ jpo_status jpo_model_backward(jpo_model *model, const double *coefficients, jpo_
         JPO_TRY(jpo_block_backward(model, layer, &saved, model->full || layer > lowest, err));
     }
     if (model->full)
-        jpo_embedding_backward(model->dembedding, model->work.dx, model->tokens, model->plan.rows, model->config.hidden);
+        jpo_embedding_backward(model->dembedding, model->work.dx, model->tokens, model->plan.rows,
+                               model->config.hidden);
     return JPO_OK;
 }

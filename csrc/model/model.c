@@ -51,7 +51,8 @@ static jpo_status check_config(const jpo_config *c, jpo_error *err) {
         return jpo_fail(err, JPO_ERR_VALUE, "num_attention_heads %lld must be a multiple of num_key_value_heads %lld",
                         (long long)c->heads, (long long)c->kv_heads);
     if (c->head_dim % 2) return jpo_fail(err, JPO_ERR_VALUE, "head_dim must be even, got %lld", (long long)c->head_dim);
-    if (c->window < 0) return jpo_fail(err, JPO_ERR_VALUE, "sliding_window must not be negative, got %lld", (long long)c->window);
+    if (c->window < 0)
+        return jpo_fail(err, JPO_ERR_VALUE, "sliding_window must not be negative, got %lld", (long long)c->window);
     if (!(c->eps > 0)) return jpo_fail(err, JPO_ERR_VALUE, "rms_norm_eps must be positive, got %g", (double)c->eps);
     return JPO_OK;
 }

@@ -97,19 +97,19 @@ typedef struct {
     float *dembedding, *dhead;  /* NULL: frozen; the same where tied */
     const float *norm;          /* (H) */
     float *dnorm;
-    jpo_layer *layer;           /* (layers) */
-    bool full;                  /* base weights are trained */
-    bool recompute;             /* gradient checkpointing, from the next pass on */
-    float *cosine, *sine;       /* (positions, head_dim / 2) */
+    jpo_layer *layer;     /* (layers) */
+    bool full;            /* base weights are trained */
+    bool recompute;       /* gradient checkpointing, from the next pass on */
+    float *cosine, *sine; /* (positions, head_dim / 2) */
     int64_t positions;
-    int (*poll)(void *);        /* nonzero: stop with JPO_ERR_INTERRUPTED; asked between layers */
+    int (*poll)(void *); /* nonzero: stop with JPO_ERR_INTERRUPTED; asked between layers */
     void *poll_context;
 
-    jpo_profile profile;        /* of all passes since it was last read */
+    jpo_profile profile; /* of all passes since it was last read */
 
     /* the last pass */
     jpo_plan plan;
-    bool kept;                  /* backward may run */
+    bool kept; /* backward may run */
     jpo_forward_options options;
     jpo_block saved, work_block, index, head_block, decode_block;
     jpo_scratch scratch;

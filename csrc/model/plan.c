@@ -39,7 +39,8 @@ static jpo_saved_layer take_layer(cursor *at, const jpo_config *c, const jpo_pla
     return saved;
 }
 
-static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *plan, const jpo_forward_options *options) {
+static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *plan,
+                          const jpo_forward_options *options) {
     const jpo_config *c = &model->config;
     int64_t r = plan->rows, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, wide = jpo_max64(c->hidden, q);
     bool dropout = false;
@@ -64,7 +65,8 @@ static void take_head(cursor *at, jpo_model *model, const jpo_plan *plan, const 
     float *pw = options->keep && !model->full ? take(at, n, hidden) : NULL;
     float *tile = options->keep && model->full ? take(at, n, JPO_HEAD_TILE) : NULL;
     if (!at->base) return;
-    model->head_h = h, model->final_rstd = rstd, model->head_state = state, model->head_pw = pw, model->head_tile = tile;
+    model->head_h = h, model->final_rstd = rstd, model->head_state = state, model->head_pw = pw,
+    model->head_tile = tile;
 }
 
 static void take_index(cursor *at, jpo_model *model, const jpo_plan *plan, jpo_attention_segment **segments,
@@ -99,7 +101,9 @@ static bool layers_bytes(size_t *bytes, const jpo_plan *plan, int64_t layers, bo
 
 jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_forest *forest,
                          const jpo_forward_options *options, jpo_error *err) {
-    *plan = (jpo_plan){.rows = forest->rows, .entries = forest->entries, .segments = forest->segments,
+    *plan = (jpo_plan){.rows = forest->rows,
+                       .entries = forest->entries,
+                       .segments = forest->segments,
                        .recompute = options->keep && model->recompute};
     plan->rank_sum = options->adapter ? rank_sum(model) : 0;
     for (int64_t e = 0; e < forest->entries; e++)
@@ -124,7 +128,8 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_fores
     take_head(&head, (jpo_model *)model, plan, options);
     take_index(&index, (jpo_model *)model, plan, &segments, &ranges);
     if (layer.overflow || saved.overflow || work.overflow || head.overflow || index.overflow)
-        return jpo_fail(err, JPO_ERR_MEMORY, "a pass over %lld rows does not fit the address space", (long long)plan->rows);
+        return jpo_fail(err, JPO_ERR_MEMORY, "a pass over %lld rows does not fit the address space",
+                        (long long)plan->rows);
     plan->saved_bytes = saved.used, plan->work_bytes = work.used;
     plan->head_bytes = head.used, plan->index_bytes = index.used;
     return JPO_OK;
@@ -140,7 +145,8 @@ static void fill_paths(jpo_attention_segment *out, jpo_key_range *ranges, const 
         int32_t at = next + depth;
         for (int64_t p = s; p >= 0; p = forest->segment[p].parent)
             ranges[--at] = (jpo_key_range){forest->segment[p].first_row, forest->segment[p].length};
-        out[s] = (jpo_attention_segment){segment->first_row, segment->length, segment->first_position, next, depth, 0, tree};
+        out[s] =
+            (jpo_attention_segment){segment->first_row, segment->length, segment->first_position, next, depth, 0, tree};
         next += depth;
     }
 }
@@ -164,7 +170,7 @@ static void fill_index(jpo_model *model, const jpo_forest *forest) {
         model->entry_target[e] = forest->entry_target[e];
     }
     fill_paths(segments, ranges, forest);
-    model->attention = (jpo_attention){plan->segments, plan->trees, plan->rows,  segments,   ranges,
+    model->attention = (jpo_attention){plan->segments, plan->trees, plan->rows,  segments, ranges,
                                        c->heads,       c->kv_heads, c->head_dim, c->window};
 }
 
@@ -192,7 +198,8 @@ jpo_status jpo_rope_tables(jpo_model *model, int64_t positions, jpo_error *err) 
     float *cosine = malloc(bytes), *sine = malloc(bytes);
     if (!cosine || !sine) {
         free(cosine), free(sine);
-        return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate rotary tables of %lld positions", (long long)positions);
+        return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate rotary tables of %lld positions",
+                        (long long)positions);
     }
     for (int64_t p = 0; p < positions; p++)
         for (int64_t j = 0; j < half; j++) {

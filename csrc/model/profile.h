@@ -8,26 +8,26 @@
 #include "ops/attention.h"
 
 /* X(code, name): one line adds an operator. */
-#define JPO_OPERATOR_LIST(X)                             \
-    X(JPO_OP_EMBEDDING, "embedding")                     \
-    X(JPO_OP_NORM, "norm")                               \
-    X(JPO_OP_LINEAR, "linear")                           \
-    X(JPO_OP_LINEAR_INPUT, "linear backward, input")     \
-    X(JPO_OP_LINEAR_WEIGHT, "linear backward, weight")   \
-    X(JPO_OP_LORA, "adapter")                            \
-    X(JPO_OP_LORA_BACKWARD, "adapter backward")          \
-    X(JPO_OP_ROPE, "rope")                               \
-    X(JPO_OP_ATTENTION, "attention")                     \
-    X(JPO_OP_ATTENTION_BACKWARD, "attention backward")   \
-    X(JPO_OP_SWIGLU, "swiglu")                           \
-    X(JPO_OP_HEAD, "head")                               \
+#define JPO_OPERATOR_LIST(X)                           \
+    X(JPO_OP_EMBEDDING, "embedding")                   \
+    X(JPO_OP_NORM, "norm")                             \
+    X(JPO_OP_LINEAR, "linear")                         \
+    X(JPO_OP_LINEAR_INPUT, "linear backward, input")   \
+    X(JPO_OP_LINEAR_WEIGHT, "linear backward, weight") \
+    X(JPO_OP_LORA, "adapter")                          \
+    X(JPO_OP_LORA_BACKWARD, "adapter backward")        \
+    X(JPO_OP_ROPE, "rope")                             \
+    X(JPO_OP_ATTENTION, "attention")                   \
+    X(JPO_OP_ATTENTION_BACKWARD, "attention backward") \
+    X(JPO_OP_SWIGLU, "swiglu")                         \
+    X(JPO_OP_HEAD, "head")                             \
     X(JPO_OP_HEAD_BACKWARD, "head backward")
 
 typedef enum {
 #define JPO_OPERATOR_CODE(code, name) code,
     JPO_OPERATOR_LIST(JPO_OPERATOR_CODE)
 #undef JPO_OPERATOR_CODE
-    JPO_OPERATORS
+        JPO_OPERATORS
 } jpo_operator;
 
 typedef struct {

@@ -1,4 +1,5 @@
-/* The losses, one small function each: the formulas stand in losses.h's list order, their sources in jpo/objectives.py. */
+/* The losses, one small function each: the formulas stand in losses.h's list order, their sources in jpo/objectives.py.
+ */
 #include "objective/losses.h"
 
 #include <math.h>
@@ -142,7 +143,8 @@ static int by_value(const void *a, const void *b) {
     return x->pair < y->pair ? -1 : 1; /* ties keep their order; NaN was dealt with before */
 }
 
-/* Two sorted lists compared rank by rank. first - second of lists a and b; false where memory or an order is lacking. */
+/* Two sorted lists compared rank by rank. first - second of lists a and b; false where memory or an order is lacking.
+ */
 static bool rank(ranked *list, int64_t n, const double *plus, const double *minus) {
     bool ordered = true;
     for (int64_t i = 0; i < n; i++) {
@@ -171,7 +173,9 @@ static void transport(const jpo_preference *p, double *loss, double *d_w, double
     free(a);
 }
 
-static void loss_aot(const jpo_preference *p, double *loss, double *d_w, double *d_l) { transport(p, loss, d_w, d_l, true); }
+static void loss_aot(const jpo_preference *p, double *loss, double *d_w, double *d_l) {
+    transport(p, loss, d_w, d_l, true);
+}
 
 static void loss_aot_unpaired(const jpo_preference *p, double *loss, double *d_w, double *d_l) {
     transport(p, loss, d_w, d_l, false);

@@ -23,34 +23,36 @@ enum {
     JPO_READS_KL = 256,
     JPO_READS_RPO_WEIGHTS = 512,
     JPO_READS_GROUPS = 1024,
-    JPO_OF_D_ALONE = 2048,     /* a function of D: what both sides share cancels (Lemma D.1) */
-    JPO_COUPLES_BATCH = 4096,  /* a pair's loss depends on other pairs */
+    JPO_OF_D_ALONE = 2048,    /* a function of D: what both sides share cancels (Lemma D.1) */
+    JPO_COUPLES_BATCH = 4096, /* a pair's loss depends on other pairs */
     JPO_READS_LENGTH_NORMALIZE = 8192,
 };
-enum { JPO_LENGTHS = JPO_READS_CHOSEN_LENGTHS | JPO_READS_REJECTED_LENGTHS,
-       JPO_PLAIN = JPO_READS_REFERENCE | JPO_OF_D_ALONE | JPO_READS_DIVERGENCE };
+enum {
+    JPO_LENGTHS = JPO_READS_CHOSEN_LENGTHS | JPO_READS_REJECTED_LENGTHS,
+    JPO_PLAIN = JPO_READS_REFERENCE | JPO_OF_D_ALONE | JPO_READS_DIVERGENCE
+};
 
 /* X(name, what it reads) */
-#define JPO_LOSS_LIST(X)                                                                            \
-    X(sigmoid, JPO_PLAIN | JPO_READS_SMOOTHING)                                                     \
-    X(robust, JPO_PLAIN | JPO_READS_SMOOTHING)                                                      \
-    X(hinge, JPO_PLAIN)                                                                             \
-    X(ipo, JPO_READS_REFERENCE | JPO_READS_DIVERGENCE | JPO_LENGTHS | JPO_READS_LENGTH_NORMALIZE)   \
-    X(sigmoid_norm, JPO_READS_REFERENCE | JPO_READS_DIVERGENCE | JPO_LENGTHS)                       \
-    X(exo_pair, JPO_PLAIN | JPO_READS_SMOOTHING)                                                    \
-    X(nca_pair, JPO_READS_REFERENCE)                                                                \
-    X(bco_pair, JPO_READS_REFERENCE)                                                                \
-    X(sppo_hard, JPO_READS_REFERENCE)                                                               \
-    X(apo_zero, JPO_READS_REFERENCE)                                                                \
-    X(apo_down, JPO_READS_REFERENCE)                                                                \
-    X(discopop, JPO_PLAIN | JPO_READS_TAU)                                                          \
-    X(aot, JPO_READS_REFERENCE | JPO_READS_SMOOTHING | JPO_OF_D_ALONE | JPO_COUPLES_BATCH)          \
-    X(aot_unpaired, JPO_READS_REFERENCE | JPO_READS_SMOOTHING | JPO_COUPLES_BATCH)                  \
-    X(kto, JPO_READS_REFERENCE | JPO_READS_KL | JPO_COUPLES_BATCH)                                  \
-    X(simpo, JPO_LENGTHS | JPO_READS_GAMMA | JPO_READS_SMOOTHING)                                   \
-    X(orpo, JPO_LENGTHS | JPO_READS_LAMBDA)                                                         \
-    X(sft, JPO_READS_CHOSEN_LENGTHS | JPO_COUPLES_BATCH)                                            \
-    X(rpo, JPO_READS_REFERENCE | JPO_READS_RPO_WEIGHTS | JPO_COUPLES_BATCH)                         \
+#define JPO_LOSS_LIST(X)                                                                          \
+    X(sigmoid, JPO_PLAIN | JPO_READS_SMOOTHING)                                                   \
+    X(robust, JPO_PLAIN | JPO_READS_SMOOTHING)                                                    \
+    X(hinge, JPO_PLAIN)                                                                           \
+    X(ipo, JPO_READS_REFERENCE | JPO_READS_DIVERGENCE | JPO_LENGTHS | JPO_READS_LENGTH_NORMALIZE) \
+    X(sigmoid_norm, JPO_READS_REFERENCE | JPO_READS_DIVERGENCE | JPO_LENGTHS)                     \
+    X(exo_pair, JPO_PLAIN | JPO_READS_SMOOTHING)                                                  \
+    X(nca_pair, JPO_READS_REFERENCE)                                                              \
+    X(bco_pair, JPO_READS_REFERENCE)                                                              \
+    X(sppo_hard, JPO_READS_REFERENCE)                                                             \
+    X(apo_zero, JPO_READS_REFERENCE)                                                              \
+    X(apo_down, JPO_READS_REFERENCE)                                                              \
+    X(discopop, JPO_PLAIN | JPO_READS_TAU)                                                        \
+    X(aot, JPO_READS_REFERENCE | JPO_READS_SMOOTHING | JPO_OF_D_ALONE | JPO_COUPLES_BATCH)        \
+    X(aot_unpaired, JPO_READS_REFERENCE | JPO_READS_SMOOTHING | JPO_COUPLES_BATCH)                \
+    X(kto, JPO_READS_REFERENCE | JPO_READS_KL | JPO_COUPLES_BATCH)                                \
+    X(simpo, JPO_LENGTHS | JPO_READS_GAMMA | JPO_READS_SMOOTHING)                                 \
+    X(orpo, JPO_LENGTHS | JPO_READS_LAMBDA)                                                       \
+    X(sft, JPO_READS_CHOSEN_LENGTHS | JPO_COUPLES_BATCH)                                          \
+    X(rpo, JPO_READS_REFERENCE | JPO_READS_RPO_WEIGHTS | JPO_COUPLES_BATCH)                       \
     X(iopo, JPO_READS_REFERENCE | JPO_READS_GROUPS | JPO_OF_D_ALONE | JPO_COUPLES_BATCH)
 
 typedef enum { JPO_REVERSE_KL, JPO_FORWARD_KL, JPO_JS_DIVERGENCE, JPO_ALPHA_DIVERGENCE } jpo_divergence;

@@ -18,13 +18,17 @@ static double clamped_exp(double exponent, double *slope) {
 static double transform(const jpo_preference *p, double s, double *slope) {
     double value;
     switch (p->divergence) {
-        case JPO_FORWARD_KL: return 1 - clamped_exp(-s, slope);
-        case JPO_JS_DIVERGENCE: *slope = sigmoid(-s); return log(2) + log_sigmoid(s);
-        case JPO_ALPHA_DIVERGENCE:
-            if (p->alpha == 1) break;
-            value = clamped_exp((p->alpha - 1) * s, slope); /* d/ds: the exponent's own factor cancels the division */
-            return (value - 1) / (p->alpha - 1);
-        default: break;
+    case JPO_FORWARD_KL:
+        return 1 - clamped_exp(-s, slope);
+    case JPO_JS_DIVERGENCE:
+        *slope = sigmoid(-s);
+        return log(2) + log_sigmoid(s);
+    case JPO_ALPHA_DIVERGENCE:
+        if (p->alpha == 1) break;
+        value = clamped_exp((p->alpha - 1) * s, slope); /* d/ds: the exponent's own factor cancels the division */
+        return (value - 1) / (p->alpha - 1);
+    default:
+        break;
     }
     *slope = 1;
     return s;

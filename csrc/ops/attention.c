@@ -37,8 +37,12 @@ static size_t scratch_bytes(const jpo_attention *at) {
 
 static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t head, int thread) {
     const jpo_attention *at = job->at;
-    query_block b = {.segment = at->segment + segment, .first = first, .head = head,
-                     .kv_head = head / (at->heads / at->kv_heads), .group = job->group, .dim = at->head_dim};
+    query_block b = {.segment = at->segment + segment,
+                     .first = first,
+                     .head = head,
+                     .kv_head = head / (at->heads / at->kv_heads),
+                     .group = job->group,
+                     .dim = at->head_dim};
     b.queries = jpo_min64(QUERY_BLOCK, b.segment->length - first);
     b.m = b.group * b.queries;
     int64_t max_m = b.group * QUERY_BLOCK;
@@ -79,9 +83,7 @@ typedef struct {
     int64_t range, offset, position;
 } tile_cursor;
 
-static tile_cursor cursor_start(const query_block *b) {
-    return (tile_cursor){.position = b->segment->root_position};
-}
+static tile_cursor cursor_start(const query_block *b) { return (tile_cursor){.position = b->segment->root_position}; }
 
 static bool next_tile(const attention_job *job, const query_block *b, tile_cursor *at, key_tile *tile) {
     int64_t last = b->segment->first_position + b->first + b->queries - 1, window = job->at->window;
@@ -133,7 +135,8 @@ static void scores(const attention_job *job, const query_block *b, const key_til
 static void weigh_values(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
     const float *v = job->v + tile->row * job->ldk + b->kv_head * b->dim;
     if (b->queries > 1) {
-        jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, v, job->ldk, first ? 0 : 1, b->o, b->dim);
+        jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, v, job->ldk, first ? 0 : 1, b->o,
+                  b->dim);
         return;
     }
     if (first) memset(b->o, 0, (size_t)(b->m * b->dim) * sizeof(float));
@@ -224,7 +227,8 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
     const float *v = job->v + tile->row * job->ldk + column, *k = job->k + tile->row * job->ldk + column;
     float *dv = job->dv + tile->row * job->ldd + column, *dk = job->dk + tile->row * job->ldd + column;
     scores(job, b, tile);
-    for (int64_t r = 0; r < b->m; r++) job->kernels->softmax_tile(b->s + r * KEY_BLOCK, b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
+    for (int64_t r = 0; r < b->m; r++)
+        job->kernels->softmax_tile(b->s + r * KEY_BLOCK, b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
     jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->s, KEY_BLOCK, b->d_o, b->dim, 1, dv, job->ldd);
     jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->d_o, b->dim, v, job->ldk, 0, b->ds, KEY_BLOCK);
     for (int64_t r = 0; r < b->m; r++) {
@@ -279,16 +283,27 @@ static void backward_task(void *context, int64_t task, int thread) {
 jpo_status jpo_attention_backward(float *dq, float *dk, float *dv, int64_t ldd, const float *dout, const float *out,
                                   const float *lse, const float *q, const float *k, const float *v, int64_t ld,
                                   const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err) {
-    attention_job job = {.dq = dq, .dk = dk, .dv = dv, .ldd = ldd, .dout = dout, .saved_out = out, .saved_lse = lse,
-                         .q = q, .k = k, .v = v, .ldq = ld, .ldk = ld, .at = attention};
+    attention_job job = {.dq = dq,
+                         .dk = dk,
+                         .dv = dv,
+                         .ldd = ldd,
+                         .dout = dout,
+                         .saved_out = out,
+                         .saved_lse = lse,
+                         .q = q,
+                         .k = k,
+                         .v = v,
+                         .ldq = ld,
+                         .ldk = ld,
+                         .at = attention};
     JPO_TRY(jpo_block_reserve(&scratch->shared, (size_t)(attention->trees + 1) * sizeof(int64_t), err));
     int64_t *tree = scratch->shared.data;
     for (int64_t s = 0; s < attention->segments; s++)
-        if (s == 0 || attention->segment[s].tree != attention->segment[s - 1].tree) tree[attention->segment[s].tree] = s;
+        if (s == 0 || attention->segment[s].tree != attention->segment[s - 1].tree)
+            tree[attention->segment[s].tree] = s;
     tree[attention->trees] = attention->segments;
     job.tree = tree;
     JPO_TRY(plan_threads(&job, scratch, err));
     jpo_parallel(attention->trees * attention->kv_heads, backward_task, &job);
     return JPO_OK;
 }
-

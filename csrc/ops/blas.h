@@ -6,9 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-void jpo_blas_init(void);                 /* one thread inside OpenBLAS; called once at import */
-const char *jpo_blas_config(void);        /* version and build, e.g. "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */
-const char *jpo_blas_kernel(void);        /* the processor kernel that OpenBLAS took, e.g. "SkylakeX" */
+void jpo_blas_init(void);          /* one thread inside OpenBLAS; called once at import */
+const char *jpo_blas_config(void); /* version and build, e.g. "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */
+const char *jpo_blas_kernel(void); /* the processor kernel that OpenBLAS took, e.g. "SkylakeX" */
 
 /* By our packed kernels where they are faster (ops/packed_sgemm.c has the rule), otherwise by OpenBLAS.
  * c (M, N; ldc) = alpha op(a) op(b) + beta c, row-major; ta: a is stored (K, M); tb: b is stored (N, K). */

@@ -17,8 +17,8 @@ typedef struct {
     const double *coefficients;
     const jpo_head_batch *batch;
     const jpo_weight *w;
-    int64_t first, count; /* the vocabulary tile: rows of W */
-    int64_t block;        /* rows of h in one task */
+    int64_t first, count;     /* the vocabulary tile: rows of W */
+    int64_t block;            /* rows of h in one task */
     jpo_packed_tile up, down; /* for logits = H W_t^T and for P W_t */
     char *packed;             /* memory of both */
     bool statistics;
@@ -40,7 +40,8 @@ static void take_tile(head_job *job, int64_t first, bool both) {
     job->first = first;
     job->count = jpo_min64(TILE, w->n - first);
     jpo_packed_open(&job->up, job->packed, w, first, job->count, 0, w->k, false);
-    jpo_packed_open(&job->down, job->packed + jpo_packed_tile_bytes(w, w->k, TILE), w, first, job->count, 0, w->k, true);
+    jpo_packed_open(&job->down, job->packed + jpo_packed_tile_bytes(w, w->k, TILE), w, first, job->count, 0, w->k,
+                    true);
     jpo_parallel(jpo_packed_parts(&job->up) + (both ? jpo_packed_parts(&job->down) : 0), pack_task, job);
 }
 
@@ -63,7 +64,7 @@ static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float 
     float max = job->kernels->max_tile(z, job->count, NULL);
     if (max > state->max || isnan(max)) {
         job->kernels->max_tile(z, job->count, &best); /* the search for the index is slow, and seldom needed */
-        double keep = exp(state->max - (double)max); /* 0 at the first tile */
+        double keep = exp(state->max - (double)max);  /* 0 at the first tile */
         state->sum *= keep, state->sum_p2 *= keep * keep, state->sum_pz *= keep;
         if (pw && state->max > -INFINITY) job->kernels->scale(pw, (float)keep, job->w->k);
         state->max = max;
@@ -155,8 +156,12 @@ static void backward_task(void *context, int64_t task, int thread) {
 
 jpo_status jpo_head_backward(float *dh, const double *coefficients, const jpo_head_row *state, const float *pw,
                              const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch, jpo_error *err) {
-    head_job job = {.dh = dh, .coefficients = coefficients, .state = (jpo_head_row *)state, .pw = (float *)pw,
-                    .batch = batch, .w = w};
+    head_job job = {.dh = dh,
+                    .coefficients = coefficients,
+                    .state = (jpo_head_row *)state,
+                    .pw = (float *)pw,
+                    .batch = batch,
+                    .w = w};
     job.scratch_part = ((size_t)w->k * sizeof(float) + 63) / 64 * 64;
     JPO_TRY(jpo_block_reserve(&scratch->thread, job.scratch_part * (size_t)jpo_threads_count(), err));
     job.scratch = scratch->thread.data;

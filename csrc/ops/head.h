@@ -20,17 +20,18 @@ typedef struct {
 } jpo_head_batch;
 
 typedef struct {
-    double max, sum;           /* of exp(z - max) */
+    double max, sum;              /* of exp(z - max) */
     double sum_pz, sum_p2, sum_z; /* filled where statistics are asked for */
-    int32_t best;              /* the maximum's index */
+    int32_t best;                 /* the maximum's index */
 } jpo_head_row;
 
 /* logps (L) = z_target - logsumexp(z); state (N); pw (N, H) = sum_v exp(z_v - max) W_v, or NULL (scoring only). */
 jpo_status jpo_head_forward(double *logps, jpo_head_row *state, float *pw, const jpo_head_batch *batch,
                             const jpo_weight *w, bool statistics, jpo_scratch *scratch, jpo_error *err);
 /* Frozen head: dh (N, H) = sum over the row's entries of c_e W_target - (sum c_e) P W. */
-jpo_status jpo_head_backward(float *dh, const double *coefficients, /* (L) */ const jpo_head_row *state, const float *pw,
-                             const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch, jpo_error *err);
+jpo_status jpo_head_backward(float *dh, const double *coefficients, /* (L) */ const jpo_head_row *state,
+                             const float *pw, const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
+                             jpo_error *err);
 /* Trainable head: dh (N, H) =, dw (V, H) += ; the logits are recomputed tile by tile in
  * z (N, JPO_HEAD_TILE). */
 jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,

@@ -167,8 +167,8 @@ static void dot_tile(void *context, int64_t task, int thread) {
     const product *p = context;
     int64_t n0 = task * p->tile;
     jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(p->tile, p->w->n - n0), 0, p->w->k};
-    jpo_packed_dot_table()
-        ->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate, (float *)(p->scratch + (size_t)thread * p->part));
+    jpo_packed_dot_table()->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate,
+                                (float *)(p->scratch + (size_t)thread * p->part));
     if (p->plus) add_to_few(p, n0, source.rows);
 }
 
@@ -197,7 +197,9 @@ static void integers_tile(void *context, int64_t task, int thread) {
 
 static jpo_status integers_product(product *p, jpo_scratch *scratch, jpo_error *err) {
     const size_t places = (size_t)(p->m * jpo_ceil_div(p->w->k, JPO_INTEGERS_WORDS)); /* m is small, k a row of W */
-    JPO_TRY(jpo_block_reserve(&scratch->shared, places * (JPO_INTEGERS_WORDS * sizeof(int16_t) + 2 * JPO_INTEGERS_LANES * sizeof(float)), err));
+    JPO_TRY(jpo_block_reserve(&scratch->shared,
+                              places * (JPO_INTEGERS_WORDS * sizeof(int16_t) + 2 * JPO_INTEGERS_LANES * sizeof(float)),
+                              err));
     p->integers.scale = scratch->shared.data;
     p->integers.total = p->integers.scale + places * JPO_INTEGERS_LANES;
     p->integers.q = (int16_t *)(p->integers.total + places * JPO_INTEGERS_LANES);
@@ -218,15 +220,24 @@ static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m, bool backward)
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight view = weight_for_rows(w, m, false);
-    product p = {.out = y, .in = x, .ldo = ldy, .ldi = ldx, .m = m, .width = w->n, .depth = w->k, .w = &view,
-                 .accumulate = accumulate, .plus = plus};
+    product p = {.out = y,
+                 .in = x,
+                 .ldo = ldy,
+                 .ldi = ldx,
+                 .m = m,
+                 .width = w->n,
+                 .depth = w->k,
+                 .w = &view,
+                 .accumulate = accumulate,
+                 .plus = plus};
     if (m == 0) return JPO_OK;
     p.tile = few_tile(w->n);
     if ((p.table = integers_table(w, m))) {
         p.w = w;
         return integers_product(&p, scratch, err);
     }
-    if (view.compute != JPO_COMPUTE_FLOAT32 || m > jpo_packed_dot_table()->dot_rows) return packed_product(&p, scratch, err);
+    if (view.compute != JPO_COMPUTE_FLOAT32 || m > jpo_packed_dot_table()->dot_rows)
+        return packed_product(&p, scratch, err);
     JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
     jpo_parallel(jpo_ceil_div(w->n, p.tile), dot_tile, &p);
     return JPO_OK;
@@ -236,8 +247,17 @@ jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, i
                                      int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
                                      jpo_error *err) {
     const jpo_weight view = weight_for_rows(w, m, true);
-    product p = {.out = dx, .in = dy, .ldo = lddx, .ldi = lddy, .m = m, .width = w->k, .depth = w->n, .w = &view,
-                 .accumulate = accumulate, .backward = true, .plus = plus};
+    product p = {.out = dx,
+                 .in = dy,
+                 .ldo = lddx,
+                 .ldi = lddy,
+                 .m = m,
+                 .width = w->k,
+                 .depth = w->n,
+                 .w = &view,
+                 .accumulate = accumulate,
+                 .backward = true,
+                 .plus = plus};
     return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
 }
 

@@ -17,11 +17,11 @@
 typedef enum { JPO_COMPUTE_FLOAT32, JPO_COMPUTE_INT16, JPO_COMPUTE_BFLOAT16 } jpo_compute;
 
 typedef struct {
-    int64_t n, k;        /* rows (outputs), columns (inputs) */
-    const void *data;    /* (N, K) row-major as `dtype` stores it; not owned, outlives the weight */
+    int64_t n, k;     /* rows (outputs), columns (inputs) */
+    const void *data; /* (N, K) row-major as `dtype` stores it; not owned, outlives the weight */
     jpo_dtype dtype;
     jpo_compute compute;
-    void *packed;        /* what jpo_weight_prepare made for `compute`; NULL where nothing is needed; owned */
+    void *packed; /* what jpo_weight_prepare made for `compute`; NULL where nothing is needed; owned */
 } jpo_weight;
 
 /* Scratch of one product: grown on demand before the parallel region, reused by the next product. */
@@ -30,7 +30,8 @@ typedef struct {
 } jpo_scratch;
 void jpo_scratch_free(jpo_scratch *scratch);
 
-/* Checks that W can be multiplied in w->compute; panels are packed on the way, so that nothing is stored. JPO_ERR_UNSUPPORTED names the missing instructions. */
+/* Checks that W can be multiplied in w->compute; panels are packed on the way, so that nothing is stored.
+ * JPO_ERR_UNSUPPORTED names the missing instructions. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
 void jpo_weight_release(jpo_weight *w);
 

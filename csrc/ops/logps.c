@@ -15,7 +15,8 @@ typedef struct {
     void *grad;
     const double *coefficients;
     const jpo_logits_batch *batch;
-    float *scratch; /* for each thread `part` floats: a row of a narrow type widened, then the maxima of a row's blocks */
+    float
+        *scratch; /* for each thread `part` floats: a row of a narrow type widened, then the maxima of a row's blocks */
     int64_t part;
     const jpo_kernels *kernels;
 } logps_job;
@@ -35,7 +36,8 @@ static double logsumexp_f32(const float *z, int64_t n, float *out, float *high, 
         }
         if (high) high[first / BLOCK] = max;
         if (max == -INFINITY) continue;
-        sum += out ? kernels->softmax_tile(out + first, z + first, count, max) : kernels->expsum_tile(z + first, count, max);
+        sum += out ? kernels->softmax_tile(out + first, z + first, count, max)
+                   : kernels->expsum_tile(z + first, count, max);
     }
     return max + log(sum);
 }

@@ -84,10 +84,18 @@ static void backward_weights(void *context, int64_t task, int thread) {
     }
 }
 
-void jpo_lora_backward_weights(float *dxa, const float *dy, int64_t lddy, const float *xa, const float *x, float *dropped,
-                               const jpo_lora *lora, int64_t m, int64_t n, int64_t k) {
-    lora_job job = {.dxa = dxa, .dy = dy, .ldy = lddy, .saved_xa = xa, .x = x, .dropped = dropped, .lora = lora,
-                    .m = m, .n = n, .k = k};
+void jpo_lora_backward_weights(float *dxa, const float *dy, int64_t lddy, const float *xa, const float *x,
+                               float *dropped, const jpo_lora *lora, int64_t m, int64_t n, int64_t k) {
+    lora_job job = {.dxa = dxa,
+                    .dy = dy,
+                    .ldy = lddy,
+                    .saved_xa = xa,
+                    .x = x,
+                    .dropped = dropped,
+                    .lora = lora,
+                    .m = m,
+                    .n = n,
+                    .k = k};
     jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), backward_rows, &job);
     jpo_parallel(jpo_ceil_div(k, COLUMN_BLOCK) + jpo_ceil_div(n, COLUMN_BLOCK), backward_weights, &job);
 }

@@ -8,16 +8,16 @@
 #include "ops/linear.h"
 
 typedef struct {
-    int64_t r;              /* rank; 0: not adapted */
-    const float *a, *b;     /* (r, K), (N, r) */
-    float *da, *db;         /* gradients of the same shapes, added to */
-    float scale;            /* alpha / r, or alpha / sqrt(r) */
-    float dropout;          /* share of x's values that the path does not see */
-    uint64_t seed;          /* the mask is a pure function of (seed, row, column) */
+    int64_t r;          /* rank; 0: not adapted */
+    const float *a, *b; /* (r, K), (N, r) */
+    float *da, *db;     /* gradients of the same shapes, added to */
+    float scale;        /* alpha / r, or alpha / sqrt(r) */
+    float dropout;      /* share of x's values that the path does not see */
+    uint64_t seed;      /* the mask is a pure function of (seed, row, column) */
 } jpo_lora;
 
-/* xa (M, r) = dropout(x) A^T, saved for backward; what the adapted product then adds. dropped: scratch (M, K), needed where
- * dropout > 0. */
+/* xa (M, r) = dropout(x) A^T, saved for backward; what the adapted product then adds. dropped: scratch (M, K), needed
+ * where dropout > 0. */
 jpo_addition jpo_lora_forward(float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped, /* (M, K) */
                               const jpo_lora *lora, int64_t m, int64_t k);
 /* da, db += ; dxa (M, r) = scale dy B is left for jpo_lora_backward_input. */

@@ -53,9 +53,12 @@ int64_t jpo_packed_range(int64_t depth) {
 static size_t panel_bytes(const jpo_gemm_table *table, const jpo_weight *w, bool backward, int64_t depth) {
     size_t line = (size_t)table->panel * 4;
     switch (w->compute) {
-        case JPO_COMPUTE_INT16: return (size_t)(jpo_ceil_div(depth, BLOCK) * jpo_gemm_int16_lines(w->dtype, backward)) * line;
-        case JPO_COMPUTE_BFLOAT16: return (size_t)jpo_ceil_div(depth, 2) * line;
-        default: return (size_t)depth * line;
+    case JPO_COMPUTE_INT16:
+        return (size_t)(jpo_ceil_div(depth, BLOCK) * jpo_gemm_int16_lines(w->dtype, backward)) * line;
+    case JPO_COMPUTE_BFLOAT16:
+        return (size_t)jpo_ceil_div(depth, 2) * line;
+    default:
+        return (size_t)depth * line;
     }
 }
 
@@ -70,8 +73,15 @@ size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns
 
 void jpo_packed_open(jpo_packed_tile *tile, void *memory, const jpo_weight *w, int64_t row0, int64_t rows,
                      int64_t column0, int64_t columns, bool backward) {
-    *tile = (jpo_packed_tile){jpo_packed_table(w->compute), w->compute, backward ? rows : columns,
-                              backward ? columns : rows, w, row0, column0, backward, memory};
+    *tile = (jpo_packed_tile){jpo_packed_table(w->compute),
+                              w->compute,
+                              backward ? rows : columns,
+                              backward ? columns : rows,
+                              w,
+                              row0,
+                              column0,
+                              backward,
+                              memory};
 }
 
 /* Panels; for OpenBLAS, groups of 32 rows that are widened into a rectangle of W's orientation. */
@@ -132,7 +142,11 @@ size_t jpo_packed_scratch_bytes(const jpo_weight *w, int64_t m, int64_t depth) {
 
 static void rows_open(jpo_packed_rows *rows, const jpo_gemm_table *table, const jpo_weight *w, bool backward,
                       const float *x, int64_t ldx, int64_t m, int64_t depth, void *memory) {
-    *rows = (jpo_packed_rows){.table = table, .compute = w->compute, .depth = depth, .x = x, .ldx = ldx,
+    *rows = (jpo_packed_rows){.table = table,
+                              .compute = w->compute,
+                              .depth = depth,
+                              .x = x,
+                              .ldx = ldx,
                               .in16 = {.pairs = memory, .ldp = row_pairs(w->compute, depth)}};
     if (w->compute != JPO_COMPUTE_INT16) return;
     jpo_gemm_rows *in16 = &rows->in16;
@@ -142,8 +156,8 @@ static void rows_open(jpo_packed_rows *rows, const jpo_gemm_table *table, const 
     rows->most = jpo_gemm_stored(w->dtype, backward) ? JPO_GEMM_STORED_ROWS_MAX : JPO_GEMM_ROWS_MAX;
 }
 
-void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx, int64_t m,
-                          int64_t depth, void *memory) {
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx,
+                          int64_t m, int64_t depth, void *memory) {
     rows_open(rows, jpo_packed_table(w->compute), w, backward, x, ldx, m, depth, memory);
 }
 
@@ -207,8 +221,8 @@ static int64_t block_rows(const walk *w, int64_t depth) {
     return jpo_max64(BLOCK_BYTES / bytes / w->group, 1) * w->group;
 }
 
-/* One panel for rows first..end: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt to
- * groups evenly, so that none is left alone. */
+/* One panel for rows first..end: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt
+ * to groups evenly, so that none is left alone. */
 static void multiply_panel(const walk *w, int64_t first, int64_t end, int64_t d0, int64_t depth, const void *panel,
                            int64_t c0, int columns, bool accumulate) {
     int64_t groups = jpo_ceil_div(end - first, w->group);
@@ -237,8 +251,9 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
         size_t bytes = panel_bytes(tile->table, tile->w, tile->backward, depth);
         for (int64_t i = 0; i < count; i += block)
             for (int64_t c0 = 0; c0 < tile->columns; c0 += panel)
-                multiply_panel(&w, i, jpo_min64(i + block, count), depth0 + d0, depth, data + (size_t)(c0 / panel) * bytes,
-                               c0, (int)jpo_min64(panel, tile->columns - c0), accumulate || d0);
+                multiply_panel(&w, i, jpo_min64(i + block, count), depth0 + d0, depth,
+                               data + (size_t)(c0 / panel) * bytes, c0, (int)jpo_min64(panel, tile->columns - c0),
+                               accumulate || d0);
         data += (size_t)jpo_ceil_div(tile->columns, panel) * bytes;
     }
 }

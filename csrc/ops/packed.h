@@ -11,8 +11,8 @@
  *
  * The weight's compute type decides what a tile holds (kernels/gemm.h has the numerical contract). Where no table
  * offers the product (generic, NEON), a tile is a widened float32 rectangle (or W itself where it is stored so) and
- * OpenBLAS multiplies. An output's sums run in an order that depends on the depth alone: not on m, on the cut of rows or
- * columns, or on threads. (OpenBLAS: on the shape of the call.) */
+ * OpenBLAS multiplies. An output's sums run in an order that depends on the depth alone: not on m, on the cut of rows
+ * or columns, or on threads. (OpenBLAS: on the shape of the call.) */
 #ifndef JPO_OPS_PACKED_H
 #define JPO_OPS_PACKED_H
 
@@ -29,7 +29,8 @@ typedef struct {
     void *memory;
 } jpo_packed_tile;
 
-/* Rows of activations in the form that a compute type multiplies: x itself, or pairs and scales in memory of the caller. */
+/* Rows of activations in the form that a compute type multiplies: x itself, or pairs and scales in memory of the
+ * caller. */
 typedef struct {
     const jpo_gemm_table *table;
     jpo_compute compute;
@@ -71,8 +72,8 @@ void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int
 
 /* The same in two steps, so that several tiles share the rounded rows. open: prepares `rows` over memory of
  * jpo_packed_scratch_bytes; convert: rounds rows row0..row0+count-1 (nothing for float32). */
-void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx, int64_t m,
-                          int64_t depth, void *memory);
+void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx,
+                          int64_t m, int64_t depth, void *memory);
 void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count);
 /* y (count, columns; ldy) = or += rows row0.. , from depth0 (a multiple of 32) on, times the tile. */
 void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows, int64_t row0, int64_t count,
@@ -84,8 +85,8 @@ int64_t jpo_packed_range(int64_t depth);
 /* jpo_sgemm (ops/blas.h) by the float32 table; false, with nothing done, where OpenBLAS serves better. */
 bool jpo_packed_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                       const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-/* c (m, n; ldc) += alpha a (m, k; lda) op(b) by the same table, always by panels, so that a row's result does not depend on
- * the rows beside it; false where OpenBLAS has to. */
+/* c (m, n; ldc) += alpha a (m, k; lda) op(b) by the same table, always by panels, so that a row's result does not
+ * depend on the rows beside it; false where OpenBLAS has to. */
 bool jpo_packed_add(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, bool tb, int64_t m,
                     int64_t n, int64_t k, float alpha);
 

@@ -1,6 +1,6 @@
 /* General float32 products by the packed kernels: operands that no weight owns (attention, LoRA, gradients of weights).
- * Buffers are a thread's own and of fixed size. An output's sums run in an order that depends on k alone; the choice between
- * this, the dot kernel and OpenBLAS depends on the shape of the call. */
+ * Buffers are a thread's own and of fixed size. An output's sums run in an order that depends on k alone; the choice
+ * between this, the dot kernel and OpenBLAS depends on the shape of the call. */
 #include "base/size.h"
 #include "ops/packed.h"
 

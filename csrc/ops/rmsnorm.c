@@ -30,8 +30,8 @@ static void forward_task(void *context, int64_t task, int thread) {
 
 void jpo_rmsnorm_forward(float *y, float *rstd, const float *x, const float *w, int64_t rows, int64_t hidden,
                          float eps) {
-    norm_job job = {.y = y, .rstd = rstd, .x = x, .w = w, .rows = rows, .hidden = hidden, .eps = eps,
-                    .kernels = jpo_kernels_get()};
+    norm_job job = {
+        .y = y, .rstd = rstd, .x = x, .w = w, .rows = rows, .hidden = hidden, .eps = eps, .kernels = jpo_kernels_get()};
     jpo_parallel(jpo_ceil_div(rows, ROW_BLOCK), forward_task, &job);
 }
 
@@ -57,7 +57,14 @@ static void weight_task(void *context, int64_t task, int thread) {
 
 void jpo_rmsnorm_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rstd,
                           int64_t rows, int64_t hidden) {
-    norm_job job = {.y = dx, .dw = dw, .dy = dy, .x = x, .w = w, .saved_rstd = rstd, .rows = rows, .hidden = hidden,
+    norm_job job = {.y = dx,
+                    .dw = dw,
+                    .dy = dy,
+                    .x = x,
+                    .w = w,
+                    .saved_rstd = rstd,
+                    .rows = rows,
+                    .hidden = hidden,
                     .kernels = jpo_kernels_get()};
     jpo_parallel(jpo_ceil_div(rows, ROW_BLOCK), backward_task, &job);
     if (dw) jpo_parallel(jpo_ceil_div(hidden, 64), weight_task, &job);

@@ -10,10 +10,10 @@
 #include "kernels/kernels.h"
 
 enum {
-    BLOCK = 256,   /* probabilities summed at once: the draw walks the blocks' sums, then one block */
-    LANES = 8,     /* chains of a block's sum */
-    GROUP = 64,    /* values whose maximum is compared before they are */
-    DIGIT = 11,    /* bits of a key that one pass of the selection looks at */
+    BLOCK = 256, /* probabilities summed at once: the draw walks the blocks' sums, then one block */
+    LANES = 8,   /* chains of a block's sum */
+    GROUP = 64,  /* values whose maximum is compared before they are */
+    DIGIT = 11,  /* bits of a key that one pass of the selection looks at */
     BUCKETS = 1 << DIGIT
 };
 
@@ -66,8 +66,8 @@ static inline float value_of(uint32_t key) {
     return x;
 }
 
-/* The bucket in which the sum from the highest bucket down, added to *above, reaches `target` (the lowest with something in
- * it where rounding keeps the sum short); *above grows by the buckets over it. */
+/* The bucket in which the sum from the highest bucket down, added to *above, reaches `target` (the lowest with
+ * something in it where rounding keeps the sum short); *above grows by the buckets over it. */
 static uint32_t crossing(const double *buckets, double target, double *above) {
     uint32_t found = 0;
     double sum = *above;
@@ -81,8 +81,8 @@ static uint32_t crossing(const double *buckets, double target, double *above) {
     return found;
 }
 
-/* The largest value t of x (n) such that the values >= t reach `target`: in number, or weighted in their sum (x >= 0 then,
- * and zeros count for nothing). *above: what the values > t come to. */
+/* The largest value t of x (n) such that the values >= t reach `target`: in number, or weighted in their sum (x >= 0
+ * then, and zeros count for nothing). *above: what the values > t come to. */
 static inline float select_value(const float *x, int64_t n, bool weighted, double target, double *above,
                                  const row_scratch *s) {
     enum { FIRST = 32 - DIGIT, SECOND = FIRST - DIGIT };
@@ -174,7 +174,8 @@ static double sum_blocks(const float *p, int64_t n, double *sums) {
 /* Leaves of p what top_p keeps, in the order of indices; index (already there where `indexed`) moves along. */
 static int64_t keep_top_p(int64_t n, double top_p, bool indexed, const row_scratch *s, const jpo_kernels *kernels) {
     double above, total = sum_blocks(s->p, n, s->sums), target = top_p * total;
-    if (!indexed) /* what is less than an equal share of the rest cannot reach into the kept share; 0.99 is for rounding */
+    if (!indexed) /* what is less than an equal share of the rest cannot reach into the kept share; 0.99 is for rounding
+                   */
         n = gather(s->p, s->index, s->p, n, (float)(0.99 * (1 - top_p) * total / (double)n), kernels);
     float least = select_value(s->p, n, true, target, &above, s);
     /* of those equal to it the first that are needed; the quotient is clamped before it becomes an integer */
@@ -252,7 +253,8 @@ static jpo_status plan(sample_job *job, jpo_scratch *scratch, jpo_error *err) {
         return jpo_fail(err, JPO_ERR_VALUE, "rows of %lld logits cannot be drawn from", (long long)job->vocab);
     job->kernels = jpo_kernels_get();
     if (o->temperature == 0) return JPO_OK;
-    job->factor = (float)fmax(fmin(1 / o->temperature, FLT_MAX), FLT_MIN); /* so that 0 and -inf times it stay themselves */
+    job->factor =
+        (float)fmax(fmin(1 / o->temperature, FLT_MAX), FLT_MIN); /* so that 0 and -inf times it stay themselves */
     job->top_k = o->top_k > 0 && o->top_k < job->vocab;
     job->top_p = o->top_p < 1;
     bool cut = job->top_k || job->top_p;
@@ -266,8 +268,8 @@ static jpo_status plan(sample_job *job, jpo_scratch *scratch, jpo_error *err) {
 
 jpo_status jpo_sample(int64_t *tokens, double *logps, const float *logits, const double *uniforms,
                       const jpo_sampling *options, int64_t n, int64_t vocab, jpo_scratch *scratch, jpo_error *err) {
-    sample_job job = {.tokens = tokens, .logps = logps, .logits = logits, .uniforms = uniforms, .options = options,
-                      .vocab = vocab};
+    sample_job job = {
+        .tokens = tokens, .logps = logps, .logits = logits, .uniforms = uniforms, .options = options, .vocab = vocab};
     JPO_TRY(plan(&job, scratch, err));
     jpo_parallel(n, sample_task, &job);
     for (int64_t row = 0; row < n; row++)
