@@ -1,7 +1,7 @@
-"""The command `jpo`: finds the command groups beside it and turns errors into one line and an exit status.
+"""The command `jpo`: finds the commands in jpo/cli/commands and turns errors into one line and an exit status.
 
-A group is a module of this package whose name ends in an underscore and that has `register(app)`; adding one adds its
-commands. Such a module imports little at its head, so that `jpo --help` stays quick.
+A command is a module of that package with `register(app)`; adding the file adds the command. Such a module imports
+little at its head, so that `jpo --help` stays quick.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 
 import typer
 
-from jpo import cli
+from jpo.cli import commands
 from jpo.errors import JpoError
 
 
 def build_app() -> typer.Typer:
-    """The typer application with every group's commands, sorted by module name."""
+    """The typer application with every command, sorted by module name."""
     app = typer.Typer(
         name="jpo",
         help="Joint Preference Optimization of language models on the CPU.",
@@ -31,9 +31,8 @@ def build_app() -> typer.Typer:
     def root() -> None:  # keeps "jpo COMMAND" even if there is a single command
         """Joint Preference Optimization of language models on the CPU."""
 
-    for module in sorted(pkgutil.iter_modules(cli.__path__), key=lambda module: module.name):
-        if module.name.endswith("_"):
-            importlib.import_module(f"jpo.cli.{module.name}").register(app)
+    for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
+        importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
     return app
 
 

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jpo.cli.pairs_ import register
+from jpo.cli.commands.pairs import register
 from jpo.errors import JpoError
 
 CONDITIONAL = [{"i_chosen": f"i{at}", "r_chosen": "w", "i_reject": f"i{at}", "r_reject": "l"} for at in range(20)]

@@ -39,7 +39,7 @@ def study(
 
     Examples: jpo study --preset world --output out; jpo study --preset tldr --write-preset tldr.yaml; jpo study tldr.yaml
     """
-    from jpo.cli.demo_ import show
+    from jpo.cli.commands.demo import show
     from jpo.errors import JpoError
     from jpo.formats.files import write_text
     from jpo.study import Study, load_config, preset_text, run_study
