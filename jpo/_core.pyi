@@ -30,6 +30,10 @@ _Array = np.ndarray[Any, Any]
 _F32 = np.ndarray[Any, np.dtype[np.float32]]
 _F64 = np.ndarray[Any, np.dtype[np.float64]]
 
+DTYPES: dict[str, tuple[int, int]]  # stored type -> (values per block, bytes per block)
+
+def widen_rows(out: _F32, data: _Array, n: int, k: int, dtype: str, row0: int, /) -> None: ...
+
 MODULES: tuple[str, ...]
 LOSSES: list[tuple[str, int]]
 

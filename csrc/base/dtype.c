@@ -3,8 +3,8 @@
 #include <string.h>
 
 static const char *const names[] = {
-#define JPO_DTYPE_NAME(code, name, values, bytes) name,
-    JPO_DTYPE_LIST(JPO_DTYPE_NAME)
+#define JPO_DTYPE_NAME(with, code, name, values, bytes, d, m) name,
+    JPO_DTYPE_LIST(JPO_DTYPE_NAME, )
 #undef JPO_DTYPE_NAME
 };
 

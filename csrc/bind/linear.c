@@ -25,7 +25,7 @@ static int compute_from_name(const char *name, jpo_compute *out) {
 static int dtype_from_name(const char *name, jpo_dtype *out) {
     int code = jpo_dtype_from_name(name);
     if (code < 0) {
-        PyErr_Format(PyExc_ValueError, "dtype must be one of F32, BF16, F16, Q8_0, Q4_0, Q4_1, got \"%s\"", name);
+        PyErr_Format(PyExc_ValueError, "dtype must be a name in jpo._core.DTYPES, got \"%s\"", name);
         return -1;
     }
     *out = (jpo_dtype)code;
@@ -153,8 +153,8 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* _weight_rows(out, data, n, k, dtype, row0): out (count, K) = rows row0.. of W, widened. */
-static PyObject *weight_rows(PyObject *self, PyObject *args) {
+/* widen_rows(out, data, n, k, dtype, row0): out (count, K) = rows row0.. of W, widened. */
+static PyObject *widen_rows(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *out_object, *data;
     const char *dtype;
@@ -167,9 +167,11 @@ static PyObject *weight_rows(PyObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "out must be (count, %lld) with rows inside 0..%lld", k, n);
     jpo_weight w;
     if (weight_open(&w, data, dtype, "float32", n, k)) return NULL;
-    jpo_weight_rows(PyArray_DATA(out), &w, row0, PyArray_DIM(out, 0));
+    float *values = PyArray_DATA(out);
+    const int64_t count = PyArray_DIM(out, 0);
+    Py_BEGIN_ALLOW_THREADS jpo_weight_rows(values, &w, row0, count);
     jpo_weight_release(&w);
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 /* _sgemm(c, a, b, ta, tb, alpha, beta, runs=1): c = alpha op(a) op(b) + beta c, `runs` times in one thread. */
@@ -208,10 +210,10 @@ static void fill_weight(uint8_t *data, jpo_dtype dtype, size_t bytes) {
         for (size_t i = block - 1; i < bytes; i += block) data[i] = (data[i] & 0x80) | 0x3c;
         return;
     }
-    for (size_t i = 0; i < bytes; i += block) {
-        data[i + 1] = 0x20;
-        if (dtype == JPO_Q4_1) data[i + 3] = 0xa0;
-    }
+    int offset[2];
+    const int halves = jpo_dtype_halves(dtype, offset);
+    for (size_t i = 0; i < bytes; i += block)
+        for (int h = 0; h < halves; h++) data[i + (size_t)offset[h] + 1] = h ? 0xa0 : 0x20;
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -304,7 +306,8 @@ static PyMethodDef methods[] = {
     {"_linear_backward_weight", linear_backward_weight, METH_VARARGS, "Private: for the tests."},
     {"_packed_tile", packed_tile, METH_VARARGS, "Private: for the tests."},
     {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
-    {"_weight_rows", weight_rows, METH_VARARGS, "Private: for the tests."},
+    {"widen_rows", widen_rows, METH_VARARGS,
+     "widen_rows(out (count, K), data, n, k, dtype, row0): out = rows row0.. of a stored (n, k), widened exactly."},
     {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
     {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
@@ -314,4 +317,21 @@ static PyMethodDef methods[] = {
      "median run of a product with a weight (n, k) over m rows."},
     {NULL, NULL, 0, NULL}};
 
-int jpo_bind_linear(PyObject *module) { return PyModule_AddFunctions(module, methods); }
+/* The stored types, name -> (values per block, bytes per block). */
+static PyObject *dtype_sizes(void) {
+    PyObject *sizes = PyDict_New();
+    for (int code = 0; sizes && code < JPO_DTYPE_COUNT; code++) {
+        const jpo_dtype dtype = (jpo_dtype)code;
+        PyObject *size =
+            Py_BuildValue("(Ln)", (long long)jpo_dtype_block(dtype), (Py_ssize_t)jpo_dtype_block_bytes(dtype));
+        if (!size || PyDict_SetItemString(sizes, jpo_dtype_name(dtype), size)) Py_CLEAR(sizes);
+        Py_XDECREF(size);
+    }
+    return sizes;
+}
+
+int jpo_bind_linear(PyObject *module) {
+    PyObject *sizes = dtype_sizes();
+    if (!sizes || PyModule_AddObject(module, "DTYPES", sizes) < 0) return -1;
+    return PyModule_AddFunctions(module, methods);
+}

@@ -48,7 +48,7 @@ typedef struct {
     const void *data; /* first byte of row 0 */
     jpo_dtype dtype;
     int64_t k;                            /* values in a row */
-    int64_t row0, rows, column0, columns; /* column0 a multiple of the storage block */
+    int64_t row0, rows, column0, columns; /* column0 a multiple of 32 where values stand in blocks */
 } jpo_gemm_source;
 
 /* One panel of B: forward: `rows` (<= panel) columns of B with depth `columns`; backward: `columns` (<= panel) columns
@@ -81,7 +81,7 @@ typedef struct {
     int few_rows; /* up to so many rows int16 and bfloat16 do not pay: whole products of a weight are taken in float32
                    */
     int few_stored_rows; /* the same of int16's forward products with stored integers, beyond integer_rows */
-    /* out (count) = values column0.. of a stored row; both multiples of the storage block. */
+    /* out (count) = values column0.. of a stored row; both multiples of 32 where values stand in blocks. */
     void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
     /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). NULL: not offered. */
     void (*turn)(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns);

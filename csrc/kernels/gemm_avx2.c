@@ -9,6 +9,8 @@
 #include "kernels/lanes_x86.inc"
 #include "kernels/panels.inc"
 
+#include "kernels/blocks_x86.inc"
+
 #define VEC __m256
 #define LANES 8
 #define TILE_ROWS 6
@@ -61,6 +63,23 @@ INLINE wide32 decode_nibbles(const uint8_t *bytes) {
          _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, second))}};
 }
 
+/* 32 values of a row that is stored by pieces (kernels/blocks.inc). */
+INLINE wide32 decode_piece(const jpo_dtype dtype, const uint8_t *row, int64_t column) {
+    wide32 x;
+    int part;
+    float d[2], m[2];
+    const uint8_t *block = piece_block(dtype, row, column, &part);
+    piece_scales(dtype, block, part, d, m);
+    const __m256i q = piece_integers(dtype, block, part);
+    const __m128i quarter[2] = {_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)};
+    for (int i = 0; i < 4; i++) {
+        const __m128i bytes = i % 2 ? _mm_unpackhi_epi64(quarter[i / 2], quarter[i / 2]) : quarter[i / 2];
+        const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+        x.v[i] = _mm256_fmadd_ps(value, _mm256_set1_ps(d[i / 2]), _mm256_set1_ps(m[i / 2]));
+    }
+    return x;
+}
+
 /* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
  * count 32. */
 INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
@@ -106,7 +125,7 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(d, x.v[i], m);
         return x;
     default:
-        return (wide32){{_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()}};
+        return decode_piece(dtype, row, column);
     }
 }
 
@@ -114,31 +133,6 @@ INLINE void put32(float *out, wide32 x) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + 8 * i, x.v[i]);
 }
-
-/* Calls body(DTYPE) with a constant dtype, so that each loop is compiled for one stored form. */
-#define FOR_DTYPE(dtype, call) \
-    switch (dtype) {           \
-    case JPO_F32:              \
-        call(JPO_F32);         \
-        break;                 \
-    case JPO_BF16:             \
-        call(JPO_BF16);        \
-        break;                 \
-    case JPO_F16:              \
-        call(JPO_F16);         \
-        break;                 \
-    case JPO_Q8_0:             \
-        call(JPO_Q8_0);        \
-        break;                 \
-    case JPO_Q4_0:             \
-        call(JPO_Q4_0);        \
-        break;                 \
-    case JPO_Q4_1:             \
-        call(JPO_Q4_1);        \
-        break;                 \
-    default:                   \
-        break;                 \
-    }
 
 static const uint8_t *source_row(const jpo_gemm_source *s, size_t stride, int64_t row) {
     return (const uint8_t *)s->data + (size_t)(s->row0 + row) * stride;
@@ -152,7 +146,7 @@ INLINE void widen_of(const jpo_dtype dtype, float *out, const void *row, int64_t
 }
 static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count){
 #define CALL(dtype) widen_of(dtype, out, row, column0, count)
-    FOR_DTYPE(dtype, CALL)
+    JPO_FOR_DTYPE(dtype, CALL)
 #undef CALL
 }
 
@@ -236,12 +230,12 @@ INLINE void backward_float32_of(const jpo_dtype dtype, float *panel, const jpo_g
 
 static void forward_float32(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) forward_float32_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 static void backward_float32(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_float32_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 
@@ -412,12 +406,12 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
 
 static void forward_int16(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) forward_int16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 static void backward_int16(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_int16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 

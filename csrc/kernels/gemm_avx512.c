@@ -3,10 +3,15 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #include <immintrin.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/integers.h"
 #include "kernels/lanes_x86.inc"
+
+#include "kernels/blocks.inc"
+
+#include "kernels/blocks_x86.inc"
 
 #define VEC __m512
 #define LANES 16
@@ -37,6 +42,19 @@ INLINE wide32 decode_nibbles(const uint8_t *bytes, __m512 values) {
 
 INLINE __m512 ramp(float first) {
     return _mm512_add_ps(_mm512_set1_ps(first), _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+
+/* 32 values of a row that is stored by pieces (kernels/blocks.inc). */
+INLINE wide32 decode_piece(const jpo_dtype dtype, const uint8_t *row, int64_t column) {
+    int part;
+    float d[2], m[2];
+    const uint8_t *block = piece_block(dtype, row, column, &part);
+    piece_scales(dtype, block, part, d, m);
+    const __m256i q = piece_integers(dtype, block, part);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));
+    return (wide32){_mm512_fmadd_ps(low, _mm512_set1_ps(d[0]), _mm512_set1_ps(m[0])),
+                    _mm512_fmadd_ps(high, _mm512_set1_ps(d[1]), _mm512_set1_ps(m[1]))};
 }
 
 /* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
@@ -76,34 +94,9 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         return decode_nibbles(p + 4, _mm512_fmadd_ps(d, ramp(0), m));
     }
     default:
-        return (wide32){_mm512_setzero_ps(), _mm512_setzero_ps()};
+        return decode_piece(dtype, row, column);
     }
 }
-
-/* Calls body_DTYPE with a constant dtype, so that each loop is compiled for one stored form. */
-#define FOR_DTYPE(dtype, call) \
-    switch (dtype) {           \
-    case JPO_F32:              \
-        call(JPO_F32);         \
-        break;                 \
-    case JPO_BF16:             \
-        call(JPO_BF16);        \
-        break;                 \
-    case JPO_F16:              \
-        call(JPO_F16);         \
-        break;                 \
-    case JPO_Q8_0:             \
-        call(JPO_Q8_0);        \
-        break;                 \
-    case JPO_Q4_0:             \
-        call(JPO_Q4_0);        \
-        break;                 \
-    case JPO_Q4_1:             \
-        call(JPO_Q4_1);        \
-        break;                 \
-    default:                   \
-        break;                 \
-    }
 
 static const uint8_t *source_row(const jpo_gemm_source *s, int64_t row) {
     return (const uint8_t *)s->data + (size_t)(s->row0 + row) * jpo_dtype_row_bytes(s->dtype, s->k);
@@ -148,7 +141,7 @@ static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0,
         _mm512_storeu_ps(out + i, x.low), _mm512_storeu_ps(out + i + 16, x.high); \
     }                                                                             \
     if (i < count) x = decode32(dtype, row, column0 + i, left(count, i))
-    FOR_DTYPE(dtype, CALL)
+    JPO_FOR_DTYPE(dtype, CALL)
 #undef CALL
     if (i == count) return;
     _mm512_mask_storeu_ps(out + i, (__mmask16)((1u << (count - i < 16 ? count - i : 16)) - 1), x.low);
@@ -442,35 +435,19 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
     }
 }
 
-#define FORWARD(to, name)                                     \
-    static void name(void *panel, const jpo_gemm_source *s) { \
-        switch (s->dtype) {                                   \
-        case JPO_F32:                                         \
-            name##_of(JPO_F32, panel, s);                     \
-            break;                                            \
-        case JPO_BF16:                                        \
-            name##_of(JPO_BF16, panel, s);                    \
-            break;                                            \
-        case JPO_F16:                                         \
-            name##_of(JPO_F16, panel, s);                     \
-            break;                                            \
-        case JPO_Q8_0:                                        \
-            forward_stored_of(JPO_Q8_0, to, panel, s);        \
-            break;                                            \
-        case JPO_Q4_0:                                        \
-            forward_stored_of(JPO_Q4_0, to, panel, s);        \
-            break;                                            \
-        case JPO_Q4_1:                                        \
-            forward_stored_of(JPO_Q4_1, to, panel, s);        \
-            break;                                            \
-        default:                                              \
-            break;                                            \
-        }                                                     \
-    }
-FORWARD(TO_FLOAT32, forward_float32)
-FORWARD(TO_INT16, forward_int16)
-FORWARD(TO_BFLOAT16, forward_bfloat16)
-#undef FORWARD
+/* Forms whose blocks are turned as bytes, and all others, which are widened row by row. */
+#define FORWARD_OF(dtype, to, name)             \
+    if (jpo_gemm_stored(dtype, false))          \
+        forward_stored_of(dtype, to, panel, s); \
+    else                                        \
+        name(dtype, panel, s)
+#define TO_FLOAT32_OF(dtype) FORWARD_OF(dtype, TO_FLOAT32, forward_float32_of)
+#define TO_INT16_OF(dtype) FORWARD_OF(dtype, TO_INT16, forward_int16_of)
+#define TO_BFLOAT16_OF(dtype) FORWARD_OF(dtype, TO_BFLOAT16, forward_bfloat16_of)
+static void forward_float32(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_FLOAT32_OF) }
+static void forward_int16(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_INT16_OF) }
+static void forward_bfloat16(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s -> dtype, TO_BFLOAT16_OF)}
+#undef FORWARD_OF
 
 /* ---- packing: backward, B = W ---- */
 
@@ -515,17 +492,17 @@ INLINE void backward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_
 
 static void backward_float32(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_float32_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 static void backward_int16(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_int16_of(dtype, panel, s)
-    FOR_DTYPE(s->dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 static void backward_bfloat16(void *panel, const jpo_gemm_source *s){
 #define CALL(dtype) backward_bfloat16_of(dtype, panel, s)
-    FOR_DTYPE(s -> dtype, CALL)
+    JPO_FOR_DTYPE(s -> dtype, CALL)
 #undef CALL
 }
 

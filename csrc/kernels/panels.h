@@ -8,7 +8,7 @@
 #include "base/dtype.h"
 
 /* out (count; contiguous) = values column0..column0+count-1 of the row that starts at `row`;
- * column0 and count are multiples of the dtype's block. */
+ * column0 and count are multiples of 32 where the dtype has blocks (of 32 or 256). */
 void jpo_panel_widen_row(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
 
 /* out (rows, columns; ldo) = W[row0.., column0..]; data is W's first byte, k its width. */

@@ -17,10 +17,25 @@ from model_files import (
     typed,
     write_gguf,
 )
+from reference.quants import BLOCKS, random_blocks, values_of
 
 from jpo.errors import FormatError
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import read_gguf
+
+
+@pytest.mark.parametrize("dtype", list(BLOCKS))
+def test_values_of_quantized_blocks(tmp_path, dtype):
+    path, raw = tmp_path / "m.gguf", random_blocks(np.random.default_rng(0), dtype, 5, 512)
+    path.write_bytes(gguf_bytes(llama_metadata(), [("token_embd.weight", (512, 5), GGML[dtype], raw.tobytes())]))
+    stored = read_gguf(path).tensors["token_embd.weight"]
+    assert (stored.dtype, stored.shape, stored.data.size) == (dtype, (5, 512), raw.size)
+    values = stored.float32()
+    assert np.array_equal(values.view(np.int32), values_of(raw, dtype, 5, 512).view(np.int32))
+    short = [("token_embd.weight", (BLOCKS[dtype][0] // 2, 5), GGML[dtype], raw.tobytes())]
+    path.write_bytes(gguf_bytes(llama_metadata(), short))
+    with pytest.raises(FormatError, match=f"token_embd.weight: rows of .* no multiple of {dtype}'s block"):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -164,9 +179,9 @@ def test_refused_by_name(tmp_path, change, named):
 def test_other_types_are_refused_by_tensor(tmp_path):
     path = tmp_path / "m.gguf"
     tensors, _ = gguf_tensors(llama_weights())
-    tensors[3] = (tensors[3][0], tensors[3][1], 14, tensors[3][3])
+    tensors[3] = (tensors[3][0], tensors[3][1], 16, tensors[3][3])
     path.write_bytes(gguf_bytes(llama_metadata(), tensors))
-    with pytest.raises(FormatError, match=rf"{tensors[3][0]}: type Q6_K is not implemented"):
+    with pytest.raises(FormatError, match=rf"{tensors[3][0]}: type IQ2_XXS is not implemented"):
         load_checkpoint(path)
 
 

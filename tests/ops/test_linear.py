@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from reference.quants import BLOCKS, random_blocks, values_of
 
 from jpo import _core
 
-DTYPES = ("F32", "BF16", "F16", "Q8_0", "Q4_0", "Q4_1")
-BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+SCALARS = ("F32", "BF16", "F16")
+DTYPES = SCALARS + tuple(BLOCKS)
 SHAPES = [(1, 1, 32), (3, 7, 64), (17, 33, 96), (64, 200, 576), (130, 49, 608), (2, 576, 192)]  # (M, N, K)
 
 
@@ -21,20 +22,14 @@ def make_weight(rng, dtype, n, k):
     if dtype == "BF16":
         bits = (rng.standard_normal((n, k)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         return bits.view(np.uint8).reshape(-1), (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    blocks = rng.integers(0, 256, (n, k // 32, BYTES[dtype]), dtype=np.uint8)
-    d = (rng.standard_normal((n, k // 32, 1)) * 0.05).astype(np.float16)
-    blocks[..., 0:2] = d.view(np.uint8)
-    d = d.astype(np.float64)
-    if dtype == "Q8_0":
-        return blocks.reshape(-1), (d * blocks[..., 2:].view(np.int8)).reshape(n, k)
-    offset = 4 if dtype == "Q4_1" else 2
-    nibbles = np.concatenate([blocks[..., offset:] & 15, blocks[..., offset:] >> 4], -1).astype(np.float64)
-    if dtype == "Q4_0":
-        return blocks.reshape(-1), (d * (nibbles - 8)).reshape(n, k)
-    minimum = rng.standard_normal((n, k // 32, 1)).astype(np.float16)
-    blocks[..., 2:4] = minimum.view(np.uint8)
-    values = (d.astype(np.float32) * nibbles.astype(np.float32) + minimum.astype(np.float32)).astype(np.float64)
-    return blocks.reshape(-1), values.reshape(n, k)
+    data = random_blocks(rng, dtype, n, k)
+    return data, values_of(data, dtype, n, k).astype(np.float64)
+
+
+def shapes_of(dtype, shapes):
+    """The shapes with rows of whole blocks: K is raised to the next multiple."""
+    block = _core.DTYPES[dtype][0]
+    return [(m, n, -(-k // block) * block) for m, n, k in shapes]
 
 
 def product(x, data, n, k, dtype, compute="float32", direction="forward", out=None):
@@ -73,21 +68,22 @@ def isa(request):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_widen_exactly(isa, dtype):
     rng = np.random.default_rng(1)
-    data, values = make_weight(rng, dtype, 9, 96)
-    out = np.empty((4, 96), np.float32)
-    _core._weight_rows(out, data, 9, 96, dtype, 3)
-    assert np.array_equal(out.astype(np.float64), values[3:7])
-    if dtype in ("F32", "BF16", "F16"):  # widths that are no multiple of a vector
+    k = 96 if dtype in SCALARS or BLOCKS[dtype][0] == 32 else 768
+    data, values = make_weight(rng, dtype, 9, k)
+    out = np.empty((4, k), np.float32)
+    _core.widen_rows(out, data, 9, k, dtype, 3)
+    assert np.array_equal(out.view(np.int32), values[3:7].astype(np.float32).view(np.int32))  # signs of zero too
+    if dtype in SCALARS:  # widths that are no multiple of a vector
         data, values = make_weight(rng, dtype, 3, 43)
         out = np.empty((2, 43), np.float32)
-        _core._weight_rows(out, data, 3, 43, dtype, 1)
+        _core.widen_rows(out, data, 3, 43, dtype, 1)
         assert np.array_equal(out.astype(np.float64), values[1:])
 
 
 def test_half_special_values_widen(isa):
     bits = np.arange(65536, dtype=np.uint16)
     out = np.empty((1, 65536), np.float32)
-    _core._weight_rows(out, bits.view(np.uint8), 1, 65536, "F16", 0)
+    _core.widen_rows(out, bits.view(np.uint8), 1, 65536, "F16", 0)
     assert np.array_equal(out[0], bits.view(np.float16).astype(np.float32), equal_nan=True)
 
 
@@ -95,7 +91,7 @@ def test_half_special_values_widen(isa):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_float32_against_float64(isa, dtype, direction):
     rng = np.random.default_rng(2)
-    for m, n, k in SHAPES:
+    for m, n, k in shapes_of(dtype, SHAPES):
         data, w = make_weight(rng, dtype, n, k)
         w = w if direction == "backward" else w.T
         x = rng.standard_normal((m, w.shape[0])).astype(np.float32)
@@ -121,12 +117,12 @@ def test_weight_gradient_against_float64():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("dtype", ["F32", "Q4_1"])
+@pytest.mark.parametrize("dtype", ["F32", "Q4_1", "Q6_K"])
 def test_threads_do_not_change_a_bit(isa, dtype, direction):
     rng = np.random.default_rng(4)
     before = _core.get_num_threads()
     try:
-        for m, n, k in [(1, 576, 192), (7, 192, 576), (300, 200, 576)]:
+        for m, n, k in shapes_of(dtype, [(1, 576, 192), (7, 192, 576), (300, 200, 576)]):
             data, _ = make_weight(rng, dtype, n, k)
             x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
             outs = []
@@ -228,7 +224,7 @@ def test_rounded_against_float64(rounded_isa, dtype, direction, compute):
     if not offered(compute):
         return
     rng = np.random.default_rng(6)
-    for m, n, k in ROUNDED_SHAPES:
+    for m, n, k in shapes_of(dtype, ROUNDED_SHAPES):
         data, w = make_weight(rng, dtype, n, k)
         w = w if direction == "backward" else w.T
         x = (rng.standard_normal((m, w.shape[0])) * np.exp(rng.standard_normal((m, 1)) * 3)).astype(np.float32)
@@ -253,7 +249,7 @@ def test_int16_equals_its_definition_bit_for_bit(rounded_isa, dtype, direction):
     if rounded_isa == "portable" or not offered("int16"):
         return
     rng = np.random.default_rng(7)
-    for m, n, k in ROUNDED_SHAPES:
+    for m, n, k in shapes_of(dtype, ROUNDED_SHAPES):
         data, _ = make_weight(rng, dtype, n, k)
         x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
         x[3, :] = 0
@@ -398,11 +394,11 @@ def test_a_row_of_a_product_of_stored_integers_does_not_depend_on_its_fellows(ro
             assert np.array_equal(product(x[:m], data, n, k, dtype, "int16"), whole[:m])
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", *STORED])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_a_few_does_not_depend_on_its_fellows(isa, dtype):
     """Rows decoded into registers and rows that share widened ones are summed in one order."""
     rng = np.random.default_rng(24)
-    for n, k in [(7, 96), (33, 608), (9, 1248)] + ([(5, 47), (6, 650)] if dtype in ("F32", "BF16", "F16") else []):
+    for _, n, k in shapes_of(dtype, [(0, 7, 96), (0, 33, 608), (0, 9, 1248), (0, 5, 47), (0, 6, 650)]):
         data, _ = make_weight(rng, dtype, n, k)
         x = rng.standard_normal((8, k)).astype(np.float32)
         whole = product(x, data, n, k, dtype)
@@ -412,7 +408,7 @@ def test_a_row_of_a_few_does_not_depend_on_its_fellows(isa, dtype):
 
 def largest_d(data, n, k, dtype):
     """|d| of each block, (n, k / 32)."""
-    blocks = data.reshape(n, k // 32, BYTES[dtype])
+    blocks = data.reshape(n, k // 32, BLOCKS[dtype][1])
     return np.abs(np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float64))
 
 
@@ -422,13 +418,13 @@ def test_stored_integers_at_their_extremes(rounded_isa, dtype):
     if not takes_integers(rounded_isa):
         return
     for fill in (0x00, 0x80, 0x7F, 0xFF):
-        blocks = np.full((4, 3, BYTES[dtype]), fill, np.uint8)
+        blocks = np.full((4, 3, BLOCKS[dtype][1]), fill, np.uint8)
         blocks[..., :2] = np.ones(1, np.float16).view(np.uint8)
         if dtype == "Q4_1":
             blocks[..., 2:4] = 0
         data = blocks.reshape(-1)
         w = np.empty((4, 96), np.float32)
-        _core._weight_rows(w, data, 4, 96, dtype, 0)
+        _core.widen_rows(w, data, 4, 96, dtype, 0)
         for value in (32767.0, -32767.0):
             x = np.full((2, 96), value, np.float32)
             exact = x.astype(np.float64) @ w.T.astype(np.float64)
@@ -453,7 +449,7 @@ def test_stored_integers_with_zero_tiny_and_bad_rows(rounded_isa, dtype):
 
 
 @pytest.mark.parametrize("compute", ["float32", "int16", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["F32", "Q4_1"])
+@pytest.mark.parametrize("dtype", ["F32", "Q4_1", "Q2_K", "Q5_K"])
 def test_packed_tiles_equal_the_whole_product(rounded_isa, dtype, compute):
     """A tile of rows and columns, its depth in several ranges, gives the outputs of the product with that part."""
     if compute != "float32" and not offered(compute):
