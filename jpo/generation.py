@@ -80,7 +80,7 @@ def generate(
     _check(n, temperature, top_p, top_k, max_new_tokens)
     stops = [stop] if isinstance(stop, str) else [text for text in stop if text]
     ends = {*lm.tokenizer.eos_token_ids, *stop_token_ids}
-    encoded = [lm._prompt_ids(prompt) for prompt in prompts]
+    encoded = [lm.tokenizer.prompt_ids(prompt) for prompt in prompts]
     longest = int(lm.config["max_position_embeddings"])
     for place, tokens in enumerate(encoded):
         if not tokens:
@@ -185,16 +185,20 @@ class _Batch:
         stream.tokens.append(token)
         if token in ends:
             stream.reason = "stop"
-            stream.text = self.lm.tokenizer.decode(stream.tokens[:-1])
+            stream.text = self._text(stream, stream.tokens[:-1])
             return
         if stops:
-            text = self.lm.tokenizer.decode(stream.tokens)
+            text = self._text(stream, stream.tokens)
             found = [text.find(mark) for mark in stops if mark in text]
             if found:
                 stream.reason, stream.text = "stop", text[: min(found)]
                 return
         if len(stream.tokens) >= stream.room:
-            stream.reason, stream.text = "length", self.lm.tokenizer.decode(stream.tokens)
+            stream.reason, stream.text = "length", self._text(stream, stream.tokens)
+
+    def _text(self, stream: _Stream, tokens: list[int]) -> str:
+        """What the tokens add to the prompt's text, a leading space included."""
+        return str(self.lm.tokenizer.decode_continuation(self.encoded[stream.prompt], tokens))
 
 
 def _draw(

@@ -155,20 +155,24 @@ class LanguageModel:
         """Free the buffers of the last pass."""
         self._core.trim()
 
-    def _passes(self, lists: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-        start, rows = 0, 0
-        for index, ids in enumerate(lists):
-            if rows and rows + len(ids) > _ROWS_PER_PASS:
+    def _passes(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each pass over (prompt, response) sequences; a prompt that a pass holds already adds no rows."""
+        start, rows, prompts = 0, 0, set[tuple[int, ...]]()
+        for index, (prompt, response) in enumerate(sequences):
+            key = tuple(prompt)
+            added = len(response) + (0 if key in prompts else len(key))
+            if rows and rows + added > _ROWS_PER_PASS:
                 yield start, index
-                start, rows = index, 0
-            rows += len(ids)
-        if start < len(lists):
-            yield start, len(lists)
+                start, rows, added, prompts = index, 0, len(response) + len(key), set()
+            rows += added
+            prompts.add(key)
+        if start < len(sequences):
+            yield start, len(sequences)
 
     def mean_hidden(self, token_id_lists: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(N, H) float32: the reference model's (adapter off) final hidden states, averaged over each list's tokens."""
         out = np.empty((len(token_id_lists), self.config["hidden_size"]), dtype=np.float32)
-        for start, stop in self._passes(token_id_lists):
+        for start, stop in self._passes([((), ids) for ids in token_id_lists]):
             pieces = [np.asarray(ids, dtype=np.int32) for ids in token_id_lists[start:stop]]
             segments = _roots([len(piece) for piece in pieces])
             empty = np.empty(0, dtype=np.int32)
@@ -191,12 +195,14 @@ class LanguageModel:
         self, prompts: Sequence[str], responses: Sequence[str], *, scope: str = "response", add_eos: bool = True
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) float64 log-likelihoods of the responses (scope "response") or of prompt and response ("joint": every
-        token but the first). Plain strings, encoded apart; no template is added, BOS only where the tokenizer adds it."""
+        token but the first). Plain strings; no template is added, BOS only where the tokenizer adds it. A response's
+        tokens are those that follow the prompt's in the joined text (Tokenizer.response_ids)."""
         if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
             raise JpoError("prompts and responses must be two lists of strings of one length")
         eos = [self.tokenizer.eos_token_id] if add_eos and self.tokenizer.eos_token_id is not None else []
+        known = {prompt: self.tokenizer.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
         pairs = [
-            (self._prompt_ids(prompt), [*self.tokenizer.encode(response), *eos])
+            (known[prompt], [*self.tokenizer.response_ids(prompt, response, known[prompt])[0], *eos])
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         return self.sequence_logps_ids(pairs, scope=scope)
@@ -206,14 +212,10 @@ class LanguageModel:
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) float64 log-likelihoods of N (prompt_ids, response_ids)."""
         out = np.empty(len(sequences), dtype=np.float64)
-        for start, stop in self._passes([[*prompt, *response] for prompt, response in sequences]):
+        for start, stop in self._passes(sequences):
             forest = build_forest(sequences[start:stop], scope)
             out[start:stop] = forest.sequence_sums(self.forward(forest, adapter=adapter).logps)
         return out
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        ids = self.tokenizer.encode(prompt)
-        return [self.tokenizer.bos_token_id, *ids] if self.tokenizer.adds_bos else ids
 
     # adapters
 

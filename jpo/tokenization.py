@@ -1,10 +1,15 @@
 """Text to token ids and back, over the `tokenizers` package, with the chat template that came with the model.
 
+One text, one tokenization: a prompt's ids are what sampling continues, and a response's ids are those that follow them
+in the joined text (Tokenizer.response_ids). Training, scoring, sampling and judging all ask here.
+
 Knows special tokens and where they were declared; never templates of preference data (jpo.data).
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +17,50 @@ from typing import Any
 import tokenizers
 
 from jpo.errors import JpoError
+
+_TAIL = 8  # tokens before a continuation that tell how its first one is spelled
+_PREFIXED = {  # step of a tokenizer.json that puts a mark before a text -> the setting without the mark; None: no step
+    "Prepend": None,
+    "Metaspace": {"prepend_scheme": "never"},
+    "ByteLevel": {"add_prefix_space": False},
+}
+
+
+def _state(step: Any) -> dict[str, Any] | None:
+    """A normalizer, pre-tokenizer or decoder as tokenizer.json holds it."""
+    return None if step is None else json.loads(step.__getstate__())
+
+
+def _step(name: str, state: dict[str, Any]) -> Any:
+    """The normalizer or pre-tokenizer that tokenizer.json describes so."""
+    module = {"normalizer": tokenizers.normalizers, "pre_tokenizer": tokenizers.pre_tokenizers}[name]
+    step = module.Sequence([])
+    step.__setstate__(json.dumps(state).encode())
+    return step
+
+
+def _unmarked(state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A step without what it puts before a text; None where nothing is left of it."""
+    if state is None:
+        return None
+    for key in ("normalizers", "pretokenizers"):
+        if key in state:
+            inner = [plain for part in state[key] if (plain := _unmarked(part)) is not None]
+            return {**state, key: inner}
+    if state["type"] not in _PREFIXED:
+        return state
+    setting = _PREFIXED[state["type"]]
+    return None if setting is None else state | setting
+
+
+def _drops_first_space(state: dict[str, Any] | None) -> bool:
+    """Whether a decoder treats the first token otherwise than the following ones."""
+    if state is None or state["type"] == "ByteLevel":
+        return False
+    return any(map(_drops_first_space, state["decoders"])) if "decoders" in state else state["type"] in _FIRST_TOKEN
+
+
+_FIRST_TOKEN = ("Strip", "Metaspace", "WordPiece")
 
 
 class Tokenizer:
@@ -44,6 +93,7 @@ class Tokenizer:
         if self.eos_token_id is None and self.eos_token_ids:
             self.eos_token_id = self.eos_token_ids[0]
         self.adds_bos = self._processor_adds_bos() if adds_bos is None else adds_bos and self.bos_token_id is not None
+        self._unmarked: tokenizers.Tokenizer | None = None  # the backend without a mark of a text's beginning
 
     def _special_id(self, name: str) -> int | None:
         token = self.special.get(name)
@@ -61,10 +111,49 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added. JpoError for anything but a str of valid Unicode."""
+        return self._encoded(self.backend, text)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, which sampling continues: BOS where the model was trained with it, then the text's."""
+        ids = self.encode(prompt)
+        return [self.bos_token_id, *ids] if self.adds_bos and self.bos_token_id is not None else ids
+
+    def response_ids(
+        self, prompt: str, response: str, prompt_ids: Sequence[int] | None = None
+    ) -> tuple[list[int], bool]:
+        """(ids of `response` behind `prompt`, whether a merge crosses the boundary between them); no EOS is added.
+
+        The ids are the rest of the joined text's where that begins with the prompt's own. Otherwise, so that equal
+        prompts stay equal, the response is encoded as a continuation: by itself, without the mark that SentencePiece
+        tokenizers put before a text ("\u2581"). prompt_ids: what prompt_ids(prompt) gave, where it is known.
+        """
+        before = self.prompt_ids(prompt) if prompt_ids is None else list(prompt_ids)
+        if self.adds_bos:
+            before = before[1:]
+        whole = self.encode(prompt + response)
+        if whole[: len(before)] == before:
+            return whole[len(before) :], False
+        return self._encoded(self._without_mark(), response), True
+
+    def _without_mark(self) -> tokenizers.Tokenizer:
+        """A copy of the backend that puts nothing before a text; the backend itself where it puts nothing anyway."""
+        if self._unmarked is None:
+            self._unmarked = self.backend
+            for name in ("normalizer", "pre_tokenizer"):
+                state = _state(getattr(self.backend, name))
+                plain = _unmarked(state)
+                if plain != state:
+                    if self._unmarked is self.backend:
+                        self._unmarked = copy.deepcopy(self.backend)
+                    setattr(self._unmarked, name, None if plain is None else _step(name, plain))
+        return self._unmarked
+
+    @staticmethod
+    def _encoded(backend: tokenizers.Tokenizer, text: str) -> list[int]:
         if not isinstance(text, str):
             raise JpoError(f"text: expected a str, got {type(text).__name__}")
         try:
-            return self.backend.encode(text, add_special_tokens=False).ids
+            return backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):  # the package's ways to say that a str is no valid Unicode
             place = next((index for index, letter in enumerate(text) if 0xD800 <= ord(letter) < 0xE000), None)
             if place is None:
@@ -79,6 +168,17 @@ class Tokenizer:
             if not 0 <= entry < 1 << 32:
                 raise JpoError(f"ids: {entry} is no token id (vocabulary of {size})")
         return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
+
+    def decode_continuation(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """What token ids (n,) add to the text of `before`, so that both texts joined are the text of all ids.
+
+        Decoders of SentencePiece tokenizers drop the space that a text begins with; a continuation keeps its own.
+        """
+        if not before or not _drops_first_space(_state(self.backend.decoder)):
+            return self.decode(ids)
+        tail = list(before[-_TAIL:])
+        head, whole = self.decode(tail), self.decode([*tail, *ids])
+        return whole[len(head) :] if whole.startswith(head) else self.decode(ids)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of one token as spelled in the vocabulary, or None."""

@@ -1,6 +1,7 @@
 """Texts to token ids under a length bound: what the model is trained on, and a report of what was cut or dropped.
 
-The cut of a prompt depends on the prompt alone, so that equal prompts stay equal; the response gets the rest. Knows
+A prompt's ids are those of its text, which sampling continues; a response's are the ones that follow them in the joined
+text (Tokenizer.response_ids). The cut of a prompt depends on the prompt alone, so that equal prompts stay equal; the response gets the rest. Knows
 the template and the tokenizer; never batches or the model.
 """
 
@@ -22,12 +23,13 @@ _PROMPTS_KEPT = 1 << 16  # equal prompts are encoded once; the oldest is forgott
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sequence: prompt (with BOS) and response (with EOS unless cut), encoded apart. 4 bytes a token."""
+    """One sequence: prompt (with BOS) and response (with EOS unless cut). 4 bytes a token."""
 
     prompt: array[int]
     response: array[int]
     cut_prompt: bool = False
     cut_response: bool = False
+    crossed: bool = False  # a merge of the joined text crosses the boundary: the response stands as a continuation
     too_long: str = ""  # under truncation "drop", what exceeds its bound
 
     @property
@@ -105,7 +107,7 @@ class Encoder:
         self._report = Report()
         self._prompts: dict[str, _Prompt] = {}
         if self.template.kind == "text":
-            own = len(self._ids(self.template.prompt_text("")))
+            own = len(self.tokenizer.prompt_ids(self.template.prompt_text("")))
             if own >= self.max_prompt_length:
                 raise JpoError(
                     f"max_prompt_length: the template alone has {own} tokens; expected more than that, got "
@@ -128,14 +130,23 @@ class Encoder:
         """One sequence. Under truncation "drop" nothing is cut, and `too_long` says what exceeds its bound."""
         prompt = self._prompt(instruction)
         text, end = self.template.response_text(prompt.instruction, response, self.tokenizer)
-        ids = self.tokenizer.encode(text)
+        ids, crossed = self.tokenizer.response_ids(prompt.text, text, prompt.ids)
         ids.append(self.tokenizer.eos_token_id if end is None else end)
         room = max(self.max_length - len(prompt.ids), 0)
         if self.truncation == "drop":
             too_long = prompt.too_long or ("response too long" if len(ids) > room else "")
-            return Encoded(prompt.ids, array("i", ids), too_long=too_long)
+            return Encoded(prompt.ids, array("i", ids), crossed=crossed, too_long=too_long)
         cut = len(ids) > room
-        return Encoded(prompt.ids, array("i", ids[:room] if cut else ids), prompt.cut, cut, prompt.too_long)
+        return Encoded(prompt.ids, array("i", ids[:room] if cut else ids), prompt.cut, cut, crossed, prompt.too_long)
+
+    def example(self, instruction: Text, response: Text) -> str:
+        """The template's name, and one example as the model reads and learns it: two lines to print before a run."""
+        prompt = self._prompt(instruction)
+        text, end = self.template.response_text(prompt.instruction, response, self.tokenizer)
+        end_id = self.tokenizer.eos_token_id if end is None else end
+        bos = self.tokenizer.id_to_token(self.tokenizer.bos_token_id) if self.tokenizer.adds_bos else ""
+        shown = " + ".join(map(_shown, (f"{bos}{prompt.text}", text, self.tokenizer.id_to_token(end_id))))
+        return f"template: {self.template.name!r}; the first record as prompt + response + end:\n  {shown}"
 
     def pairs(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
         """All pairs that fit, in order; the others are counted in the report. DataError if none is left."""
@@ -183,6 +194,7 @@ class Encoder:
             report.sequences += 1
             report.cut_prompts += sequence.cut_prompt
             report.cut_responses += sequence.cut_response
+            report.crossed += sequence.crossed
             report.tokens += len(sequence)
             report.longest = max(report.longest, len(sequence))
         return True
@@ -191,10 +203,6 @@ class Encoder:
         if not result:
             reasons = "; ".join(f"{reason}: {times}" for reason, times in self._report.dropped.items())
             raise DataError(f"none of {count} {noun} is left to train on ({reasons or 'the data are empty'})")
-
-    def _ids(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
-        return [self.tokenizer.bos_token_id, *ids] if self.tokenizer.adds_bos else ids
 
     def _prompt(self, instruction: Text) -> _Prompt:
         key = text_key(instruction)
@@ -208,7 +216,7 @@ class Encoder:
 
     def _encode_prompt(self, instruction: Text) -> _Prompt:
         text = self.template.prompt_text(instruction, self.tokenizer)
-        ids = self._ids(text)
+        ids = self.tokenizer.prompt_ids(text)
         excess = len(ids) - self.max_prompt_length
         if excess <= 0:
             return _Prompt(instruction, text, array("i", ids), False, "")
@@ -219,7 +227,7 @@ class Encoder:
             left = max(left - excess, 0)
             short = self._shorten(instruction, left)
             text = self.template.prompt_text(short, self.tokenizer)
-            ids = self._ids(text)
+            ids = self.tokenizer.prompt_ids(text)
             excess = len(ids) - self.max_prompt_length
         if excess > 0:
             return _Prompt(short, text, array("i", ids), True, "prompt too long without its instruction")
@@ -254,6 +262,11 @@ class Encoder:
                 return part
         size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
         return text[:size] if start else text[len(text) - size :]
+
+
+def _shown(text: str, start: int = 240, end: int = 80) -> str:
+    """As Python spells it, so that spaces and line ends are seen; the middle of a long text left out."""
+    return repr(text) if len(text) <= start + end else f"{text[:start]!r} ... {text[-end:]!r}"
 
 
 def _parts(instruction: Text) -> list[str]:

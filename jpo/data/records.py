@@ -34,6 +34,7 @@ class Pair:
     weak: bool = False  # paired by construction, not by an annotator
     extra: dict[str, Any] = field(default_factory=dict)  # the record's other keys
     where: str = ""  # file and line
+    conversational: bool = False  # the record held messages, also where one bare turn of each became a text
 
     @property
     def joint(self) -> bool:
@@ -55,6 +56,7 @@ class Example:
     response: Text
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = ""
+    conversational: bool = False  # the record held messages
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
     weak = record.get("weak", False)
     if not isinstance(weak, bool):
         raise DataError(f"{where}: weak: expected true or false, got {weak!r}")
-    return Pair(*texts, weak=weak, extra=_rest(record, (*used, "weak")), where=where)
+    talks = _holds_messages(record, used)
+    return Pair(*texts, weak=weak, extra=_rest(record, (*used, "weak")), where=where, conversational=talks)
 
 
 def _trl_texts(record: dict[str, Any], where: str) -> tuple[Text, Text, Text, Text]:
@@ -258,7 +261,7 @@ def _example(record: dict[str, Any], where: str) -> Example:
     for used in (("instruction", "response"), ("prompt", "completion")):
         if any(key in record for key in used):
             instruction, response = (_text(record, key, where) for key in used)
-            return Example(instruction, response, _rest(record, used), where)
+            return Example(instruction, response, _rest(record, used), where, _holds_messages(record, used))
     if "messages" not in record:
         expected = "instruction, response, or prompt, completion, or messages"
         raise DataError(f"{where}: no example: expected the keys {expected}; got {_keys(record)}")
@@ -266,7 +269,7 @@ def _example(record: dict[str, Any], where: str) -> Example:
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}: messages: expected a prompt's turns and then the assistant's, got {_roles(turns)}")
     prompt, answer = _shortest(turns[:-1], "user"), _shortest(turns[-1:], "assistant")
-    return Example(prompt, answer, _rest(record, ("messages",)), where)
+    return Example(prompt, answer, _rest(record, ("messages",)), where, True)
 
 
 def _candidate(record: dict[str, Any], where: str) -> Candidate:
@@ -346,6 +349,10 @@ def _messages(value: Any) -> list[Any] | None:
     if hasattr(value, "tolist") and not isinstance(value, str):  # NumPy arrays, out of pandas
         value = value.tolist()
     return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def _holds_messages(record: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return any(_messages(record[key]) is not None for key in keys if key in record)
 
 
 def _checked(value: Any, key: str, where: str) -> Messages:

@@ -19,6 +19,7 @@ class Report:
     sequences: int = 0  # encoded, of the kept records
     cut_prompts: int = 0  # sequences whose instruction lost tokens
     cut_responses: int = 0  # sequences whose response lost its end, and with it EOS
+    crossed: int = 0  # sequences in which a merge would join prompt and response: encoded as a continuation
     tokens: int = 0  # over the kept sequences, prompts counted for each
     longest: int = 0  # tokens of the longest kept sequence
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> records
@@ -33,7 +34,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        names = ("records", "kept", "sequences", "cut_prompts", "cut_responses", "tokens", "longest")
+        names = ("records", "kept", "sequences", "cut_prompts", "cut_responses", "crossed", "tokens", "longest")
         return {**{name: getattr(self, name) for name in names}, "dropped": dict(self.dropped)}
 
     def __str__(self) -> str:
@@ -47,6 +48,10 @@ class Report:
             longest = f"mean {mean:.1f}, longest {self.longest}"
             lines.append(f"{self.tokens} tokens in {self.sequences} sequences ({longest})")
             lines.append(f"  cut: {self.cut_prompts} prompts, {self.cut_responses} responses (without EOS)")
+        if self.crossed:
+            lines.append(
+                f"  {self.crossed} responses whose first characters would merge with the prompt: encoded as continuations"
+            )
         return "\n".join(lines)
 
     def then(self, later: Report) -> str:

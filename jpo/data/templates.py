@@ -14,10 +14,17 @@ from typing import Any
 from jpo.data.records import Messages, Text
 from jpo.errors import DataError, JpoError
 
-PAPER_PROMPT = "### Instructions: {instruction}\n\n### Response:"
-TLDR_PROMPT = PAPER_PROMPT.replace(
-    "{instruction}", "You are given a social media post, summarize it accordingly. \nPost: {instruction}"
-)
+DEFAULT = "spaced"
+_PAPER = "### Instructions: {instruction}\n\n### Response:"
+TEXTS = {  # name -> one text; {response} follows directly where it is not named
+    "spaced": f"{_PAPER} {{response}}",
+    "paper": _PAPER,
+    "tldr": _PAPER.replace(
+        "{instruction}", "You are given a social media post, summarize it accordingly. \nPost: {instruction}"
+    ),
+    "raw": "{instruction}",
+}
+NAMES = (*TEXTS, "chat")
 
 
 def _halves(text: Any, name: str, slot: str) -> tuple[str, str]:
@@ -30,15 +37,30 @@ def _halves(text: Any, name: str, slot: str) -> tuple[str, str]:
     return before, after
 
 
+def _parts(text: str) -> tuple[str, str]:
+    """(prompt, response) of a template's one text. Spaces before {response} belong to the response, as tokenizers have
+    it; a response's own leading space takes the place of one."""
+    _halves(text, "text", "{instruction}")
+    if "{response}" not in text:
+        text += "{response}"
+    before, after = _halves(text, "text", "{response}")
+    if "{instruction}" not in before:
+        raise JpoError(f"template: text: expected {{instruction}} before {{response}}, got {text!r}")
+    prompt = before.rstrip(" ")
+    return prompt, f"{before[len(prompt) :]}{{response}}{after}"
+
+
 @dataclass(frozen=True)
 class Template:
     """Kind "text": `prompt` with {instruction}, `response` with {response}; kind "chat": the tokenizer's chat template.
 
-    The default is the paper's, also for instruction-tuned models. `chat_sha256` pins the chat template of kind "chat".
+    The default is "spaced". `chat_sha256` pins the chat template of kind "chat". What is stored are the texts and never
+    a name, so that an adapter means the same for ever: one that was trained when "paper" put a space before the
+    response says so.
     """
 
-    prompt: str = PAPER_PROMPT
-    response: str = " {response}"
+    prompt: str = _parts(TEXTS[DEFAULT])[0]
+    response: str = _parts(TEXTS[DEFAULT])[1]
     kind: str = "text"
     chat_sha256: str | None = None
 
@@ -51,23 +73,33 @@ class Template:
             raise JpoError(f"template: chat_sha256: expected a string, got {type(self.chat_sha256).__name__}")
 
     @classmethod
-    def named(cls, name: str, tokenizer: Any = None) -> Template:
-        """The template called "paper" (the default), "tldr" (the paper's, around a post), "raw" or "chat".
+    def named(cls, given: str | None, tokenizer: Any = None, conversational: bool = False) -> Template:
+        """The template that an option names, or the text with {instruction} (and {response}) that it gives.
 
-        "raw" adds nothing; "chat" is the chat template of `tokenizer`, pinned.
+        "spaced" (the default): one space before the response. "paper": the authors' concatenation, without it; "tldr":
+        theirs around a post; "raw" adds nothing; "chat" is the chat template of `tokenizer`, pinned. None: "chat" for
+        conversational records where the tokenizer has a chat template, else the default.
         """
-        if name == "chat":
+        if given is None:
+            chat = conversational and tokenizer is not None and tokenizer.chat_template is not None
+            given = "chat" if chat else DEFAULT
+        if given == "chat":
             if tokenizer is None or tokenizer.chat_template is None:
                 raise JpoError("template: 'chat' needs a tokenizer with a chat template, and this one has none")
             return cls(kind="chat", chat_sha256=_digest(tokenizer))
-        known = {
-            "paper": cls(),
-            "tldr": cls(prompt=TLDR_PROMPT),
-            "raw": cls(prompt="{instruction}", response="{response}"),
-        }
-        if name not in known:
-            raise JpoError(f"template: expected one of {', '.join([*known, 'chat'])}; got {name!r}")
-        return known[name]
+        if given not in TEXTS and "{instruction}" not in given:
+            raise JpoError(
+                f"template: expected one of {', '.join(NAMES)}, or a text that holds {{instruction}}; got {given!r}"
+            )
+        return cls(*_parts(TEXTS.get(given, given)))
+
+    @property
+    def name(self) -> str:
+        """What it is called; the text itself where it has no name."""
+        if self.kind == "chat":
+            return "chat"
+        text = f"{self.prompt}{self.response}"
+        return next((name for name, known in TEXTS.items() if _parts(known) == (self.prompt, self.response)), text)
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored with an adapter."""

@@ -53,15 +53,13 @@ class Sampling:
 
 
 def encoder_of(lm: Any, adapter: Mapping[str, Any] | None = None, template: str | None = None) -> Encoder:
-    """How prompts are made: by `template` (a name, or a text with {instruction}), else as the adapter was trained.
+    """How prompts are made: by `template` (a name, or a text with {instruction} and {response}), else as the adapter was trained.
 
     adapter: what lm.load_adapter returned. Lengths are the adapter's, within the model's positions.
     """
-    from jpo.train.preference import make_template
-
     own = dict(adapter or {})
     if template:
-        chosen = make_template(template, lm.tokenizer)
+        chosen = Template.named(template, lm.tokenizer)
     else:
         chosen = Template.from_dict(own["template"]) if "template" in own else Template()
     longest = min(int(own.get("max_length", 1024)), int(lm.config["max_position_embeddings"]))

@@ -130,11 +130,9 @@ class LocalJudge:
 
     def scores(self, prompt: str) -> Any:
         """(3,) float64 log-likelihoods of the answers A, B and tie, not calibrated."""
-        from jpo.data.forest import build_forest
-
-        question = self.lm._prompt_ids(f"{prompt}\n\nAnswer:")
-        forest = build_forest([(question, self.lm.tokenizer.encode(f" {answer}")) for answer in ANSWERS], "response")
-        return forest.sequence_sums(self.lm.forward(forest).logps)
+        return self.lm.sequence_logps(
+            [f"{prompt}\n\nAnswer:"] * len(ANSWERS), [f" {answer}" for answer in ANSWERS], add_eos=False
+        )
 
     def calibrated(self, prompt: str) -> Any:
         """(3,) float64: scores, A and B without the lead that one has under the neutral prompt."""

@@ -43,7 +43,9 @@ class StudyConfig:
         WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
     )
     compute: str = option("float32", "Products with the model's weights: float32, int16 or bfloat16.")
-    template: str | None = option(None, "Prompt template: paper, tldr, raw, chat, or a text with {instruction}.")
+    template: str | None = option(
+        None, "Prompt template: spaced, paper, tldr, raw, chat, or a text with {instruction} and {response}."
+    )
     sft_data: str | None = option(
         None, "{instruction, response} to fine-tune on; none: the model itself is the policy."
     )

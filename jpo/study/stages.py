@@ -19,6 +19,7 @@ from jpo.data.batches import permutation
 from jpo.data.readers import read_records, write_records
 from jpo.data.records import items_to_test, plain, sft_examples
 from jpo.data.report import Report
+from jpo.data.templates import DEFAULT
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
@@ -85,7 +86,7 @@ class Stages:
     @property
     def template(self) -> str:
         """The prompt template's name or text."""
-        return self.config.template or (world.TEMPLATE if self.config.model == WORLD else "paper")
+        return self.config.template or (world.TEMPLATE if self.config.model == WORLD else DEFAULT)
 
     # data and policy
 

@@ -21,7 +21,7 @@ NUMBERS = tuple("zero one two three four five six seven eight nine".split())
 FAMILIES = ("ends", "repeat", "count", "reverse", "sort")
 LENGTHS = (2, 3, 4, 5, 6)  # words of an instruction
 TIE = 0.15  # qualities nearer than this are equal to the judge
-TEMPLATE = "{instruction} ="
+TEMPLATE = "{instruction} = {response}"
 GOLD_FAULTS = (0.4, 0.35, 0.25)  # shares of demonstrations with no, one, two faults: people are not perfect
 TEXT_FAULTS = (0.5, 0.2, 0.15, 0.15)  # and of texts to pre-train on
 _LONGEST = 12  # words of a response that are still read

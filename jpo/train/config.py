@@ -39,7 +39,11 @@ class TrainingConfig:
     max_length: int = option(1024, "Tokens of prompt and response at most.")
     max_prompt_length: int = option(512, "Tokens of the prompt at most, template included.")
     truncation: str = option("keep_start", "keep_start, keep_end (of a too long instruction) or drop.")
-    template: str = option("paper", "Prompt template: paper, tldr, raw, chat, or a text that holds {instruction}.")
+    template: str | None = option(
+        None,
+        "Prompt template: spaced, paper, tldr, raw, chat, or a text with {instruction} and {response}; default: chat "
+        "for conversational records where the model has a chat template, else spaced.",
+    )
     token_budget: int = option(1024, "Rows of a micro-batch at most; bounds the memory.")
     save_steps: int = option(100, "Steps between checkpoints; 0: only at the end.")
     save_total_limit: int | None = option(None, "Finished checkpoints that are kept; default: all.")

@@ -29,6 +29,7 @@ _FREE_ON_RESUME = {
     "tensorboard",
     "token_budget",
     "gradient_checkpointing",
+    "template",  # the tokens say it all, whatever it was called then
 }
 
 
@@ -169,7 +170,8 @@ class Loop:
             return 0
         folder = os.path.join(output, f"checkpoint-{steps[-1]}")
         tensors, state = checkpoint.load(folder)
-        changed = sorted(key for key in {*self.mark, *state["mark"]} if self.mark.get(key) != state["mark"].get(key))
+        stored = {key: value for key, value in state["mark"].items() if key not in _FREE_ON_RESUME}
+        changed = sorted(key for key in {*self.mark, *stored} if self.mark.get(key) != stored.get(key))
         if changed:
             raise JpoError(
                 f"{folder}: cannot resume, because {', '.join(changed)} changed since; give the same options and data"

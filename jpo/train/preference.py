@@ -28,23 +28,20 @@ from jpo.profiling import compute_costs
 from jpo.train.config import PreferenceConfig, TrainingConfig
 from jpo.train.loop import Loop, fingerprint
 
-Ids = tuple[Any, Any]
+SETTINGS_VERSION = 2  # of jpo_config.json; in those without one, training.template "paper" is what "spaced" is now
 C = TypeVar("C", bound=TrainingConfig)
-
-
-def make_template(name: str, tokenizer: Any) -> Template:
-    """A named template, or one given as text with {instruction}."""
-    return Template(prompt=name) if "{instruction}" in name else Template.named(name, tokenizer)
 
 
 def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageModel) -> dict[str, Any]:
     """What stands in jpo_config.json beside the adapter: sampling and evaluation read it."""
     own = {
+        "version": SETTINGS_VERSION,
         "template": template.to_dict(),
         "max_length": config.max_length,
         "max_prompt_length": config.max_prompt_length,
     }
-    return own | {"truncation": config.truncation, "compute": lm.compute, "training": config.to_dict()}
+    training = config.to_dict() | {"template": template.name}
+    return own | {"truncation": config.truncation, "compute": lm.compute, "training": training}
 
 
 def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
@@ -114,7 +111,10 @@ class PreferenceTrainer:
 
     def __init__(self, lm: LanguageModel, pairs: Any, config: PreferenceConfig | None = None, eval_pairs: Any = None):
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
-        self.template = make_template(self.config.template, lm.tokenizer)
+        self.report = Report()
+        given = self._read(pairs)
+        conversational = any(pair.conversational for pair in given)
+        self.template = Template.named(self.config.template, lm.tokenizer, conversational)
         limit = int(lm.config["max_position_embeddings"])
         self.encoder = Encoder(
             lm.tokenizer,
@@ -123,8 +123,10 @@ class PreferenceTrainer:
             min(self.config.max_prompt_length, limit - 1, self.config.max_length - 1),
             self.config.truncation,
         )
-        self.report = Report()
-        self.pairs = self._encode(pairs)
+        self.pairs = self.encoder.pairs(given)
+        self.shown = self.encoder.example(
+            given[0].i_chosen, given[0].r_chosen
+        )  # what is trained, to print before a run
         self.eval_pairs = self._encode(eval_pairs) if eval_pairs is not None else []
         ensure_adapter(lm, self.config)
         self.infos = [LOSSES[name] for name in self.config.losses]
@@ -139,14 +141,17 @@ class PreferenceTrainer:
             )
 
     def _encode(self, pairs: Any) -> list[EncodedPair]:
+        return self.encoder.pairs(self._read(pairs))
+
+    def _read(self, pairs: Any) -> list[Pair]:
         given = pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else ()
         if any(isinstance(pair, Pair) for pair in given) and not all(isinstance(pair, Pair) for pair in given):
             pairs = [pair.to_record() if isinstance(pair, Pair) else pair for pair in given]  # as a union of sources is
         if isinstance(pairs, (str, os.PathLike)) or not (
             pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)
         ):
-            pairs = preference_pairs(read_records(pairs), report=self.report)
-        return self.encoder.pairs(pairs)
+            return preference_pairs(read_records(pairs), report=self.report)
+        return list(pairs)
 
     # one batch of pairs
 

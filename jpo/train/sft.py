@@ -13,10 +13,11 @@ from jpo.data.forest import build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
+from jpo.data.templates import Template
 from jpo.model import LanguageModel
 from jpo.train.config import SFTConfig
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.preference import adapter_settings, ensure_adapter, make_template, probe, settled, total_steps
+from jpo.train.preference import adapter_settings, ensure_adapter, probe, settled, total_steps
 
 
 class SFTTrainer:
@@ -26,7 +27,10 @@ class SFTTrainer:
 
     def __init__(self, lm: LanguageModel, examples: Any, config: SFTConfig | None = None, eval_examples: Any = None):
         self.lm, self.config = lm, settled(lm, config or SFTConfig())
-        self.template = make_template(self.config.template, lm.tokenizer)
+        self.report = Report()
+        given = self._read(examples)
+        conversational = any(example.conversational for example in given)
+        self.template = Template.named(self.config.template, lm.tokenizer, conversational)
         limit = int(lm.config["max_position_embeddings"])
         longest = min(self.config.max_length, limit)
         self.encoder = Encoder(
@@ -36,8 +40,8 @@ class SFTTrainer:
             min(self.config.max_prompt_length, longest - 1),
             self.config.truncation,
         )
-        self.report = Report()
-        self.examples = self._encode(examples)
+        self.examples = self.encoder.examples(given)
+        self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
         self.eval_examples = self._encode(eval_examples) if eval_examples is not None else []
         if self.config.full:
             lm.enable_full()
@@ -45,9 +49,12 @@ class SFTTrainer:
             ensure_adapter(lm, self.config)
 
     def _encode(self, examples: Any) -> list[Encoded]:
+        return self.encoder.examples(self._read(examples))
+
+    def _read(self, examples: Any) -> list[Example]:
         if not (examples and isinstance(examples, list) and isinstance(examples[0], Example)):
-            examples = sft_examples(read_records(examples), report=self.report)
-        return self.encoder.examples(examples)
+            return sft_examples(read_records(examples), report=self.report)
+        return examples
 
     def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
         """Add the gradients of these examples' token mean into lm.trainable.grads; the step's metrics."""

@@ -93,7 +93,7 @@ def _texts(template: Template, pair: dict[str, str], scope: str) -> dict[str, st
     """The record as TRL takes it: the texts that jpo scores, cut where they meet."""
     sides = {}
     for side, i, r in (("chosen", "i_chosen", "r_chosen"), ("rejected", "i_reject", "r_reject")):
-        sides[side] = (template.prompt_text(pair[i]), " " + pair[r])
+        sides[side] = (template.prompt_text(pair[i]), template.response_text(pair[i], pair[r])[0])
     if scope == "response":
         return {"prompt": sides["chosen"][0], "chosen": sides["chosen"][1], "rejected": sides["rejected"][1]}
     whole = {side: (prompt + response).removeprefix(JOINT_CUT) for side, (prompt, response) in sides.items()}
@@ -135,7 +135,7 @@ def _preference(
     context: Context,
     batches: Sequence[Sequence[dict[str, str]]],
     scope: str = "response",
-    template: str = "paper",
+    template: str = "spaced",
     cached: bool = False,
 ) -> dict[str, Any]:
     steps = _steps(context, batches, template, scope)
@@ -187,7 +187,7 @@ def joint_reuse(context: Context) -> dict[str, Any]:
             ]
         )
     made = _preference(context, batches, scope="joint")
-    return {**made, "apart": _steps(context, [_apart(batch) for batch in batches], "paper", "joint")}
+    return {**made, "apart": _steps(context, [_apart(batch) for batch in batches], "spaced", "joint")}
 
 
 def logits(context: Context, gradient: bool) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def generation(context: Context, streams: int) -> dict[str, Any]:
 
 def full_tuning(context: Context, budget: int = 1024) -> dict[str, Any]:
     """Examples packed to at most 1024 rows a step."""
-    encoder = Encoder(context.lm.tokenizer, Template.named("paper"), 512, 448)
+    encoder = Encoder(context.lm.tokenizer, Template.named("spaced"), 512, 448)
     steps: list[list[Any]] = []
     room = 0
     for pair in itertools.cycle(context.pairs):
@@ -275,7 +275,7 @@ def accuracy(context: Context, count: int = 32) -> dict[str, Any]:
             view = lm.trainable.view(name)
             view[...] = 0.004 * random.standard_normal(view.shape, dtype=np.float32)
     lm.save_adapter(folder)
-    pairs = _steps(context, [_cut(context.pairs, count, 1)[0]], "paper", "response")[0]
+    pairs = _steps(context, [_cut(context.pairs, count, 1)[0]], "spaced", "response")[0]
     common = {"model": context.model, "hf": context.hf, "adapter": str(folder), "targets": "all-linear"}
     return {**common, "pairs": pairs, "folder": str(context.folder), "warm": False, "units": [1] * (context.rounds + 1)}
 

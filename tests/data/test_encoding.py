@@ -10,12 +10,13 @@ from jpo.data.records import Example, Pair, preference_pairs
 from jpo.data.templates import Template
 from jpo.errors import DataError, JpoError
 from jpo.formats import load_checkpoint
+from jpo.tokenization import Tokenizer
 
 TINY = load_checkpoint("tiny").tokenizer
 LONG = "Explain how the tides of the sea follow the moon, and why there are two of them every day. 🐘 ünïcödé " * 6
 
 
-class Letters:
+class Letters(Tokenizer):
     """A tokenizer of one token a character, with or without BOS; ids 1 (BOS), 2 (EOS), else 10 + code point."""
 
     eos_token_id, bos_token_id, eos_token_ids, chat_template = 2, 1, [2], None
@@ -37,7 +38,7 @@ def letters(text):
     return tuple(10 + ord(character) for character in text)
 
 
-def test_parts_are_encoded_apart_with_bos_and_eos():
+def test_prompt_and_response_with_bos_and_eos():
     encoder = Encoder(TINY)
     encoded = encoder.encode("Why?", "So.")
     assert encoded.prompt_ids == tuple(TINY.encode("### Instructions: Why?\n\n### Response:"))
@@ -147,7 +148,7 @@ def test_the_report_counts():
     assert pairs[0].tokens == 8 + 8 and pairs[1].tokens == 4 + 4
     assert encoder.report().to_dict() == {
         "records": 2, "kept": 2, "sequences": 4, "cut_prompts": 1, "cut_responses": 1,
-        "tokens": 24, "longest": 8, "dropped": {},
+        "crossed": 0, "tokens": 24, "longest": 8, "dropped": {},
     }  # fmt: skip
     printed = str(encoder.report())
     assert "2 of 2 records kept" in printed and "cut: 1 prompts, 1 responses" in printed and "24 tokens" in printed

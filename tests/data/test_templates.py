@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jpo.data.templates import Template
+from jpo.data.templates import NAMES, Template
 from jpo.errors import DataError, JpoError
 from jpo.formats import load_checkpoint
 
@@ -14,11 +14,13 @@ def tokenizer():
     return load_checkpoint("tiny").tokenizer
 
 
-def test_the_default_is_the_papers():
-    template = Template()
-    assert template.prompt_text("Why?") + template.response_text("Why?", "So.")[0] == (
-        "### Instructions: Why?\n\n### Response: So."
-    )
+def test_the_default_and_the_papers():
+    """The authors join the texts as they are; the default puts a space between them."""
+    for name, answer in ((None, " So."), ("spaced", " So."), ("paper", "So.")):
+        template = Template.named(name)
+        assert template.prompt_text("Why?") + template.response_text("Why?", "So.")[0] == (
+            f"### Instructions: Why?\n\n### Response:{answer}"
+        )
     tldr = Template.named("tldr").prompt_text("P")
     assert tldr == (
         "### Instructions: You are given a social media post, summarize it accordingly. \nPost: P\n\n### Response:"
@@ -40,11 +42,50 @@ def test_the_leading_space_is_not_doubled():
     assert Template.named("raw").response_text("", " x")[0] == " x"
 
 
-@pytest.mark.parametrize("name", ["paper", "tldr", "raw", "chat"])
+@pytest.mark.parametrize("name", [*NAMES, "Q: {instruction}\nA:{response} (end)"])
 def test_stored_and_loaded(tokenizer, name):
     template = Template.named(name, tokenizer)
     assert Template.from_dict(json.loads(json.dumps(template.to_dict()))) == template
+    assert template.name == name
     template.check(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "response"),
+    [
+        ("Q: {instruction}\nA:", "Q: I\nA:", "R"),
+        ("Q: {instruction}\nA: ", "Q: I\nA:", " R"),
+        ("Q: {instruction}\nA:\n{response}\n", "Q: I\nA:\n", "R\n"),
+        ("{instruction}  {response}{x}", "I", "  R{x}"),
+    ],
+)
+def test_a_text_with_both_slots(text, prompt, response):
+    template = Template.named(text)
+    assert (template.prompt_text("I"), template.response_text("I", "R")) == (prompt, (response, None))
+
+
+def test_a_text_without_its_slots_in_order():
+    for text in ("{response} {instruction}", "{instruction}{response}{response}"):
+        with pytest.raises(JpoError, match="template: text: expected"):
+            Template.named(text)
+
+
+def test_conversational_records_choose_the_chat_template(tokenizer):
+    assert Template.named(None, tokenizer) == Template.named(None) == Template()
+    assert Template.named(None, tokenizer, conversational=True).kind == "chat"
+    assert Template.named("paper", tokenizer, conversational=True).name == "paper"
+    assert Template.named(None, Fake(None), conversational=True).kind == "chat"
+    bare = Fake(None)
+    bare.chat_template = None
+    assert Template.named(None, bare, conversational=True).name == "spaced"
+
+
+def test_an_adapter_of_the_days_when_paper_put_a_space_keeps_it():
+    """Stored settings hold texts, never names: what "paper" meant then is what "spaced" means now."""
+    stored = {"kind": "text", "prompt": "### Instructions: {instruction}\n\n### Response:", "response": " {response}"}
+    template = Template.from_dict(stored)
+    assert template.name == "spaced" and template.response_text("I", "R")[0] == " R"
+    assert Template.named("paper").to_dict() == {**stored, "response": "{response}"}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +103,7 @@ def test_stored_and_loaded(tokenizer, name):
 def test_wrong_stored_templates(stored, message):
     with pytest.raises(JpoError, match=message):
         Template.from_dict(stored)
-    with pytest.raises(JpoError, match="expected one of paper, tldr, raw, chat; got 'x'"):
+    with pytest.raises(JpoError, match="expected one of spaced, paper, tldr, raw, chat, .* got 'x'"):
         Template.named("x")
 
 

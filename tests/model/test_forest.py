@@ -152,7 +152,7 @@ def test_generation(lm):
     prompts = ["hello there", "a"]
     greedy = lm.generate(prompts, temperature=0, max_new_tokens=12)
     for prompt, (completion,) in zip(prompts, greedy, strict=True):
-        ids = lm._prompt_ids(prompt)
+        ids = lm.tokenizer.prompt_ids(prompt)
         for step, token in enumerate(completion.token_ids):
             assert token == int(lm.logits([*ids, *completion.token_ids[:step]])[-1].argmax())
         want = lm.sequence_logps_ids([(ids, completion.token_ids)])[0]

@@ -55,7 +55,7 @@ def our_steps(lm, rate):
     config = jpo.PreferenceConfig(
         scope="response", loss="sigmoid", beta=0.1, batch_size=len(PAIRS), steps=STEPS, learning_rate=rate,
         lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999,
-        max_grad_norm=1.0, template="{instruction}",
+        max_grad_norm=1.0, template="{instruction} {response}",
     )  # fmt: skip
     records = [{name: text.removeprefix(" ") for name, text in record.items()} for record in RECORDS]
     return jpo.PreferenceTrainer(lm, records, config).train()
@@ -69,7 +69,7 @@ def compare(history, theirs):
 
 
 def check_ids(lm, ids):
-    """TRL's ids are those that we train on: prompt and response encoded apart, EOS behind the response."""
+    """TRL's ids are those that we train on: no merge crosses the boundary here, EOS stands behind the response."""
     for (prompt, *responses), given in zip(PAIRS, ids):
         encode = lm.tokenizer.encode
         expected = [encode(prompt), *([*encode(text), lm.tokenizer.eos_token_id] for text in responses)]

@@ -167,8 +167,8 @@ SPM_TEXT = ["the cat sat on the mat", "thethe at-mat, saté 猫 12", "a  b   the
 
 
 def test_sentencepiece_in_gguf_against_transformers(tmp_path):
-    """Merges recovered from scores. (Text that begins with spaces is left out: transformers' class then prepends none,
-    SentencePiece and llama.cpp always one.)"""
+    """Merges recovered from scores. By themselves, texts that begin with spaces differ: transformers' class then prepends
+    no mark, SentencePiece and llama.cpp always one. Behind another text all three agree, and that is what is scored."""
     random = np.random.default_rng(1)
     words = {"".join(random.choice(list("thecasmon\u2581"), size)) for size in (2, 2, 2, 3, 3, 4, 5) for _ in range(60)}
     letters = sorted(set("".join(SPM_TEXT).replace(" ", "\u2581")) - {"\u732b"})
@@ -197,6 +197,11 @@ def test_sentencepiece_in_gguf_against_transformers(tmp_path):
     for text in SPM_TEXT:
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False), text
         assert ours.decode(ours.encode(text)) == text
+        for response in (text, f" {text}", f"  {text}", " "):
+            joined = reference.encode(f"mat{response}", add_special_tokens=False)
+            ids, crossed = ours.response_ids("mat", response)
+            assert [*ours.encode("mat"), *ids] == joined or crossed
+            assert ours.encode(f"mat{response}") == joined
     assert ours.adds_bos and reference.encode("cat")[0] == 1
 
 

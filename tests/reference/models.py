@@ -66,12 +66,13 @@ def random_values(config, seed=0):
     return values
 
 
-def write_random(folder, seed=0, **changes):
-    """A directory with a random model of TINY with `changes`; (config.json dictionary, values)."""
+def write_random(folder, seed=0, tokenizer=None, **changes):
+    """A directory with a random model of TINY with `changes` and a tokenizer (default: that of "tiny"); (config.json
+    dictionary, values)."""
     hf = {key: value for key, value in {**TINY, **changes}.items() if value is not None}
     config = normalize("random", hf)
     values = random_values(config, seed)
-    write_checkpoint(folder, config, values, load_checkpoint("tiny").tokenizer)
+    write_checkpoint(folder, config, values, tokenizer or load_checkpoint("tiny").tokenizer)
     return hf, values
 
 

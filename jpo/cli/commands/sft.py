@@ -34,7 +34,7 @@ def sft(
         raise JpoError("--output is missing: the directory for the result")
     lm = jpo.load(own["model"], compute=config.compute or "float32")
     trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(trainer.report.then(trainer.encoder.report()))
+    typer.echo(f"{trainer.report.then(trainer.encoder.report())}\n{trainer.shown}")
     if dry_run:
         for key, value in trainer.dry_run().items():
             typer.echo(f"{key}: {value}")

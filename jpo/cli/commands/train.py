@@ -43,7 +43,7 @@ def train(
     if own["adapter"]:
         lm.load_adapter(own["adapter"])
     trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(trainer.report.then(trainer.encoder.report()))
+    typer.echo(f"{trainer.report.then(trainer.encoder.report())}\n{trainer.shown}")
     if dry_run:
         for key, value in trainer.dry_run().items():
             typer.echo(f"{key}: {value}")
