@@ -1,12 +1,13 @@
 """The tokenizer inside a GGUF file, rebuilt for the `tokenizers` package.
 
-Two kinds: "gpt2" (byte-level BPE with merges, cut beforehand by the pattern that `tokenizer.ggml.pre` names) and
-"llama" (SentencePiece BPE with scores and byte fallback). Ids are those of the model's own tokenizer.json.
+Three kinds: "gpt2" (byte-level BPE with merges, cut beforehand by the patterns that `tokenizer.ggml.pre` names), "llama"
+(SentencePiece BPE with scores and byte fallback) and "gemma4" (the same with merges). Ids are those of the model's own
+tokenizer.json. Outside test: the vocabularies in llama.cpp's models/, tests/parity/test_gguf_vocabularies.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -21,18 +22,34 @@ _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
-)
 
-# tokenizer.ggml.pre -> (kind of pre-tokenizer, its pattern, BOS added where the file does not say)
-_PRE: dict[str, tuple[str, str, bool]] = {
-    **dict.fromkeys(("default", "gpt-2", "gpt2"), ("bytes", "", False)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), ("digits", "", False)),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "smaug-bpe", "dbrx"), ("split", _LLAMA3, True)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), ("split", _QWEN2, False)),
-    "tekken": ("split", _TEKKEN, True),
+
+def _cased(suffix: str, digits: str) -> str:
+    """Words cut where lower case turns to upper: Tekken's pattern and, with contractions behind words, GPT-4o's."""
+    word = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{suffix}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{suffix}"
+    return rf"{word}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+
+
+class _Pre(NamedTuple):
+    """How text is cut before merges: by a pattern of its own, else as GPT-2 does, after `digits` one by one."""
+
+    pattern: str = ""
+    digits: bool = False
+    bos: bool = False  # BOS added where the file does not say
+    whole: bool = False  # pieces that stand in the vocabulary as a whole need no merges (ignore_merges)
+    composed: bool = False  # Unicode's NFC beforehand
+
+
+_BYTES, _DIGITS = _Pre(), _Pre(digits=True)
+_PRE: dict[str, _Pre] = {  # tokenizer.ggml.pre
+    **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "granite-docling"), _BYTES),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"), _Pre(_LLAMA3, bos=True, whole=True)),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), _Pre(_LLAMA3, whole=True)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _Pre(_QWEN2, composed=True)),
+    **dict.fromkeys(("stablelm2", "hunyuan"), _Pre(_QWEN2)),
+    "tekken": _Pre(_cased("", r"\p{N}"), bos=True, whole=True),
+    **dict.fromkeys(("gpt-4o", "llama4"), _Pre(_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}"))),
 }
 
 
@@ -88,17 +105,14 @@ def _byte_level(metadata: _Metadata, vocabulary: dict[str, int], pre: str) -> To
         raise metadata.fail(
             "pre", f"pre-tokenizer {pre!r} is not implemented; implemented are {', '.join(sorted(_PRE))}"
         )
-    kind, pattern, _ = _PRE[pre]
-    # a vocabulary cut by a pattern of its own holds whole pieces that its merges do not reach
-    whole = kind == "split" and pattern is not _QWEN2
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(metadata, vocabulary), ignore_merges=whole))
-    if kind == "split":
-        steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
-    else:
-        steps = [pre_tokenizers.Digits(individual_digits=True)] if kind == "digits" else []
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "split")
+    rule = _PRE[pre]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(metadata, vocabulary), ignore_merges=rule.whole))
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
+    if rule.pattern:
+        steps = [pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated")]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not rule.pattern)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, last]) if steps else last
-    if pre in ("qwen2", "deepseek-r1-qwen"):
+    if rule.composed:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -119,7 +133,8 @@ def _splits(tokens: list[str], scores: np.ndarray, vocabulary: dict[str, int]) -
     return [(left, right) for *_, left, right in merges]
 
 
-def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int]) -> Tokenizer:
+def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int], prefix: bool) -> Tokenizer:
+    """`prefix`: whether a space is put in front where the file does not say."""
     scores = metadata.numbers("scores", len(tokens))
     if "tokenizer.ggml.merges" in metadata.entries:
         merges = _merges(metadata, vocabulary)
@@ -133,7 +148,7 @@ def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str,
     backend = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
-    prefix = metadata.get("add_space_prefix", bool, True)
+    prefix = metadata.get("add_space_prefix", bool, prefix)
     steps = [normalizers.Prepend("\u2581")] if prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
     pieces = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -166,10 +181,10 @@ def _build(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int]) -
     if kind == "gpt2":
         pre = metadata.get("pre", str) or "default"
         backend = _byte_level(metadata, vocabulary, pre)
-        return backend, _PRE[pre][2]
-    if kind == "llama":
-        return _sentencepiece(metadata, tokens, vocabulary), True
-    raise metadata.fail("model", f"tokenizer {kind!r} is not implemented; implemented are 'gpt2' and 'llama'")
+        return backend, _PRE[pre].bos
+    if kind in ("llama", "gemma4"):
+        return _sentencepiece(metadata, tokens, vocabulary, kind == "llama"), True
+    raise metadata.fail("model", f"tokenizer {kind!r} is not implemented; implemented are 'gpt2', 'llama' and 'gemma4'")
 
 
 def tokenizer_from_metadata(where: str, entries: dict[str, Any], vocab_size: int) -> tokenization.Tokenizer:
@@ -186,7 +201,7 @@ def tokenizer_from_metadata(where: str, entries: dict[str, Any], vocab_size: int
     if len(tokens) > vocab_size:
         raise metadata.fail("tokens", f"{len(tokens)} tokens are more than the embedding's {vocab_size} rows")
     backend, default_bos = _build(metadata, tokens, vocabulary)
-    _add_special(metadata, backend, tokens, metadata.get("model", str) == "llama")
+    _add_special(metadata, backend, tokens, metadata.get("model", str) != "gpt2")
     names = {
         "bos_token": metadata.token("bos_token_id", tokens),
         "eos_token": metadata.token("eos_token_id", tokens),

@@ -40,6 +40,37 @@ def test_llama3_takes_whole_pieces_of_the_vocabulary(tmp_path):
     assert tokenizer(tmp_path / "m.gguf", **changes).adds_bos
 
 
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("tekken", ["Mixed", "Case", " HELlo", "'s", " ", "1", "2", "3", "4", " (", "x", ");\n\n", " end"]),
+        ("gpt-4o", ["Mixed", "Case", " HELlo's", " ", "123", "4", " (", "x", ");\n\n", " end"]),
+        ("llama-bpe", ["MixedCase", " HELlo", "'s", " ", "123", "4", " (", "x", ");\n\n", " end"]),
+        ("qwen2", ["MixedCase", " HELlo", "'s", " ", "1", "2", "3", "4", " (", "x", ");\n\n", " end"]),
+        ("command-r", ["MixedCase", " HELlo", "'s", " ", "1", "2", "3", "4", " (", "x", ");", "\n\n", " end"]),
+        ("mpt", ["MixedCase", " HELlo", "'s", " 1234", " (", "x", ");", "\n\n", " end"]),
+    ],
+)
+def test_cuts_before_merges(tmp_path, pre, expected):
+    made = tokenizer(tmp_path / "m.gguf", tokenizer__ggml__pre=(STRING, pre))
+    text = "MixedCase HELlo's 1234 (x);\n\n end"
+    places = [place for _, place in made.backend.pre_tokenizer.pre_tokenize_str(text)]
+    assert [text[first:last] for first, last in places] == expected
+
+
+def test_composition_is_qwens_alone(tmp_path):
+    ids = {
+        pre: tokenizer(tmp_path / "m.gguf", tokenizer__ggml__pre=(STRING, pre)).encode("e\u0301")
+        for pre in ("qwen2", "stablelm2")
+    }
+    assert len(ids["qwen2"]) == 2 and len(ids["stablelm2"]) == 3  # bytes of U+00E9; of e and U+0301
+
+
+@pytest.mark.parametrize(("pre", "added"), [("tekken", True), ("llama-bpe", True), ("dbrx", False), ("qwen2", False)])
+def test_bos_where_the_file_does_not_say(tmp_path, pre, added):
+    assert tokenizer(tmp_path / "m.gguf", tokenizer__ggml__pre=(STRING, pre)).adds_bos is added
+
+
 def test_special_tokens_in_text_are_parsed_as_transformers_does(tmp_path):
     made = tokenizer(tmp_path / "m.gguf")
     assert made.encode("h<|end|><think>") == [made.token_to_id("h"), 0, 2]
@@ -103,6 +134,20 @@ def test_sentencepiece(tmp_path):
         assert made.decode(made.encode(text)) == text
     plain = sentencepiece(tokenizer__ggml__add_space_prefix=(BOOL, False))
     assert pieces(path, "hi", **plain) == ["hi"]
+
+
+def test_gemma_orders_by_merges_and_adds_no_space(tmp_path):
+    path = tmp_path / "m.gguf"
+    merges = {"tokenizer__ggml__merges": ((ARRAY, STRING), ["h i", "\u2581 hi"])}
+    for change in (
+        {"tokenizer__ggml__model": (STRING, "gemma4")},
+        {"tokenizer__ggml__add_space_prefix": (BOOL, False)},
+    ):
+        made = sentencepiece(**{**merges, **change})
+        assert pieces(path, "hi hi\u00e9", **made) == ["hi", "\u2581hi", "<0xC3>", "<0xA9>"]
+        assert tokenizer(path, **made).adds_bos
+        for text in ("hi hi", " hi", "  hi\n\nhi "):
+            assert tokenizer(path, **made).decode(tokenizer(path, **made).encode(text)) == text
 
 
 def test_best_score_wins(tmp_path):
