@@ -310,6 +310,10 @@ class LanguageModel:
         JpoError where a tensor does not fit this model."""
         from jpo.formats.peft import read_adapter
 
+        if self.full:
+            raise JpoError(
+                f"{os.fspath(folder)}: the model is in full fine-tuning; load it anew before it gets an adapter"
+            )
         config, tensors = read_adapter(folder)
         settings = LoraSettings(
             config.r, config.lora_alpha, config.lora_dropout, self._targets(config.target_modules), config.use_rslora

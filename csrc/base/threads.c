@@ -1,3 +1,4 @@
+/* The pool's workers, the dealing of tasks, and the rule that a computation keeps its number of threads. */
 #include "base/threads.h"
 
 #include <pthread.h>
@@ -24,10 +25,15 @@ typedef struct {
 } task_run;
 
 static struct {
+    pthread_mutex_t gate;   /* guards asked and computations; taken before `caller` */
+    pthread_cond_t idle;    /* no computation runs any more */
+    int asked;              /* the number of threads that the next computation gets */
+    int computations;       /* threads between jpo_compute_begin and jpo_compute_end */
     pthread_mutex_t caller; /* one parallel region at a time */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    int wanted, running; /* threads asked for, the caller's among them; workers alive */
+    atomic_int wanted; /* threads in use, the caller's among them: constant while a computation runs */
+    int running;       /* workers alive */
     pthread_t worker[JPO_MAX_THREADS];
     int place[JPO_MAX_THREADS + 1]; /* the processor of each worker, and last the caller's; -1: not pinned */
     atomic_ulong region;            /* generation number: workers wait for it to change */
@@ -38,13 +44,15 @@ static struct {
     task_run tasks[JPO_MAX_THREADS]; /* one for each thread */
     jpo_task run;
     void *context;
-    bool ready;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER,
+} pool = {.gate = PTHREAD_MUTEX_INITIALIZER,
+          .idle = PTHREAD_COND_INITIALIZER,
+          .caller = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
 
 static _Thread_local int region_thread = -1; /* which thread of a region this is; -1 outside */
+static _Thread_local int depth;              /* computations that this thread is inside of, one within another */
 
 static void drain(int thread) {
     const int threads = pool.running + 1;
@@ -162,17 +170,26 @@ static void stop_workers(void) {
 
 /* In the child of a fork only the calling thread exists: forget the workers; the next region starts new ones. */
 static void after_fork_child(void) {
+    pthread_mutex_init(&pool.gate, NULL);
+    pthread_cond_init(&pool.idle, NULL);
     pthread_mutex_init(&pool.caller, NULL);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
     pool.running = 0;
+    pool.computations = depth > 0;
     atomic_store(&pool.sleepers, 0);
     atomic_store(&pool.waiting, false);
     region_thread = -1;
 }
-static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
-static void after_fork_parent(void) { pthread_mutex_unlock(&pool.caller); }
+static void before_fork(void) {
+    pthread_mutex_lock(&pool.gate);
+    pthread_mutex_lock(&pool.caller);
+}
+static void after_fork_parent(void) {
+    pthread_mutex_unlock(&pool.caller);
+    pthread_mutex_unlock(&pool.gate);
+}
 
 static int allowed_processors(void) {
 #if defined(__linux__)
@@ -184,13 +201,17 @@ static int allowed_processors(void) {
 
 static int clamp_threads(long count) { return count < 1 ? 1 : count > JPO_MAX_THREADS ? JPO_MAX_THREADS : (int)count; }
 
-static void make_ready(void) {
-    if (pool.ready) return;
-    pool.ready = true;
+static void first_use(void) {
     const char *setting = getenv("JPO_NUM_THREADS");
     long count = setting ? strtol(setting, NULL, 10) : 0;
-    if (!pool.wanted) pool.wanted = clamp_threads(count > 0 ? count : allowed_processors());
+    pool.asked = clamp_threads(count > 0 ? count : allowed_processors());
+    atomic_store(&pool.wanted, pool.asked);
     pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+static void make_ready(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, first_use);
 }
 
 static void start_workers(void) {
@@ -203,20 +224,65 @@ static void start_workers(void) {
     pin_workers();
 }
 
-int jpo_threads_count(void) {
+/* ---- computations: what is sized by the number of threads must meet the same number in its regions ---- */
+
+/* Makes the asked number the one in use; `gate` is held and no computation runs. */
+static void apply_asked(void) {
+    if (pool.asked == atomic_load(&pool.wanted)) return;
     pthread_mutex_lock(&pool.caller);
-    make_ready();
-    int count = pool.wanted;
+    stop_workers();
+    atomic_store(&pool.wanted, pool.asked);
     pthread_mutex_unlock(&pool.caller);
+}
+
+void jpo_compute_begin(void) {
+    if (depth++) return;
+    make_ready();
+    pthread_mutex_lock(&pool.gate);
+    /* a new number waits for the computations in progress, and new computations wait for it */
+    while (pool.computations && pool.asked != atomic_load(&pool.wanted)) pthread_cond_wait(&pool.idle, &pool.gate);
+    apply_asked();
+    pool.computations++;
+    pthread_mutex_unlock(&pool.gate);
+}
+
+void jpo_compute_end(void) {
+    if (--depth) return;
+    pthread_mutex_lock(&pool.gate);
+    if (!--pool.computations) {
+        apply_asked();
+        pthread_cond_broadcast(&pool.idle);
+    }
+    pthread_mutex_unlock(&pool.gate);
+}
+
+bool jpo_compute_idle(void (*change)(void *), void *context) {
+    pthread_mutex_lock(&pool.gate);
+    bool idle = !pool.computations;
+    if (idle) change(context);
+    pthread_mutex_unlock(&pool.gate);
+    return idle;
+}
+
+int jpo_threads_count(void) {
+    make_ready();
+    return atomic_load(&pool.wanted);
+}
+
+int jpo_threads_asked(void) {
+    make_ready();
+    pthread_mutex_lock(&pool.gate);
+    int count = pool.asked;
+    pthread_mutex_unlock(&pool.gate);
     return count;
 }
 
 void jpo_threads_set(int count) {
-    pthread_mutex_lock(&pool.caller);
     make_ready();
-    stop_workers();
-    pool.wanted = clamp_threads(count);
-    pthread_mutex_unlock(&pool.caller);
+    pthread_mutex_lock(&pool.gate);
+    pool.asked = clamp_threads(count);
+    if (!pool.computations) apply_asked();
+    pthread_mutex_unlock(&pool.gate);
 }
 
 void jpo_parallel(int64_t count, jpo_task run, void *context) {

@@ -18,7 +18,15 @@ typedef void (*jpo_task)(void *context, int64_t task, int thread);
  * Calls from several threads are served one after the other. */
 void jpo_parallel(int64_t count, jpo_task run, void *context);
 
-int jpo_threads_count(void);
-void jpo_threads_set(int count); /* clamped to 1..JPO_MAX_THREADS; joins the old workers */
+/* A computation: between the two calls, which may nest, jpo_threads_count() stays what it is, so that scratch sized by
+ * it fits every region. csrc/bind opens one around every call into the layers below (JPO_COMPUTE_BEGIN). */
+void jpo_compute_begin(void);
+void jpo_compute_end(void);
+/* Calls change(context) while no computation runs and none can begin; false, without a call, where one runs. */
+bool jpo_compute_idle(void (*change)(void *), void *context);
+
+int jpo_threads_count(void);     /* in use: constant within a computation */
+int jpo_threads_asked(void);     /* what the next computation gets */
+void jpo_threads_set(int count); /* clamped to 1..JPO_MAX_THREADS; at once, or when the computations in progress end */
 
 #endif

@@ -2,6 +2,7 @@
  * decoding step), and the draw of a token from each row of logits. */
 #include <math.h>
 
+#include "bind/arguments.h"
 #include "bind/model.h"
 
 #include "model/decode.h"
@@ -18,6 +19,9 @@ static void release(decode_arrays *a) {
 
 /* Every index is checked here, so that the pass need not. */
 static jpo_status check(const jpo_decode *d, const jpo_config *c, jpo_error *err) {
+    if (d->rows < 1 || d->rows > INT32_MAX / 2 || d->out_rows > d->rows)
+        return jpo_fail(err, JPO_ERR_VALUE, "decode needs 1..2^30 tokens, and at most as many rows; got %lld and %lld",
+                        (long long)d->rows, (long long)d->out_rows);
     for (int64_t i = 0; i < d->rows; i++)
         if (d->tokens[i] < 0 || d->tokens[i] >= c->vocab || d->positions[i] < 0 ||
             d->positions[i] >= c->max_positions || d->kv_row[i] < 0 || d->kv_row[i] >= d->capacity)
@@ -34,6 +38,11 @@ static jpo_status check(const jpo_decode *d, const jpo_config *c, jpo_error *err
         if (segment[0] != next || segment[1] < 1 || segment[1] > d->rows - next || segment[2] < 0 || segment[3] < 1 ||
             segment[2] > d->range_count - segment[3])
             return jpo_fail(err, JPO_ERR_VALUE, "segments[%lld] is out of range", (long long)s);
+        int64_t keys = 0;
+        for (int32_t i = segment[2]; i < segment[2] + segment[3]; i++) keys += d->ranges[i].length;
+        if (keys < (int64_t)d->positions[next] + segment[1])
+            return jpo_fail(err, JPO_ERR_VALUE, "segments[%lld]: its ranges hold %lld keys, it reaches position %lld",
+                            (long long)s, (long long)keys, (long long)d->positions[next] + segment[1] - 1);
         next += segment[1];
     }
     for (int64_t i = 0; i < d->out_rows; i++)
@@ -42,60 +51,70 @@ static jpo_status check(const jpo_decode *d, const jpo_config *c, jpo_error *err
     return next == d->rows ? JPO_OK : jpo_fail(err, JPO_ERR_VALUE, "segments must cover all rows");
 }
 
-PyObject *model_decode(model_object *self, PyObject *args) {
+typedef struct {
     PyObject *k, *v, *tokens, *positions, *kv_rows, *segments, *ranges, *rows;
     int adapter;
-    if (!PyArg_ParseTuple(args, "O!O!OOOOOOp:decode", &PyArray_Type, &k, &PyArray_Type, &v, &tokens, &positions,
-                          &kv_rows, &segments, &ranges, &rows, &adapter))
-        return NULL;
-    const jpo_config *c = &self->model.config;
-    PyArrayObject *ka = (PyArrayObject *)k, *va = (PyArrayObject *)v;
-    if (PyArray_TYPE(ka) != NPY_FLOAT32 || PyArray_NDIM(ka) != 3 || !PyArray_ISCARRAY(ka) || !PyArray_ISCARRAY(va) ||
-        PyArray_TYPE(va) != NPY_FLOAT32 || !PyArray_SAMESHAPE(ka, va) || PyArray_DIM(ka, 0) != c->layers ||
-        PyArray_DIM(ka, 2) != c->kv_heads * c->head_dim)
-        return PyErr_Format(PyExc_ValueError,
-                            "k and v must be writable float32 arrays (layers, capacity, kv_heads * head_dim)");
-    decode_arrays a = {0};
-    PyObject *out = NULL;
-    if (!(a.tokens = model_int32(tokens, "tokens", 1)) || !(a.positions = model_int32(positions, "positions", 1)) ||
-        !(a.kv_rows = model_int32(kv_rows, "kv_rows", 1)) || !(a.segments = model_int32(segments, "segments", 2)) ||
-        !(a.ranges = model_int32(ranges, "ranges", 2)) || !(a.rows = model_int32(rows, "rows", 1)))
-        goto done;
-    npy_intp n = PyArray_SIZE(a.tokens), shape[2] = {PyArray_SIZE(a.rows), c->vocab};
-    if (PyArray_SIZE(a.positions) != n || PyArray_SIZE(a.kv_rows) != n || PyArray_DIM(a.segments, 1) != 4 ||
-        PyArray_DIM(a.ranges, 1) != 2) {
-        PyErr_SetString(PyExc_ValueError,
-                        "positions and kv_rows must be as long as tokens; segments (S, 4), ranges (n, 2)");
-        goto done;
-    }
-    if (!(out = PyArray_SimpleNew(2, shape, NPY_FLOAT32)) || !model_enter(self)) {
-        Py_CLEAR(out);
-        goto done;
-    }
-    jpo_decode decode = {.rows = n,
-                         .segment_count = PyArray_DIM(a.segments, 0),
-                         .range_count = PyArray_DIM(a.ranges, 0),
-                         .out_rows = shape[0],
-                         .capacity = PyArray_DIM(ka, 1),
-                         .tokens = PyArray_DATA(a.tokens),
-                         .positions = PyArray_DATA(a.positions),
-                         .kv_row = PyArray_DATA(a.kv_rows),
-                         .segments = PyArray_DATA(a.segments),
-                         .ranges = PyArray_DATA(a.ranges),
-                         .out_row = PyArray_DATA(a.rows),
-                         .k = PyArray_DATA(ka),
-                         .v = PyArray_DATA(va),
-                         .adapter = adapter};
+} decode_arguments;
+
+static bool read_cache(jpo_decode *d, const decode_arguments *from, const jpo_config *c) {
+    if (!arg_array(from->k, "k", NPY_FLOAT32, 3, true) || !arg_array(from->v, "v", NPY_FLOAT32, 3, true)) return false;
+    PyArrayObject *k = (PyArrayObject *)from->k, *v = (PyArrayObject *)from->v;
+    if (!PyArray_SAMESHAPE(k, v) || PyArray_DIM(k, 0) != c->layers || PyArray_DIM(k, 2) != c->kv_heads * c->head_dim)
+        return PyErr_SetString(PyExc_ValueError, "k and v must be (layers, capacity, kv_heads * head_dim)"), false;
+    d->capacity = PyArray_DIM(k, 1), d->k = PyArray_DATA(k), d->v = PyArray_DATA(v);
+    return true;
+}
+
+static bool read_decode(jpo_decode *d, decode_arrays *a, const decode_arguments *from, const jpo_config *c) {
+    if (!read_cache(d, from, c) || !(a->tokens = arg_copy(from->tokens, "tokens", NPY_INT32, 1)) ||
+        !(a->positions = arg_copy(from->positions, "positions", NPY_INT32, 1)) ||
+        !(a->kv_rows = arg_copy(from->kv_rows, "kv_rows", NPY_INT32, 1)) ||
+        !(a->segments = arg_copy(from->segments, "segments", NPY_INT32, 2)) ||
+        !(a->ranges = arg_copy(from->ranges, "ranges", NPY_INT32, 2)) ||
+        !(a->rows = arg_copy(from->rows, "rows", NPY_INT32, 1)))
+        return false;
+    d->rows = PyArray_SIZE(a->tokens);
+    if (PyArray_SIZE(a->positions) != d->rows || PyArray_SIZE(a->kv_rows) != d->rows ||
+        PyArray_DIM(a->segments, 1) != 4 || PyArray_DIM(a->ranges, 1) != 2)
+        return PyErr_SetString(PyExc_ValueError,
+                               "positions and kv_rows must be as long as tokens; segments (S, 4), ranges (n, 2)"),
+               false;
+    d->segment_count = PyArray_DIM(a->segments, 0), d->range_count = PyArray_DIM(a->ranges, 0);
+    d->out_rows = PyArray_SIZE(a->rows), d->adapter = from->adapter;
+    d->tokens = PyArray_DATA(a->tokens), d->positions = PyArray_DATA(a->positions);
+    d->kv_row = PyArray_DATA(a->kv_rows), d->segments = PyArray_DATA(a->segments);
+    d->ranges = PyArray_DATA(a->ranges), d->out_row = PyArray_DATA(a->rows);
     jpo_error err;
-    jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status = check(&decode, c, &err);
-    if (status == JPO_OK) status = jpo_model_decode(&self->model, PyArray_DATA((PyArrayObject *)out), &decode, &err);
-    Py_END_ALLOW_THREADS self->busy = false;
-    if (status != JPO_OK) {
-        jpo_raise(&err);
-        Py_CLEAR(out);
+    if (check(d, c, &err) == JPO_OK) return true;
+    jpo_raise(&err);
+    return false;
+}
+
+PyObject *model_decode(model_object *self, PyObject *args) {
+    decode_arguments from;
+    if (!PyArg_ParseTuple(args, "OOOOOOOOp:decode", &from.k, &from.v, &from.tokens, &from.positions, &from.kv_rows,
+                          &from.segments, &from.ranges, &from.rows, &from.adapter) ||
+        !model_enter(self))
+        return NULL;
+    decode_arrays a = {0};
+    jpo_decode decode = {0};
+    PyObject *out = NULL;
+    if (read_decode(&decode, &a, &from, &self->model.config)) {
+        npy_intp shape[2] = {decode.out_rows, self->model.config.vocab};
+        out = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     }
-done:
+    if (out) {
+        jpo_error err;
+        jpo_status status;
+        JPO_COMPUTE_BEGIN
+        status = jpo_model_decode(&self->model, PyArray_DATA((PyArrayObject *)out), &decode, &err);
+        JPO_COMPUTE_END
+        if (status != JPO_OK) {
+            jpo_raise(&err);
+            Py_CLEAR(out);
+        }
+    }
+    model_leave(self);
     release(&a);
     return out;
 }
@@ -107,18 +126,8 @@ done:
 static jpo_scratch kept_scratch;
 static bool scratch_lent;
 
-/* A contiguous array of the given type and rank; false with an error that names it. */
-static bool is_array(PyObject *object, int type, int dimensions, const char *expected) {
-    PyArrayObject *array = (PyArrayObject *)object;
-    if (PyArray_Check(object) && PyArray_TYPE(array) == type && PyArray_NDIM(array) == dimensions &&
-        PyArray_ISCARRAY_RO(array))
-        return true;
-    return PyErr_SetString(PyExc_ValueError, expected), false;
-}
-
 static bool check_draw(PyObject *logits, PyObject *uniforms, const jpo_sampling *o) {
-    if (!is_array(logits, NPY_FLOAT32, 2, "logits must be a contiguous float32 array (n, V)") ||
-        !is_array(uniforms, NPY_FLOAT64, 1, "uniforms must be a contiguous float64 array (n,)"))
+    if (!arg_array(logits, "logits", NPY_FLOAT32, 2, false) || !arg_array(uniforms, "uniforms", NPY_FLOAT64, 1, false))
         return false;
     npy_intp n = PyArray_DIM((PyArrayObject *)logits, 0), vocab = PyArray_DIM((PyArrayObject *)logits, 1);
     if (vocab < 1 || PyArray_SIZE((PyArrayObject *)uniforms) != n)
@@ -159,11 +168,12 @@ static PyObject *draw(PyObject *self, PyObject *args) {
     scratch_lent = true;
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        jpo_sample(tokens, logps, PyArray_DATA((PyArrayObject *)logits), PyArray_DATA((PyArrayObject *)uniforms),
-                   &options, n, vocab, scratch, &err);
+    JPO_COMPUTE_BEGIN
+    status = jpo_sample(tokens, logps, PyArray_DATA((PyArrayObject *)logits), PyArray_DATA((PyArrayObject *)uniforms),
+                        &options, n, vocab, scratch, &err);
     if (own) jpo_scratch_free(&other);
-    Py_END_ALLOW_THREADS if (!own) scratch_lent = false;
+    JPO_COMPUTE_END
+    if (!own) scratch_lent = false;
     if (status == JPO_OK) return result;
     Py_DECREF(result);
     return jpo_raise(&err);

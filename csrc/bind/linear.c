@@ -3,9 +3,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "bind/bind.h"
-#include "bind/numpy.h"
-#include "base/cpu.h"
+#include "bind/arguments.h"
+#include "base/size.h"
 #include "ops/blas.h"
 #include "ops/linear.h"
 #include "ops/packed.h"
@@ -32,37 +31,30 @@ static int dtype_from_name(const char *name, jpo_dtype *out) {
     return 0;
 }
 
-/* A float32 (rows, columns) array whose columns are contiguous; its row stride in elements. */
-static int matrix(PyObject *object, const char *name, bool writable, PyArrayObject **array, int64_t *stride) {
-    PyArrayObject *a = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 2 ||
-        (PyArray_SIZE(a) && PyArray_DIM(a, 1) > 1 && PyArray_STRIDE(a, 1) != 4) ||
-        (writable && !PyArray_ISWRITEABLE(a))) {
-        PyErr_Format(PyExc_TypeError, "%s must be a%s float32 array of 2 dimensions with contiguous columns", name,
-                     writable ? " writable" : "");
-        return -1;
-    }
-    *array = a;
-    *stride = PyArray_DIM(a, 0) > 1 ? PyArray_STRIDE(a, 0) / 4 : PyArray_DIM(a, 1);
-    return 0;
+static bool direction_from_name(const char *name, bool *forward) {
+    *forward = !strcmp(name, "forward");
+    if (*forward || !strcmp(name, "backward")) return true;
+    return PyErr_Format(PyExc_ValueError, "direction must be \"forward\" or \"backward\", got \"%s\"", name), false;
 }
 
 /* The weight (n, k) over the bytes of `data`, prepared for `compute`. */
-static int weight_open(jpo_weight *w, PyObject *data, const char *dtype, const char *compute, int64_t n, int64_t k) {
+static bool weight_open(jpo_weight *w, PyObject *data, const char *dtype, const char *compute, int64_t n, int64_t k) {
     *w = (jpo_weight){.n = n, .k = k};
-    if (dtype_from_name(dtype, &w->dtype) || compute_from_name(compute, &w->compute)) return -1;
+    if (dtype_from_name(dtype, &w->dtype) || compute_from_name(compute, &w->compute)) return false;
+    if (!arg_range("n", n, 1, INT32_MAX) || !arg_range("k", k, 1, INT32_MAX)) return false;
     PyArrayObject *bytes = (PyArrayObject *)data;
-    if (!PyArray_Check(data) || !PyArray_IS_C_CONTIGUOUS(bytes) ||
-        (size_t)PyArray_NBYTES(bytes) != (size_t)n * jpo_dtype_row_bytes(w->dtype, k)) {
-        PyErr_Format(PyExc_ValueError, "data must be a contiguous array of %zu bytes for a %s weight (%lld, %lld)",
-                     (size_t)n * jpo_dtype_row_bytes(w->dtype, k), dtype, (long long)n, (long long)k);
-        return -1;
-    }
+    size_t want;
+    if (!jpo_size_mul((size_t)n, jpo_dtype_row_bytes(w->dtype, k), &want) || !PyArray_Check(data) ||
+        !PyArray_ISCARRAY_RO(bytes) || (size_t)PyArray_NBYTES(bytes) != want)
+        return PyErr_Format(PyExc_ValueError,
+                            "data must be a contiguous array of the bytes of a %s weight (%lld, %lld)", dtype,
+                            (long long)n, (long long)k),
+               false;
     w->data = PyArray_DATA(bytes);
     jpo_error err;
-    if (jpo_weight_prepare(w, &err) == JPO_OK) return 0;
+    if (jpo_weight_prepare(w, &err) == JPO_OK) return true;
     jpo_raise(&err);
-    return -1;
+    return false;
 }
 
 /* _linear_product(out, in, data, n, k, dtype, compute="float32", direction="forward", accumulate=False) */
@@ -78,21 +70,24 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
         return NULL;
     PyArrayObject *out, *in;
     int64_t ldo, ldi;
-    if (matrix(out_object, "out", true, &out, &ldo) || matrix(in_object, "in", false, &in, &ldi)) return NULL;
-    bool forward = !strcmp(direction, "forward");
+    if (!arg_matrix(out_object, "out", true, &out, &ldo) || !arg_matrix(in_object, "in", false, &in, &ldi)) return NULL;
+    bool forward;
+    if (!direction_from_name(direction, &forward)) return NULL;
     int64_t m = PyArray_DIM(in, 0);
     if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != (forward ? k : n) || PyArray_DIM(out, 1) != (forward ? n : k))
         return PyErr_Format(PyExc_ValueError, "out and in must be (M, N) and (M, K) in their direction");
     jpo_weight w;
-    if (weight_open(&w, data, dtype, compute, n, k)) return NULL;
+    if (!weight_open(&w, data, dtype, compute, n, k)) return NULL;
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(
-        PyArray_DATA(out), ldo, PyArray_DATA(in), ldi, &w, m, accumulate, NULL, &scratch, &err);
+    JPO_COMPUTE_BEGIN
+    status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi,
+                                                                        &w, m, accumulate, NULL, &scratch, &err);
     jpo_scratch_free(&scratch);
     jpo_weight_release(&w);
-    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
+    JPO_COMPUTE_END
+    if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
@@ -109,13 +104,16 @@ static PyObject *packed_tile(PyObject *self, PyObject *args) {
         return NULL;
     PyArrayObject *out, *in;
     int64_t ldo, ldi;
-    if (matrix(out_object, "out", true, &out, &ldo) || matrix(in_object, "in", false, &in, &ldi)) return NULL;
+    if (!arg_matrix(out_object, "out", true, &out, &ldo) || !arg_matrix(in_object, "in", false, &in, &ldi)) return NULL;
     int64_t m = PyArray_DIM(in, 0), depth = backward ? rows : columns, width = backward ? columns : rows;
-    if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != depth || PyArray_DIM(out, 1) != width || row0 + rows > n ||
-        column0 + columns > k)
-        return PyErr_Format(PyExc_ValueError, "out, in and the tile do not agree");
     jpo_weight w;
-    if (weight_open(&w, data, dtype, compute, n, k)) return NULL;
+    if (!weight_open(&w, data, dtype, compute, n, k)) return NULL;
+    if (!arg_range("row0", row0, 0, n - 1) || !arg_range("rows", rows, 1, n - row0) ||
+        !arg_range("column0", column0, 0, k - 1) || !arg_range("columns", columns, 1, k - column0))
+        return NULL;
+    const int64_t block = w.compute == JPO_COMPUTE_INT16 ? JPO_GEMM_BLOCK : jpo_dtype_block(w.dtype);
+    if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != depth || PyArray_DIM(out, 1) != width || column0 % block)
+        return PyErr_Format(PyExc_ValueError, "out, in and the tile do not agree");
     void *memory = aligned_alloc(64, jpo_packed_tile_bytes(&w, depth, width) + 64);
     void *scratch = aligned_alloc(64, jpo_packed_scratch_bytes(&w, m, depth) + 64);
     if (memory && scratch) {
@@ -137,8 +135,8 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOO", &objects[0], &objects[1], &objects[2])) return NULL;
     PyArrayObject *dw, *dy, *x;
     int64_t lddw, lddy, ldx;
-    if (matrix(objects[0], "dw", true, &dw, &lddw) || matrix(objects[1], "dy", false, &dy, &lddy) ||
-        matrix(objects[2], "x", false, &x, &ldx))
+    if (!arg_matrix(objects[0], "dw", true, &dw, &lddw) || !arg_matrix(objects[1], "dy", false, &dy, &lddy) ||
+        !arg_matrix(objects[2], "x", false, &x, &ldx))
         return NULL;
     int64_t m = PyArray_DIM(x, 0), n = PyArray_DIM(dw, 0), k = PyArray_DIM(dw, 1);
     if (PyArray_DIM(dy, 0) != m || PyArray_DIM(dy, 1) != n || PyArray_DIM(x, 1) != k || lddw != k)
@@ -146,10 +144,13 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy,
-                                                               PyArray_DATA(x), ldx, n, k, m, &scratch, &err);
+    if (!n || !k) Py_RETURN_NONE;
+    JPO_COMPUTE_BEGIN
+    status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m,
+                                        &scratch, &err);
     jpo_scratch_free(&scratch);
-    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
+    JPO_COMPUTE_END
+    if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
@@ -162,16 +163,18 @@ static PyObject *widen_rows(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOLLsL", &out_object, &data, &n, &k, &dtype, &row0)) return NULL;
     PyArrayObject *out;
     int64_t ldo;
-    if (matrix(out_object, "out", true, &out, &ldo)) return NULL;
-    if (PyArray_DIM(out, 1) != k || ldo != k || row0 < 0 || row0 + PyArray_DIM(out, 0) > n)
+    if (!arg_matrix(out_object, "out", true, &out, &ldo)) return NULL;
+    if (PyArray_DIM(out, 1) != k || ldo != k || row0 < 0 || row0 > n - PyArray_DIM(out, 0))
         return PyErr_Format(PyExc_ValueError, "out must be (count, %lld) with rows inside 0..%lld", k, n);
     jpo_weight w;
-    if (weight_open(&w, data, dtype, "float32", n, k)) return NULL;
+    if (!weight_open(&w, data, dtype, "float32", n, k)) return NULL;
     float *values = PyArray_DATA(out);
     const int64_t count = PyArray_DIM(out, 0);
-    Py_BEGIN_ALLOW_THREADS jpo_weight_rows(values, &w, row0, count);
+    JPO_COMPUTE_BEGIN
+    jpo_weight_rows(values, &w, row0, count);
     jpo_weight_release(&w);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    JPO_COMPUTE_END
+    Py_RETURN_NONE;
 }
 
 /* _sgemm(c, a, b, ta, tb, alpha, beta, runs=1): c = alpha op(a) op(b) + beta c, `runs` times in one thread. */
@@ -184,15 +187,20 @@ static PyObject *sgemm(PyObject *self, PyObject *args) {
         return NULL;
     PyArrayObject *c, *a, *b;
     int64_t ldc, lda, ldb;
-    if (matrix(objects[0], "c", true, &c, &ldc) || matrix(objects[1], "a", false, &a, &lda) ||
-        matrix(objects[2], "b", false, &b, &ldb))
+    if (!arg_matrix(objects[0], "c", true, &c, &ldc) || !arg_matrix(objects[1], "a", false, &a, &lda) ||
+        !arg_matrix(objects[2], "b", false, &b, &ldb))
         return NULL;
     int64_t m = PyArray_DIM(c, 0), n = PyArray_DIM(c, 1), k = PyArray_DIM(a, ta ? 0 : 1);
     if (PyArray_DIM(a, ta ? 1 : 0) != m || PyArray_DIM(b, tb ? 0 : 1) != n || PyArray_DIM(b, tb ? 1 : 0) != k)
         return PyErr_Format(PyExc_ValueError, "the shapes of c, op(a) and op(b) do not agree");
-    Py_BEGIN_ALLOW_THREADS for (int run = 0; run < runs; run++)
+    if (!arg_range("rows of c", m, 1, INT32_MAX) || !arg_range("columns of c", n, 1, INT32_MAX) ||
+        !arg_range("the common depth", k, 1, INT32_MAX))
+        return NULL;
+    JPO_COMPUTE_BEGIN
+    for (int run = 0; run < runs; run++)
         jpo_sgemm(ta, tb, m, n, k, alpha, PyArray_DATA(a), lda, PyArray_DATA(b), ldb, beta, PyArray_DATA(c), ldc);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    JPO_COMPUTE_END
+    Py_RETURN_NONE;
 }
 
 static double seconds(void) {
@@ -254,41 +262,37 @@ static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sLLL|ssi", names, &compute, &n, &k, &m, &dtype, &direction, &runs))
         return NULL;
     jpo_weight w = {.n = n, .k = k};
-    if (dtype_from_name(dtype, &w.dtype) || compute_from_name(compute, &w.compute)) return NULL;
-    if (n < 1 || k < 1 || m < 1 || runs < 1 || n > 1 << 24 || k > 1 << 24 || m > 1 << 24)
-        return PyErr_Format(PyExc_ValueError, "n, k, m and runs must be positive and at most 2^24");
+    bool forward;
+    if (dtype_from_name(dtype, &w.dtype) || compute_from_name(compute, &w.compute) ||
+        !direction_from_name(direction, &forward) || !arg_range("n", n, 1, 1 << 24) || !arg_range("k", k, 1, 1 << 24) ||
+        !arg_range("m", m, 1, 1 << 24) || !arg_range("runs", runs, 1, 1 << 20))
+        return NULL;
     size_t bytes = (size_t)n * jpo_dtype_row_bytes(w.dtype, k);
     uint8_t *data = malloc(bytes + 64);
     if (!data) return PyErr_NoMemory();
     double median = 0;
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS fill_weight(data, w.dtype, bytes);
+    JPO_COMPUTE_BEGIN
+    fill_weight(data, w.dtype, bytes);
     w.data = data;
     status = jpo_weight_prepare(&w, &err);
-    if (status == JPO_OK) status = measure(&w, m, !strcmp(direction, "forward"), runs, &median, &err);
+    if (status == JPO_OK) status = measure(&w, m, forward, runs, &median, &err);
     jpo_weight_release(&w);
     free(data);
-    Py_END_ALLOW_THREADS if (status != JPO_OK) return jpo_raise(&err);
+    JPO_COMPUTE_END
+    if (status != JPO_OK) return jpo_raise(&err);
     return PyFloat_FromDouble(2e-9 * (double)n * (double)k * (double)m / median);
 }
 
-/* _linear_isa(name) -> bool: forces the instruction set that products use; False where the machine lacks it. */
-static PyObject *linear_isa(PyObject *self, PyObject *argument) {
-    (void)self;
-    const char *name = PyUnicode_AsUTF8(argument);
-    if (!name) return NULL;
-    for (int isa = 0; isa < JPO_ISA_COUNT; isa++)
-        if (!strcmp(name, jpo_isa_name((jpo_isa)isa))) return PyBool_FromLong(jpo_cpu_choose((jpo_isa)isa));
-    return PyErr_Format(PyExc_ValueError, "no instruction set is called \"%s\"", name);
-}
+static void allow_portable(void *allow) { jpo_packed_allow_portable(*(int *)allow); }
+static void prefer_openblas(void *prefer) { jpo_packed_prefer_openblas(*(int *)prefer); }
 
 /* _linear_portable(allow): int16 and bfloat16 by portable C where the instructions are missing or not chosen. */
 static PyObject *linear_portable(PyObject *self, PyObject *argument) {
     (void)self;
     int allow = PyObject_IsTrue(argument);
-    if (allow < 0) return NULL;
-    jpo_packed_allow_portable(allow);
+    if (allow < 0 || !arg_when_idle("other kernels are chosen", allow_portable, &allow)) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -296,8 +300,7 @@ static PyObject *linear_portable(PyObject *self, PyObject *argument) {
 static PyObject *linear_openblas(PyObject *self, PyObject *argument) {
     (void)self;
     int prefer = PyObject_IsTrue(argument);
-    if (prefer < 0) return NULL;
-    jpo_packed_prefer_openblas(prefer);
+    if (prefer < 0 || !arg_when_idle("other kernels are chosen", prefer_openblas, &prefer)) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -308,7 +311,6 @@ static PyMethodDef methods[] = {
     {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
     {"widen_rows", widen_rows, METH_VARARGS,
      "widen_rows(out (count, K), data, n, k, dtype, row0): out = rows row0.. of a stored (n, k), widened exactly."},
-    {"_linear_isa", linear_isa, METH_O, "Private: for the tests."},
     {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,

@@ -1,28 +1,24 @@
 /* jpo._core.Model: a decoder over borrowed weight buffers; passes over forests. jpo/model.py is its user. */
+#include "bind/arguments.h"
 #include "bind/model.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "base/size.h"
 #include "ops/rmsnorm.h"
 
 bool model_enter(model_object *self) {
-    if (self->busy) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "the model is at work in another thread; a model serves one call at a time");
-        return false;
-    }
+    if (!self->ready)
+        return PyErr_SetString(PyExc_RuntimeError, "the model was never made whole: Model() has failed"), false;
+    if (self->busy)
+        return PyErr_SetString(PyExc_RuntimeError,
+                               "the model is at work in another thread; a model serves one call at a time"),
+               false;
     return self->busy = true;
 }
 
-PyArrayObject *model_int32(PyObject *object, const char *name, int dimensions) {
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(object, NPY_INT32, NPY_ARRAY_IN_ARRAY);
-    if (array && PyArray_NDIM(array) != dimensions) {
-        PyErr_Format(PyExc_ValueError, "%s must have %d dimension(s), got %d", name, dimensions, PyArray_NDIM(array));
-        Py_CLEAR(array);
-    }
-    return array;
-}
+void model_leave(model_object *self) { self->busy = false; }
 
 static int check_signals(void *unused) {
     (void)unused;
@@ -78,6 +74,9 @@ static bool take_weight(model_object *self, PyObject *tensors, const char *name,
     const char *dtype_name;
     PyObject *bytes;
     if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), false;
+    if (!PyTuple_Check(item))
+        return PyErr_Format(PyExc_TypeError, "tensor %s must be a tuple (dtype, array), got %R", name, Py_TYPE(item)),
+               false;
     if (!PyArg_ParseTuple(item, "sO!:tensor", &dtype_name, &PyArray_Type, &bytes)) return false;
     int dtype = jpo_dtype_from_name(dtype_name);
     if (dtype < 0)
@@ -88,8 +87,12 @@ static bool take_weight(model_object *self, PyObject *tensors, const char *name,
                             (long long)k, dtype_name),
                false;
     PyArrayObject *array = (PyArrayObject *)bytes;
-    size_t want = jpo_dtype_row_bytes((jpo_dtype)dtype, k) * (size_t)n;
-    if (!PyArray_IS_C_CONTIGUOUS(array) || (size_t)PyArray_NBYTES(array) != want)
+    size_t want;
+    if (!jpo_size_mul(jpo_dtype_row_bytes((jpo_dtype)dtype, k), (size_t)n, &want))
+        return PyErr_Format(PyExc_ValueError, "tensor %s: (%lld, %lld) values of %s do not fit the address space", name,
+                            (long long)n, (long long)k, dtype_name),
+               false;
+    if (!PyArray_ISCARRAY_RO(array) || (size_t)PyArray_NBYTES(array) != want)
         return PyErr_Format(PyExc_ValueError,
                             "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name, want,
                             (long long)n, (long long)k, dtype_name, (Py_ssize_t)PyArray_NBYTES(array)),
@@ -151,6 +154,24 @@ static bool take_tensors(model_object *self, PyObject *tensors, jpo_compute comp
     return true;
 }
 
+/* Remembers the weights as they stand now, for model_stored_weights. */
+static bool store_weights(model_object *self) {
+    const jpo_model *model = &self->model;
+    self->stored = PyMem_Calloc((size_t)model->config.layers, sizeof *self->stored);
+    if (!self->stored) return PyErr_NoMemory(), false;
+    memcpy(self->stored, model->layer, (size_t)model->config.layers * sizeof *self->stored);
+    self->stored_embedding = model->embedding, self->stored_head = model->head, self->stored_norm = model->norm;
+    return true;
+}
+
+void model_stored_weights(model_object *self) {
+    jpo_model *model = &self->model;
+    memcpy(model->layer, self->stored, (size_t)model->config.layers * sizeof *self->stored);
+    model->embedding = self->stored_embedding, model->head = self->stored_head, model->norm = self->stored_norm;
+    model->dembedding = model->dhead = model->dnorm = NULL;
+    model->full = model->kept = false;
+}
+
 static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"config", "tensors", "compute", NULL};
     PyObject *config, *tensors;
@@ -160,9 +181,10 @@ static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
                                      &compute))
         return -1;
     if (self->owners) return PyErr_SetString(PyExc_RuntimeError, "a Model is made once"), -1;
+    if (!arg_range("compute", compute, 0, JPO_COMPUTE_COUNT - 1)) return -1;
     jpo_config c = {0};
     jpo_error err;
-    if (!read_config(config, &c, &inv_freq) || !(self->owners = PyList_New(0))) goto fail;
+    if (!(self->owners = PyList_New(0)) || !read_config(config, &c, &inv_freq)) goto fail;
     if (jpo_model_init(&self->model, &c, &err) != JPO_OK) {
         jpo_raise(&err);
         goto fail;
@@ -170,11 +192,15 @@ static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
     self->model.poll = check_signals;
     if (!take_tensors(self, tensors, (jpo_compute)compute)) goto fail;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status = prepare(&self->model, &err);
-    Py_END_ALLOW_THREADS if (status != JPO_OK) {
+    JPO_COMPUTE_BEGIN
+    status = prepare(&self->model, &err);
+    JPO_COMPUTE_END
+    if (status != JPO_OK) {
         jpo_raise(&err);
         goto fail;
     }
+    if (!store_weights(self)) goto fail;
+    self->ready = true;
     Py_DECREF(inv_freq);
     return 0;
 fail:
@@ -184,6 +210,7 @@ fail:
 
 static void model_dealloc(model_object *self) {
     jpo_model_free(&self->model);
+    PyMem_Free(self->stored);
     Py_XDECREF(self->owners);
     Py_XDECREF(self->params);
     Py_XDECREF(self->grads);
@@ -217,16 +244,18 @@ static void forest_release(forest_arrays *a) {
     Py_XDECREF(a->entry_target);
 }
 
+/* forest_release(a) is due afterwards, also where it failed. */
 static bool forest_read(jpo_forest *forest, forest_arrays *a, PyObject *tokens, PyObject *segments, PyObject *row,
                         PyObject *target) {
     *a = (forest_arrays){0};
-    if (!(a->tokens = model_int32(tokens, "tokens", 1)) || !(a->segments = model_int32(segments, "segments", 2)) ||
-        !(a->entry_row = model_int32(row, "entry_row", 1)) ||
-        !(a->entry_target = model_int32(target, "entry_target", 1)))
-        return forest_release(a), false;
+    if (!(a->tokens = arg_copy(tokens, "tokens", NPY_INT32, 1)) ||
+        !(a->segments = arg_copy(segments, "segments", NPY_INT32, 2)) ||
+        !(a->entry_row = arg_copy(row, "entry_row", NPY_INT32, 1)) ||
+        !(a->entry_target = arg_copy(target, "entry_target", NPY_INT32, 1)))
+        return false;
     if (PyArray_DIM(a->segments, 1) != 4 || PyArray_SIZE(a->entry_row) != PyArray_SIZE(a->entry_target)) {
         PyErr_SetString(PyExc_ValueError, "segments must be (S, 4), entry_row and entry_target of one length");
-        return forest_release(a), false;
+        return false;
     }
     *forest = (jpo_forest){PyArray_SIZE(a->tokens),      PyArray_DIM(a->segments, 0), PyArray_SIZE(a->entry_row),
                            PyArray_DATA(a->tokens),      PyArray_DATA(a->segments),   PyArray_DATA(a->entry_row),
@@ -239,20 +268,23 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     int adapter, keep, stats, train;
     unsigned long long seed;
     if (!PyArg_ParseTuple(args, "OOOOppppK:forward", &tokens, &segments, &row, &target, &adapter, &keep, &stats, &train,
-                          &seed))
+                          &seed) ||
+        !model_enter(self))
         return NULL;
     forest_arrays arrays;
     jpo_forest forest;
-    if (!forest_read(&forest, &arrays, tokens, segments, row, target)) return NULL;
-    npy_intp n = forest.entries;
-    PyObject *logps = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *result = NULL;
+    PyObject *logps = NULL, *result = NULL;
+    if (forest_read(&forest, &arrays, tokens, segments, row, target)) {
+        npy_intp n = forest.entries;
+        logps = PyArray_SimpleNew(1, &n, NPY_FLOAT64);
+    }
     jpo_forward_options options = {adapter, keep, stats, train, seed};
     jpo_error err;
-    if (logps && model_enter(self)) {
+    if (logps) {
         jpo_status status;
-        Py_BEGIN_ALLOW_THREADS status =
-            jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
-        Py_END_ALLOW_THREADS self->busy = false;
+        JPO_COMPUTE_BEGIN
+        status = jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
+        JPO_COMPUTE_END
         if (status != JPO_OK)
             jpo_raise(&err);
         else if (stats)
@@ -262,43 +294,42 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     }
     Py_XDECREF(logps);
     forest_release(&arrays);
+    model_leave(self);
     return result;
 }
 
 static PyObject *model_backward(model_object *self, PyObject *coefficients) {
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(coefficients, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
-    if (!array) return NULL;
-    if (PyArray_SIZE(array) != self->model.plan.entries) {
+    if (!model_enter(self)) return NULL;
+    PyArrayObject *array = arg_copy(coefficients, "coefficients", NPY_FLOAT64, 1);
+    jpo_status status = JPO_ERR_INTERNAL;
+    if (array && PyArray_SIZE(array) != self->model.plan.entries) {
         PyErr_Format(PyExc_ValueError,
                      "coefficients must hold one value for each of the %lld entries of the last forward pass, got %zd",
                      (long long)self->model.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
-        Py_DECREF(array);
-        return NULL;
-    }
-    jpo_status status = JPO_ERR_INTERNAL;
-    jpo_error err = {0};
-    if (model_enter(self)) {
-        Py_BEGIN_ALLOW_THREADS status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
-        Py_END_ALLOW_THREADS self->busy = false;
+    } else if (array) {
+        jpo_error err;
+        JPO_COMPUTE_BEGIN
+        status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
+        JPO_COMPUTE_END
         if (status != JPO_OK) jpo_raise(&err);
     }
-    Py_DECREF(array);
+    Py_XDECREF(array);
+    model_leave(self);
     if (status != JPO_OK) return NULL;
     Py_RETURN_NONE;
 }
 
-/* Final hidden states (rows, H) of the last pass, after the last norm. */
-static PyObject *model_hidden(model_object *self, PyObject *rows_object) {
-    PyArrayObject *rows = model_int32(rows_object, "rows", 1);
+/* Final hidden states (rows, H) of the last pass, after the last norm; the model is entered. */
+static PyArrayObject *hidden_of_rows(jpo_model *model, PyObject *rows_object) {
+    PyArrayObject *rows = arg_copy(rows_object, "rows", NPY_INT32, 1);
     if (!rows) return NULL;
-    jpo_model *model = &self->model;
     npy_intp shape[2] = {PyArray_SIZE(rows), model->config.hidden};
     PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     const int32_t *row = PyArray_DATA(rows);
     for (npy_intp i = 0; out && i < shape[0]; i++) {
         if (!model->final_x || row[i] < 0 || row[i] >= model->plan.rows) {
-            PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass had %lld rows", (Py_ssize_t)i, row[i],
-                         (long long)model->plan.rows);
+            PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass left %lld rows", (Py_ssize_t)i, row[i],
+                         model->final_x ? (long long)model->plan.rows : 0);
             Py_CLEAR(out);
             break;
         }
@@ -306,31 +337,39 @@ static PyObject *model_hidden(model_object *self, PyObject *rows_object) {
         jpo_rmsnorm_forward(to, NULL, model->final_x + row[i] * shape[1], model->norm, 1, shape[1], model->config.eps);
     }
     Py_DECREF(rows);
+    return out;
+}
+
+static PyObject *model_hidden(model_object *self, PyObject *rows) {
+    if (!model_enter(self)) return NULL;
+    PyArrayObject *out = hidden_of_rows(&self->model, rows);
+    model_leave(self);
     return (PyObject *)out;
 }
 
 /* Logits (rows, V) of the last pass. */
 static PyObject *model_logits(model_object *self, PyObject *rows) {
-    PyArrayObject *hidden = (PyArrayObject *)model_hidden(self, rows);
-    if (!hidden) return NULL;
+    if (!model_enter(self)) return NULL;
     jpo_model *model = &self->model;
-    npy_intp shape[2] = {PyArray_DIM(hidden, 0), model->config.vocab};
-    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    jpo_error err;
-    if (out && model_enter(self)) {
+    PyArrayObject *hidden = hidden_of_rows(model, rows), *out = NULL;
+    if (hidden) {
+        npy_intp shape[2] = {PyArray_DIM(hidden, 0), model->config.vocab};
+        out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    }
+    if (out) {
+        jpo_error err;
         jpo_status status;
-        Py_BEGIN_ALLOW_THREADS status =
-            jpo_linear_forward(PyArray_DATA(out), shape[1], PyArray_DATA(hidden), model->config.hidden, &model->head,
-                               shape[0], false, NULL, &model->scratch, &err);
-        Py_END_ALLOW_THREADS self->busy = false;
+        JPO_COMPUTE_BEGIN
+        status = jpo_linear_forward(PyArray_DATA(out), model->config.vocab, PyArray_DATA(hidden), model->config.hidden,
+                                    &model->head, PyArray_DIM(hidden, 0), false, NULL, &model->scratch, &err);
+        JPO_COMPUTE_END
         if (status != JPO_OK) {
             jpo_raise(&err);
             Py_CLEAR(out);
         }
-    } else {
-        Py_CLEAR(out);
     }
-    Py_DECREF(hidden);
+    Py_XDECREF(hidden);
+    model_leave(self);
     return (PyObject *)out;
 }
 
@@ -338,17 +377,23 @@ static PyObject *model_logits(model_object *self, PyObject *rows) {
 static PyObject *model_plan(model_object *self, PyObject *args) {
     PyObject *tokens, *segments, *row, *target;
     int keep;
-    if (!PyArg_ParseTuple(args, "OOOOp:plan", &tokens, &segments, &row, &target, &keep)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOOp:plan", &tokens, &segments, &row, &target, &keep) || !model_enter(self))
+        return NULL;
     forest_arrays arrays;
     jpo_forest forest;
-    if (!forest_read(&forest, &arrays, tokens, segments, row, target)) return NULL;
-    jpo_forward_options options = {.adapter = true, .keep = keep, .statistics = true, .train = true};
     jpo_plan plan;
     jpo_error err;
-    jpo_status status = jpo_forest_check(&forest, &self->model.config, &err);
-    if (status == JPO_OK) status = jpo_plan_make(&plan, &self->model, &forest, &options, &err);
+    jpo_forward_options options = {.adapter = true, .keep = keep, .statistics = true, .train = true};
+    bool read = forest_read(&forest, &arrays, tokens, segments, row, target), planned = false;
+    if (read) {
+        jpo_status status = jpo_forest_check(&forest, &self->model.config, &err);
+        if (status == JPO_OK) status = jpo_plan_make(&plan, &self->model, &forest, &options, &err);
+        planned = status == JPO_OK;
+        if (!planned) jpo_raise(&err);
+    }
     forest_release(&arrays);
-    if (status != JPO_OK) return jpo_raise(&err);
+    model_leave(self);
+    if (!planned) return NULL;
     return PyLong_FromSize_t(plan.saved_bytes + plan.work_bytes + plan.head_bytes + plan.index_bytes);
 }
 
@@ -356,8 +401,7 @@ static PyObject *model_trim(model_object *self, PyObject *unused) {
     (void)unused;
     if (!model_enter(self)) return NULL;
     jpo_model_trim(&self->model);
-    self->model.final_x = NULL;
-    self->busy = false;
+    model_leave(self);
     Py_RETURN_NONE;
 }
 
@@ -365,7 +409,7 @@ static PyObject *model_set_recompute(model_object *self, PyObject *on) {
     int wanted = PyObject_IsTrue(on);
     if (wanted < 0 || !model_enter(self)) return NULL;
     self->model.recompute = wanted;
-    self->busy = false;
+    model_leave(self);
     Py_RETURN_NONE;
 }
 
@@ -382,7 +426,7 @@ static PyObject *model_profile(model_object *self, PyObject *on) {
         Py_XDECREF(row);
     }
     if (out) *profile = (jpo_profile){.on = wanted};
-    self->busy = false;
+    model_leave(self);
     return out;
 }
 
@@ -406,7 +450,8 @@ static PyMethodDef model_methods[] = {
      "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
     {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS,
      "set_full(params (P,), grads (P,), {tensor: offset})"},
-    {"clear", (PyCFunction)model_clear, METH_NOARGS, "Removes the adapter."},
+    {"clear", (PyCFunction)model_clear, METH_NOARGS,
+     "Removes what is trained, an adapter or all weights: the stored weights stand again."},
     {"decode", (PyCFunction)(void (*)(void))model_decode, METH_VARARGS,
      "decode(k, v (layers, capacity, KV) float32, tokens (R,), positions (R,), kv_rows (R,), segments (S, 4), ranges "
      "(n, 2),\n"

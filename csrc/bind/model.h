@@ -8,15 +8,21 @@
 
 typedef struct {
     PyObject_HEAD jpo_model model;
-    PyObject *owners;         /* a list: what the weights' memory belongs to */
+    PyObject *owners;  /* a list: what the stored weights' memory belongs to */
+    jpo_layer *stored; /* (layers): as the stored weights make them, without adapter and gradients */
+    jpo_weight stored_embedding, stored_head;
+    const float *stored_norm;
     PyObject *params, *grads; /* flat float32 vectors of what is trained, or NULL */
-    bool busy;                /* a pass runs without the GIL: a second one must not start */
+    bool ready;               /* made whole: every weight stands */
+    bool busy;                /* a method is at work, perhaps without the GIL: a second one must not start */
 } model_object;
 
-/* Marks the model busy; false with RuntimeError where it already is. */
+/* The one door of every method: marks the model busy; false with RuntimeError where it is busy (in another thread, or
+ * in a signal handler or __index__ of this one) or was never made whole. model_leave opens it again. */
 bool model_enter(model_object *self);
-/* A contiguous int32 array of the given rank, or NULL with an error that names it; a new reference. */
-PyArrayObject *model_int32(PyObject *object, const char *name, int dimensions);
+void model_leave(model_object *self);
+/* Points every weight to its stored tensor again; no adapter and no gradient is left. */
+void model_stored_weights(model_object *self);
 
 /* Methods of bind/training.c and bind/generation.c. */
 PyObject *model_set_lora(model_object *self, PyObject *args);

@@ -1,7 +1,6 @@
 /* One loss over float64 vectors; jpo/objectives.py checks the arguments and combines losses. */
-#include "bind/bind.h"
-#include "bind/numpy.h"
-
+#include "bind/arguments.h"
+#include "base/size.h"
 #include "objective/losses.h"
 
 /* A float64 vector of `n` values, or NULL for None; false with an error otherwise. Borrowed. */
@@ -9,10 +8,10 @@ static bool vector(PyObject *object, const char *name, int type, npy_intp n, con
     *data = NULL;
     if (object == Py_None) return true;
     PyArrayObject *array = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY_RO(array) ||
-        PyArray_SIZE(array) != n)
-        return PyErr_Format(PyExc_TypeError, "%s must be a contiguous %s array of %zd values", name,
-                            type == NPY_INT64 ? "int64" : "float64", (Py_ssize_t)n),
+    if (!arg_array(object, name, type, -1, false)) return false;
+    if (PyArray_SIZE(array) != n)
+        return PyErr_Format(PyExc_TypeError, "%s must hold %zd values, got %zd", name, (Py_ssize_t)n,
+                            (Py_ssize_t)PyArray_SIZE(array)),
                false;
     *data = PyArray_DATA(array);
     return true;
@@ -27,9 +26,13 @@ static PyObject *preference(PyObject *self, PyObject *args) {
                           &weights, &groups, &p.beta, &p.smoothing, &p.gamma, &p.lambda, &p.tau, &p.kl, &p.desirable,
                           &p.undesirable, &p.alpha, &divergence, &normalize))
         return NULL;
-    if (loss < 0 || loss >= jpo_loss_count) return PyErr_Format(PyExc_ValueError, "loss %d does not exist", loss);
-    if (!PyArray_Check(lp_w)) return PyErr_Format(PyExc_TypeError, "policy_chosen must be an array");
+    if (!arg_range("loss", loss, 0, jpo_loss_count - 1) ||
+        !arg_range("divergence", divergence, 0, JPO_ALPHA_DIVERGENCE) ||
+        !arg_array(lp_w, "policy_chosen", NPY_FLOAT64, -1, false))
+        return NULL;
     npy_intp n = p.pairs = PyArray_SIZE((PyArrayObject *)lp_w);
+    size_t square;
+    if (!jpo_size_mul((size_t)n, (size_t)n, &square) || square > NPY_MAX_INTP) square = 0; /* no such array exists */
     p.divergence = (jpo_divergence)divergence;
     p.length_normalize = normalize;
     if (!vector(lp_w, "policy_chosen", NPY_FLOAT64, n, (const void **)&p.lp_w) ||
@@ -38,7 +41,7 @@ static PyObject *preference(PyObject *self, PyObject *args) {
         !vector(ref_l, "ref_rejected", NPY_FLOAT64, n, (const void **)&p.ref_l) ||
         !vector(n_w, "chosen_lengths", NPY_FLOAT64, n, (const void **)&p.n_w) ||
         !vector(n_l, "rejected_lengths", NPY_FLOAT64, n, (const void **)&p.n_l) ||
-        !vector(weights, "rpo_weights", NPY_FLOAT64, n * n, (const void **)&p.rpo_weights) ||
+        !vector(weights, "rpo_weights", NPY_FLOAT64, (npy_intp)square, (const void **)&p.rpo_weights) ||
         !vector(groups, "groups", NPY_INT64, n, (const void **)&p.groups))
         return NULL;
     unsigned reads = jpo_losses[loss].reads;
@@ -58,8 +61,10 @@ static PyObject *preference(PyObject *self, PyObject *args) {
     for (int i = 0; i < 3; i++) data[i] = PyArray_DATA((PyArrayObject *)out[i]);
     jpo_error err;
     jpo_status status;
-    Py_BEGIN_ALLOW_THREADS status = jpo_preference_run(&p, jpo_losses + loss, data[0], data[1], data[2], &err);
-    Py_END_ALLOW_THREADS PyObject *result = Py_BuildValue("(NNN)", out[0], out[1], out[2]);
+    JPO_COMPUTE_BEGIN
+    status = jpo_preference_run(&p, jpo_losses + loss, data[0], data[1], data[2], &err);
+    JPO_COMPUTE_END
+    PyObject *result = Py_BuildValue("(NNN)", out[0], out[1], out[2]);
     if (status == JPO_OK) return result;
     Py_XDECREF(result);
     return jpo_raise(&err);

@@ -1,11 +1,9 @@
 /* AdamW and the gradient's norm over flat float32 buffers. */
-#include "bind/bind.h"
-#include "bind/numpy.h"
+#include "bind/arguments.h"
 
 #include <math.h>
 
 #include "base/size.h"
-#include "base/threads.h"
 #include "kernels/kernels.h"
 
 enum { BLOCK = 65536 }; /* values of a task: the cut, and so the sums' order, does not depend on the threads */
@@ -13,13 +11,7 @@ enum { BLOCK = 65536 }; /* values of a task: the cut, and so the sums' order, do
 /* A contiguous, aligned, native float32 vector; writable where asked; borrowed. */
 static float *vector(PyObject *object, const char *name, bool writable, npy_intp *n) {
     PyArrayObject *array = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_FLOAT32 || PyArray_NDIM(array) != 1 ||
-        !PyArray_ISCARRAY_RO(array) || (writable && !PyArray_ISWRITEABLE(array))) {
-        PyErr_Format(PyExc_TypeError, "%s must be a contiguous %sfloat32 array of one dimension, got %R", name,
-                     writable ? "writable " : "",
-                     PyArray_Check(object) ? (PyObject *)PyArray_DESCR(array) : (PyObject *)Py_TYPE(object));
-        return NULL;
-    }
+    if (!arg_array(object, name, NPY_FLOAT32, 1, writable)) return NULL;
     if (*n >= 0 && PyArray_DIM(array, 0) != *n) {
         PyErr_Format(PyExc_ValueError, "%s must hold %zd values as params does, got %zd", name, (Py_ssize_t)*n,
                      (Py_ssize_t)PyArray_DIM(array, 0));
@@ -78,8 +70,10 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
                               (float)(lr / (1 - pow(beta1, (double)step))),
                               (float)sqrt(1 - pow(beta2, (double)step)),
                               (float)(1 - lr * decay)};
-    Py_BEGIN_ALLOW_THREADS jpo_parallel(jpo_ceil_div(n, BLOCK), adamw_task, &j);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    JPO_COMPUTE_BEGIN
+    jpo_parallel(jpo_ceil_div(n, BLOCK), adamw_task, &j);
+    JPO_COMPUTE_END
+    Py_RETURN_NONE;
 }
 
 static PyObject *grad_norm(PyObject *self, PyObject *grads) {
@@ -91,8 +85,10 @@ static PyObject *grad_norm(PyObject *self, PyObject *grads) {
     int64_t tasks = jpo_ceil_div(n, BLOCK);
     if (!(j.sums = PyMem_Calloc((size_t)tasks + 1, sizeof(double)))) return PyErr_NoMemory();
     double total = 0;
-    Py_BEGIN_ALLOW_THREADS jpo_parallel(tasks, norm_task, &j);
-    Py_END_ALLOW_THREADS for (int64_t i = 0; i < tasks; i++) total += j.sums[i];
+    JPO_COMPUTE_BEGIN
+    jpo_parallel(tasks, norm_task, &j);
+    JPO_COMPUTE_END
+    for (int64_t i = 0; i < tasks; i++) total += j.sums[i];
     PyMem_Free(j.sums);
     return PyFloat_FromDouble(sqrt(total));
 }

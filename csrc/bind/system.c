@@ -1,7 +1,7 @@
 /* What `jpo doctor` asks: threads, processor, BLAS. */
 #include "bind/bind.h"
 #include "base/cpu.h"
-#include "base/threads.h"
+#include "bind/arguments.h"
 #include "ops/blas.h"
 
 static PyObject *system_info(PyObject *self, PyObject *unused) {
@@ -10,29 +10,31 @@ static PyObject *system_info(PyObject *self, PyObject *unused) {
     return Py_BuildValue("{s:s,s:s,s:O,s:O,s:s,s:s,s:i}", "isa", jpo_isa_name(cpu->chosen), "isa_best",
                          jpo_isa_name(cpu->best), "avx512_vnni", cpu->avx512_vnni ? Py_True : Py_False, "avx512_bf16",
                          cpu->avx512_bf16 ? Py_True : Py_False, "blas", jpo_blas_config(), "blas_kernel",
-                         jpo_blas_kernel(), "threads", jpo_threads_count());
+                         jpo_blas_kernel(), "threads", jpo_threads_asked());
 }
 
 static PyObject *get_num_threads(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
-    return PyLong_FromLong(jpo_threads_count());
+    return PyLong_FromLong(jpo_threads_asked());
 }
 
 static PyObject *set_num_threads(PyObject *self, PyObject *argument) {
     (void)self;
     long count = PyLong_AsLong(argument);
     if (count == -1 && PyErr_Occurred()) return NULL;
-    if (count < 1 || count > JPO_MAX_THREADS)
-        return PyErr_Format(PyExc_ValueError, "num_threads must lie in 1..%d, got %ld", JPO_MAX_THREADS, count);
-    Py_BEGIN_ALLOW_THREADS jpo_threads_set((int)count);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    if (!arg_range("num_threads", count, 1, JPO_MAX_THREADS)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    jpo_threads_set((int)count);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"system_info", system_info, METH_NOARGS,
      "A dict: isa, isa_best, avx512_vnni, avx512_bf16, blas, blas_kernel, threads."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "The number of threads that kernels use."},
-    {"set_num_threads", set_num_threads, METH_O, "Sets the number of threads that kernels use (int >= 1)."},
+    {"set_num_threads", set_num_threads, METH_O,
+     "Sets the number of threads that kernels use (1..256); computations in progress in other threads end first."},
     {NULL, NULL, 0, NULL}};
 
 int jpo_bind_system(PyObject *module) { return PyModule_AddFunctions(module, methods); }

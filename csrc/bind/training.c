@@ -1,23 +1,14 @@
 /* What a model trains: an adapter, or all of its weights, in flat vectors that Python owns. */
+#include "bind/arguments.h"
 #include "bind/model.h"
 
 #include <math.h>
 #include <string.h>
 
 static void forget(model_object *self) {
-    for (int64_t i = 0; i < self->model.config.layers; i++)
-        for (int m = 0; m < JPO_MODULES; m++) self->model.layer[i].module[m].lora = (jpo_lora){0};
-    self->model.kept = false;
+    model_stored_weights(self);
     Py_CLEAR(self->params);
     Py_CLEAR(self->grads);
-}
-
-static bool flat(PyObject *object, const char *name) {
-    PyArrayObject *array = (PyArrayObject *)object;
-    if (PyArray_Check(object) && PyArray_TYPE(array) == NPY_FLOAT32 && PyArray_NDIM(array) == 1 &&
-        PyArray_ISCARRAY(array))
-        return true;
-    return PyErr_Format(PyExc_TypeError, "%s must be a writable, contiguous float32 vector", name), false;
 }
 
 /* The part [offset, offset + count) of a vector of `size` values, or NULL. */
@@ -27,59 +18,94 @@ static float *part(PyObject *vector, Py_ssize_t offset, int64_t count) {
     return (float *)PyArray_DATA((PyArrayObject *)vector) + offset;
 }
 
+/* params and grads in place of what was trained before. */
 static bool adopt(model_object *self, PyObject *params, PyObject *grads) {
-    if (!flat(params, "params") || !flat(grads, "grads")) return false;
+    if (!arg_array(params, "params", NPY_FLOAT32, 1, true) || !arg_array(grads, "grads", NPY_FLOAT32, 1, true))
+        return false;
     if (PyArray_SIZE((PyArrayObject *)params) != PyArray_SIZE((PyArrayObject *)grads))
         return PyErr_SetString(PyExc_ValueError, "params and grads must have one length"), false;
-    if (self->busy) return PyErr_SetString(PyExc_RuntimeError, "the model is at work in another thread"), false;
     forget(self);
     Py_INCREF(params), Py_INCREF(grads);
     self->params = params, self->grads = grads;
     return true;
 }
 
-static bool set_one(model_object *self, PyObject *item) {
+/* One adapter, as Python names it. */
+typedef struct {
     Py_ssize_t layer, module, offset_a, offset_b;
     long long r;
     double scale, dropout;
-    if (!PyArg_ParseTuple(item, "nnLddnn", &layer, &module, &r, &scale, &dropout, &offset_a, &offset_b)) return false;
+} place;
+
+static bool set_one(model_object *self, const place *p) {
     jpo_model *model = &self->model;
-    if (layer < 0 || layer >= model->config.layers || module < 0 || module >= JPO_MODULES || r < 1 || r > 1 << 20 ||
-        !(dropout >= 0 && dropout < 1) || !isfinite(scale))
+    if (p->layer < 0 || p->layer >= model->config.layers || p->module < 0 || p->module >= JPO_MODULES || p->r < 1 ||
+        p->r > 1 << 20 || !(p->dropout >= 0 && p->dropout < 1) || !isfinite(p->scale))
         return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd: r %lld, scale or dropout out of range",
-                            layer, module, r),
+                            p->layer, p->module, p->r),
                false;
-    jpo_linear *linear = &model->layer[layer].module[module];
-    jpo_lora lora = {.r = r,
-                     .scale = (float)scale,
-                     .dropout = (float)dropout,
-                     .a = part(self->params, offset_a, r * linear->weight.k),
-                     .b = part(self->params, offset_b, r * linear->weight.n),
-                     .da = part(self->grads, offset_a, r * linear->weight.k),
-                     .db = part(self->grads, offset_b, r * linear->weight.n)};
+    jpo_linear *linear = &model->layer[p->layer].module[p->module];
+    jpo_lora lora = {.r = p->r,
+                     .scale = (float)p->scale,
+                     .dropout = (float)p->dropout,
+                     .a = part(self->params, p->offset_a, p->r * linear->weight.k),
+                     .b = part(self->params, p->offset_b, p->r * linear->weight.n),
+                     .da = part(self->grads, p->offset_a, p->r * linear->weight.k),
+                     .db = part(self->grads, p->offset_b, p->r * linear->weight.n)};
     if (!lora.a || !lora.b)
-        return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", layer, module),
+        return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", p->layer,
+                            p->module),
                false;
     linear->lora = lora;
     return true;
 }
 
+/* All items are read, which may run Python code, before the first adapter is set. */
+static bool read_places(place *places, PyObject *items, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        place *p = places + i;
+        PyObject *item = PyTuple_GET_ITEM(items, i);
+        if (!PyTuple_Check(item))
+            return PyErr_Format(PyExc_TypeError, "places[%zd] must be a tuple, got %R", i, Py_TYPE(item)), false;
+        if (!PyArg_ParseTuple(item, "nnLddnn", &p->layer, &p->module, &p->r, &p->scale, &p->dropout, &p->offset_a,
+                              &p->offset_b))
+            return false;
+    }
+    return true;
+}
+
+static bool set_lora(model_object *self, PyObject *params, PyObject *grads, PyObject *items) {
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
+    place *places = PyMem_Calloc((size_t)count + 1, sizeof *places);
+    if (!places) return PyErr_NoMemory(), false;
+    bool done = read_places(places, items, count) && adopt(self, params, grads);
+    if (done) {
+        for (Py_ssize_t i = 0; done && i < count; i++) done = set_one(self, places + i);
+        if (!done) forget(self);
+    }
+    PyMem_Free(places);
+    return done;
+}
+
 PyObject *model_set_lora(model_object *self, PyObject *args) {
-    PyObject *params, *grads, *items;
-    if (!PyArg_ParseTuple(args, "OOO!:set_lora", &params, &grads, &PyList_Type, &items) || !adopt(self, params, grads))
+    PyObject *params, *grads, *list, *items;
+    if (!PyArg_ParseTuple(args, "OOO!:set_lora", &params, &grads, &PyList_Type, &list) || !model_enter(self))
         return NULL;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items); i++)
-        if (!set_one(self, PyList_GET_ITEM(items, i))) {
-            forget(self);
-            return NULL;
-        }
+    bool done = false;
+    if ((items = PyList_AsTuple(list))) {
+        done = set_lora(self, params, grads, items);
+        Py_DECREF(items);
+    }
+    model_leave(self);
+    if (!done) return NULL;
     Py_RETURN_NONE;
 }
 
 PyObject *model_clear(model_object *self, PyObject *unused) {
     (void)unused;
-    if (self->busy) return PyErr_Format(PyExc_RuntimeError, "the model is at work in another thread");
+    if (!model_enter(self)) return NULL;
     forget(self);
+    model_leave(self);
     Py_RETURN_NONE;
 }
 
@@ -119,25 +145,32 @@ static bool bind_layer(model_object *self, PyObject *offsets, int64_t index) {
     return bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm2, &layer->dnorm2);
 }
 
-PyObject *model_set_full(model_object *self, PyObject *args) {
-    PyObject *params, *grads, *offsets;
-    if (!PyArg_ParseTuple(args, "OOO!:set_full", &params, &grads, &PyDict_Type, &offsets)) return NULL;
+static bool set_full(model_object *self, PyObject *offsets) {
     jpo_model *model = &self->model;
-    if (!adopt(self, params, grads)) return NULL;
     const jpo_config *c = &model->config;
+    model->full = true; /* from the first tensor on: forget() gives the stored weights back where a later one fails */
     if (!bind_tensor(self, offsets, "model.embed_tokens.weight", c->vocab * c->hidden, &model->embedding.data,
                      &model->dembedding) ||
         !bind_tensor(self, offsets, "model.norm.weight", c->hidden, (const void **)&model->norm, &model->dnorm))
-        return NULL;
+        return false;
     model->embedding.dtype = JPO_F32;
-    if (c->tied) {
+    if (c->tied)
         model->head.data = model->embedding.data, model->dhead = model->dembedding;
-    } else if (!bind_tensor(self, offsets, "lm_head.weight", c->vocab * c->hidden, &model->head.data, &model->dhead)) {
-        return NULL;
-    }
+    else if (!bind_tensor(self, offsets, "lm_head.weight", c->vocab * c->hidden, &model->head.data, &model->dhead))
+        return false;
     model->head.dtype = JPO_F32;
     for (int64_t i = 0; i < c->layers; i++)
-        if (!bind_layer(self, offsets, i)) return NULL;
-    model->full = true;
+        if (!bind_layer(self, offsets, i)) return false;
+    return true;
+}
+
+PyObject *model_set_full(model_object *self, PyObject *args) {
+    PyObject *params, *grads, *offsets;
+    if (!PyArg_ParseTuple(args, "OOO!:set_full", &params, &grads, &PyDict_Type, &offsets) || !model_enter(self))
+        return NULL;
+    bool done = adopt(self, params, grads);
+    if (done && !(done = set_full(self, offsets))) forget(self);
+    model_leave(self);
+    if (!done) return NULL;
     Py_RETURN_NONE;
 }

@@ -25,7 +25,7 @@ static jpo_status plan_attention(jpo_model *model, jpo_attention *attention, con
     return JPO_OK;
 }
 
-jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d, jpo_error *err) {
+static jpo_status decode(jpo_model *model, float *logits, const jpo_decode *d, jpo_error *err) {
     const jpo_config *c = &model->config;
     jpo_attention attention;
     jpo_forward_options options = {.adapter = d->adapter};
@@ -55,4 +55,10 @@ jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d
                                err));
     jpo_profile_add(&model->profile, JPO_OP_HEAD, start, 2.0 * (double)(d->out_rows * c->hidden) * (double)c->vocab);
     return JPO_OK;
+}
+
+jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d, jpo_error *err) {
+    jpo_status status = decode(model, logits, d, err);
+    if (status != JPO_OK) model->final_x = NULL; /* a pass that ended early leaves no rows */
+    return status;
 }

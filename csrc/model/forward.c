@@ -37,8 +37,8 @@ static jpo_status head_forward(jpo_model *model, double *logps, jpo_error *err) 
     return JPO_OK;
 }
 
-jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *forest,
-                             const jpo_forward_options *options, jpo_error *err) {
+static jpo_status forward(jpo_model *model, double *logps, const jpo_forest *forest, const jpo_forward_options *options,
+                          jpo_error *err) {
     JPO_TRY(jpo_forest_check(forest, &model->config, err));
     JPO_TRY(jpo_plan_apply(model, forest, options, err));
     int64_t layers = model->config.layers, rows = model->plan.rows;
@@ -57,6 +57,13 @@ jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *
     JPO_TRY(head_forward(model, logps, err));
     model->kept = options->keep;
     return JPO_OK;
+}
+
+jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *forest,
+                             const jpo_forward_options *options, jpo_error *err) {
+    jpo_status status = forward(model, logps, forest, options, err);
+    if (status != JPO_OK) model->final_x = NULL; /* a pass that ended early leaves no rows */
+    return status;
 }
 
 /* work.dx (R, H) <- gradient of the last block's output. */

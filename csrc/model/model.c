@@ -47,6 +47,11 @@ static jpo_status check_config(const jpo_config *c, jpo_error *err) {
         if (sizes[i].value < 1 || sizes[i].value > 1 << 28)
             return jpo_fail(err, JPO_ERR_VALUE, "%s must lie in 1..2^28, got %lld", sizes[i].name,
                             (long long)sizes[i].value);
+    if (c->layers > 1 << 14)
+        return jpo_fail(err, JPO_ERR_VALUE, "num_hidden_layers must be at most 2^14, got %lld", (long long)c->layers);
+    if (c->heads * c->head_dim > 1 << 28)
+        return jpo_fail(err, JPO_ERR_VALUE, "num_attention_heads times head_dim must be at most 2^28, got %lld * %lld",
+                        (long long)c->heads, (long long)c->head_dim);
     if (c->heads % c->kv_heads)
         return jpo_fail(err, JPO_ERR_VALUE, "num_attention_heads %lld must be a multiple of num_key_value_heads %lld",
                         (long long)c->heads, (long long)c->kv_heads);
@@ -73,6 +78,7 @@ jpo_status jpo_model_init(jpo_model *model, const jpo_config *config, jpo_error 
 
 void jpo_model_trim(jpo_model *model) {
     model->kept = false;
+    model->final_x = NULL;
     jpo_block_free(&model->saved);
     jpo_block_free(&model->work_block);
     jpo_block_free(&model->index);

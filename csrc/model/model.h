@@ -116,7 +116,7 @@ typedef struct {
     jpo_work work;
     int32_t *tokens, *position, *entry_row, *entry_target, *head_entry_row, *loss_row; /* in `index` */
     jpo_attention attention;
-    float *final_x, *final_rstd; /* (R, H); (N) */
+    float *final_x, *final_rstd; /* (R, H), NULL where the last pass did not end; (N) */
     float *head_h, *head_pw;     /* (N, H) */
     float *head_tile;            /* (N, JPO_HEAD_TILE): logits of a trainable head */
     jpo_head_row *head_state;    /* (N) */

@@ -216,6 +216,7 @@ jpo_status jpo_plan_apply(jpo_model *model, const jpo_forest *forest, const jpo_
                           jpo_error *err) {
     jpo_plan *plan = &model->plan;
     model->kept = false;
+    model->final_x = NULL; /* until the pass is done */
     JPO_TRY(jpo_plan_make(plan, model, forest, options, err));
     model->options = *options;
     JPO_TRY(jpo_block_reserve(&model->saved, plan->saved_bytes, err));
@@ -228,9 +229,10 @@ jpo_status jpo_plan_apply(jpo_model *model, const jpo_forest *forest, const jpo_
     JPO_TRY(jpo_rope_tables(model, last + 1, err));
     size_t layers = 0;
     layers_bytes(&layers, plan, model->config.layers, options->keep); /* did not overflow in jpo_plan_make */
-    model->final_x = (float *)((char *)model->saved.data + layers);
+    float *final_x = (float *)((char *)model->saved.data + layers);
     cursor work = {.base = model->work_block.data}, head = {.base = model->head_block.data};
     model->work = take_work(&work, model, plan, options);
     take_head(&head, model, plan, options);
+    model->final_x = final_x;
     return JPO_OK;
 }

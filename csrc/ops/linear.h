@@ -14,7 +14,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
-typedef enum { JPO_COMPUTE_FLOAT32, JPO_COMPUTE_INT16, JPO_COMPUTE_BFLOAT16 } jpo_compute;
+typedef enum { JPO_COMPUTE_FLOAT32, JPO_COMPUTE_INT16, JPO_COMPUTE_BFLOAT16, JPO_COMPUTE_COUNT } jpo_compute;
 
 typedef struct {
     int64_t n, k;     /* rows (outputs), columns (inputs) */

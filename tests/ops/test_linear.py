@@ -49,20 +49,20 @@ def product(x, data, n, k, dtype, compute="float32", direction="forward", out=No
 
 
 def available_isas():
-    return [isa for isa in ("generic", "avx2", "avx512", "neon") if _core._linear_isa(isa)]
+    return [isa for isa in ("generic", "avx2", "avx512", "neon") if _core.set_isa(isa)]
 
 
 ISAS = available_isas()
-_core._linear_isa(_core.system_info()["isa_best"])
+_core.set_isa(_core.system_info()["isa_best"])
 
 
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Each instruction set that the machine has, restored afterwards."""
     before = _core.system_info()["isa"]
-    _core._linear_isa(request.param)
+    _core.set_isa(request.param)
     yield request.param
-    _core._linear_isa(before)
+    _core.set_isa(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,21 +178,21 @@ ROUNDED_SHAPES = [(FEW + 1, 1, 32), (130, 31, 64), (133, 100, 576), (131, 49, 12
 def rounded_isa(request):
     """The portable definition, then each instruction set; those that lack the compute type refuse it."""
     before = _core.system_info()["isa"]
-    _core._linear_isa("generic" if request.param == "portable" else request.param)
+    _core.set_isa("generic" if request.param == "portable" else request.param)
     _core._linear_portable(request.param == "portable")
     yield request.param
-    _core._linear_isa(before)
+    _core.set_isa(before)
     _core._linear_portable(False)
 
 
 def portable(*args, **kwargs):
     before = _core.system_info()["isa"]
-    _core._linear_isa("generic")
+    _core.set_isa("generic")
     _core._linear_portable(True)
     try:
         return product(*args, **kwargs)
     finally:
-        _core._linear_isa(before)
+        _core.set_isa(before)
         _core._linear_portable(False)
 
 

@@ -64,6 +64,8 @@ def test_source(path):
         faults.append("allocates: operators and kernels get their scratch from the caller")
     if layer(path) != "bind" and re.search(r"\b(printf|fprintf|abort|exit)\s*\(", code):
         faults.append("prints or ends the process: return a jpo_status with a message")
+    if "Py_BEGIN_ALLOW_THREADS" in code and path.name not in ("arguments.h", "system.c"):
+        faults.append("releases the GIL by itself: JPO_COMPUTE_BEGIN also holds the number of threads")
     if path.suffix == ".h" and layer(path) not in ("bind", "kernels") and unshaped(text):
         faults.append(f"array parameters without a shape comment: {', '.join(unshaped(text))}")
     if len(text.splitlines()) > 600:

@@ -1,0 +1,43 @@
+/* The one door for what Python passes: types, shapes, ranges, and the state of the engine. Every function of bind/
+ * checks here before a pointer reaches the layers below; messages name the argument, what was expected, what came. */
+#ifndef JPO_BIND_ARGUMENTS_H
+#define JPO_BIND_ARGUMENTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bind/bind.h"
+#include "bind/numpy.h"
+#include "base/threads.h"
+
+/* Around every call into the layers below: the GIL is released, and the number of threads stays what it is, so that
+ * scratch sized by it fits (base/threads.h). Python objects must not be touched in between. */
+#define JPO_COMPUTE_BEGIN  \
+    Py_BEGIN_ALLOW_THREADS \
+    jpo_compute_begin();
+#define JPO_COMPUTE_END \
+    jpo_compute_end();  \
+    Py_END_ALLOW_THREADS
+
+/* An aligned, native, C-contiguous array of the NumPy type and rank (-1: any rank), writable where asked; false with
+ * TypeError. Its data may still be changed by other threads: indices are read through arg_copy instead. */
+bool arg_array(PyObject *object, const char *name, int type, int dimensions, bool writable);
+
+/* A private C-contiguous copy of an integer array (converted to `type` where that loses nothing), so that what is
+ * checked is what is used, whatever other threads do to the original; a new reference, or NULL with an error. */
+PyArrayObject *arg_copy(PyObject *object, const char *name, int type, int dimensions);
+
+/* low <= value <= high, else false with ValueError. */
+bool arg_range(const char *name, long long value, long long low, long long high);
+
+/* A float32 (rows, columns) array with contiguous columns and a row stride of at least a row; the stride in elements.
+ */
+bool arg_matrix(PyObject *object, const char *name, bool writable, PyArrayObject **array, int64_t *stride);
+
+/* Runs change(context) while no thread computes; false with RuntimeError where one does. `what` ends the sentence. */
+bool arg_when_idle(const char *what, void (*change)(void *), void *context);
+
+/* For the tests: the instruction set of that name from now on -> True, or False where the machine lacks it. */
+PyObject *arg_choose_isa(PyObject *name);
+
+#endif

@@ -1,0 +1,311 @@
+"""Calls of jpo._core that its wrappers never make: each ends in one Python exception, never in a signal.
+
+Every case here ended in SIGSEGV, SIGFPE, a heap overflow or SystemError before the checks of csrc/bind/arguments.h."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import jpo
+from jpo import _core
+from jpo.formats import load_checkpoint
+
+INT = np.int32
+REFUSED = (ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
+NOTHING = np.zeros(0, dtype=INT)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load_checkpoint("tiny")
+
+
+@pytest.fixture
+def parts(checkpoint):
+    """A configuration and tensors that a test may spoil."""
+    return dict(checkpoint.config), {
+        name: (tensor.dtype, np.ascontiguousarray(tensor.data)) for name, tensor in checkpoint.tensors.items()
+    }
+
+
+@pytest.fixture
+def model(parts):
+    return _core.Model(*parts)
+
+
+def cache(model_config, capacity):
+    shape = (
+        model_config["num_hidden_layers"],
+        capacity,
+        model_config["num_key_value_heads"] * model_config["head_dim"],
+    )
+    return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+
+def decode(
+    model, parts, *, tokens=(1, 2), positions=(0, 1), kv=(0, 1), segments=((0, 2, 0, 1),), ranges=((0, 2),), rows=(1,)
+):
+    arrays = [np.array(values, dtype=INT) for values in (tokens, positions, kv, segments, ranges, rows)]
+    return model.decode(*cache(parts[0], 8), *arrays, True)
+
+
+# ---- models
+
+
+def test_decode_takes_what_it_should(model, parts):
+    assert np.isfinite(decode(model, parts)).all()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"rows": np.zeros(100_000)},  # wrote past the pass's scratch
+        {"tokens": (), "positions": (), "kv": (), "segments": np.zeros((0, 4)), "rows": ()},
+        {"segments": ((0, 2, 0, 0),)},
+        {"segments": ((0, 2, 0, 2_000_000_000),)},
+        {"segments": ((0, 1, 0, 1),)},
+        {"ranges": ((0, 1),)},  # fewer keys than the positions reach: attention over nothing
+        {"ranges": ((7, 2),)},
+        {"ranges": ((-1, 2),)},
+        {"kv": (0, 8)},
+        {"tokens": (1, -1)},
+        {"positions": (0, 1 << 30)},
+        {"rows": (2,)},
+    ],
+    ids=lambda spoilt: ",".join(spoilt),
+)
+def test_decode_refuses(model, parts, spoilt):
+    with pytest.raises(ValueError):
+        decode(model, parts, **spoilt)
+
+
+def test_decode_refuses_arrays_of_another_kind(model, parts):
+    k, v = cache(parts[0], 8)
+    rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
+    for bad in (k.astype(">f4"), k.astype(np.float64), k[:, ::2], None, k.tolist()):
+        with pytest.raises(REFUSED):
+            model.decode(bad, v, *rest, True)
+
+
+@pytest.mark.parametrize("compute", [-1, 99, 1 << 30])
+def test_compute_out_of_range(parts, compute):
+    with pytest.raises(ValueError, match="compute must lie in 0"):
+        _core.Model(*parts, compute)
+
+
+@pytest.mark.parametrize("item", [None, 3, "F32", ["F32", np.zeros(3)], ("F32",), ("F32", 3), ("X", np.zeros(3))])
+def test_tensors_of_another_kind(parts, item):
+    config, tensors = parts
+    tensors["model.norm.weight"] = item
+    with pytest.raises((TypeError, ValueError)):
+        _core.Model(config, tensors)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("value", [0, -1, 1 << 27, 1 << 40, 1 << 62, None, "8"])
+def test_sizes_out_of_range(parts, key, value):
+    config, tensors = parts
+    config[key] = value
+    with pytest.raises(REFUSED):
+        _core.Model(config, tensors)
+
+
+def test_a_model_that_was_never_made(parts):
+    empty = _core.Model.__new__(_core.Model)
+    one = np.array([0], dtype=INT)
+    for call in (
+        lambda: empty.forward(one, np.array([[0, 1, -1, 0]], INT), NOTHING, NOTHING, True, False, False, False, 0),
+        lambda: empty.hidden(one),
+        lambda: empty.clear(),
+        lambda: empty.trim(),
+        lambda: decode(empty, parts),
+        lambda: empty.set_lora(np.zeros(4, np.float32), np.zeros(4, np.float32), []),
+    ):
+        with pytest.raises(RuntimeError, match="never made whole"):
+            call()
+    with pytest.raises(RuntimeError, match="made once"):
+        _core.Model(*parts).__init__(*parts)
+
+
+# ---- kernels
+
+
+def test_a_head_without_columns_or_rows():
+    one = np.zeros(1, dtype=INT)
+    for hidden, weight in (((1, 0), (4, 0)), ((1, 4), (0, 4)), ((0, 4), (4, 4))):
+        arrays = np.zeros(hidden, np.float32), np.zeros(weight, np.float32)
+        index = one[: hidden[0]]
+        with pytest.raises(ValueError):
+            _core.head_logps(arrays[0], arrays[1], 0, index, index)
+        with pytest.raises(ValueError):
+            _core.head_grad(arrays[0], arrays[1], 0, index, index, np.zeros(hidden[0]))
+
+
+@pytest.mark.parametrize("kind", [-1, 3, 4, 1 << 30])
+def test_a_number_type_out_of_range(kind):
+    z, rows = np.zeros((2, 4), np.float32), np.zeros(1, np.int64)
+    if kind != 3:
+        with pytest.raises(ValueError):
+            _core.logits_logps(z, kind, rows, rows)
+    with pytest.raises((ValueError, TypeError)):
+        _core.logits_grad(z, z, kind, rows, rows, np.zeros(1))
+    with pytest.raises(ValueError):
+        _core.head_logps(z, z, kind, np.zeros(2, INT), np.arange(2, dtype=INT))
+
+
+@pytest.mark.parametrize("spoil", ["big-endian", "strided rows", "negative rows", "overlapping rows", "misaligned"])
+def test_matrices_that_kernels_cannot_read(spoil):
+    x = np.ones((6, 8), dtype=np.float32)
+    x = {
+        "big-endian": lambda: x.astype(">f4"),
+        "strided rows": lambda: np.ones((6, 16), np.float32)[:, ::2],
+        "negative rows": lambda: x[::-1],
+        "overlapping rows": lambda: np.lib.stride_tricks.as_strided(x, (6, 8), (4, 4)),
+        "misaligned": lambda: np.zeros(6 * 8 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(6, 8),
+    }[spoil]()
+    w, out = np.ones((4, 8), np.float32), np.zeros((6, 4), np.float32)
+    with pytest.raises(TypeError):
+        _core._linear_product(out, x, w, 4, 8, "F32")
+    with pytest.raises(TypeError):
+        _core._sgemm(out, x, w, False, True, 1.0, 0.0)
+    with pytest.raises(TypeError):
+        _core._linear_backward_weight(np.zeros((4, 8), np.float32), out, x)
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        (-1, 4, 0, 8),
+        (0, 5, 0, 8),
+        (1 << 62, 4, 0, 8),
+        (0, 4, -32, 8),
+        (0, 4, 1 << 62, 8),
+        (0, 4, 0, 1 << 62),
+        (4, 0, 0, 8),
+    ],
+)
+def test_tiles_outside_the_weight(tile):
+    x, w, out = np.ones((6, 8), np.float32), np.ones((4, 8), np.float32), np.zeros((6, 4), np.float32)
+    with pytest.raises(ValueError):
+        _core._packed_tile(out, x, w, 4, 8, "F32", "float32", *tile, False, False)
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 8), (-1, 8), (4, 0), (1 << 62, 8), (1 << 31, 1 << 31)])
+def test_weights_of_impossible_sizes(n, k):
+    x, w, out = np.ones((6, 8), np.float32), np.ones((4, 8), np.float32), np.zeros((6, 4), np.float32)
+    with pytest.raises(ValueError):
+        _core._linear_product(out, x, w, n, k, "F32")
+    with pytest.raises(ValueError):
+        _core.widen_rows(np.zeros((1, 8), np.float32), w, n, k, "F32", 0)
+    with pytest.raises(ValueError):
+        _core.measure_gflops("float32", n, k, 4)
+
+
+def test_a_direction_that_does_not_exist():
+    x, w, out = np.ones((6, 8), np.float32), np.ones((4, 8), np.float32), np.zeros((6, 4), np.float32)
+    with pytest.raises(ValueError, match='direction must be "forward" or "backward", got "sideways"'):
+        _core._linear_product(out, x, w, 4, 8, "F32", "float32", "sideways")
+
+
+# ---- objectives
+
+
+@pytest.mark.parametrize(("loss", "divergence"), [(-1, 0), (1 << 20, 0), (0, -1), (0, 4)])
+def test_losses_and_divergences_out_of_range(loss, divergence):
+    v = np.zeros(2)
+    with pytest.raises(ValueError, match="must lie in"):
+        _core.preference(loss, v, v, v, v, v, v, None, None, *[0.1] * 9, divergence, 1)
+
+
+def test_vectors_of_another_kind():
+    v = np.zeros(2)
+    for bad in (np.zeros(3), np.zeros(2, np.float32), v.astype(">f8"), np.zeros(4)[::2], [0.0, 0.0], 3):
+        for place in range(1, 7):
+            given = [v] * 6
+            given[place - 1] = bad
+            with pytest.raises(TypeError):
+                _core.preference(0, *given, None, None, *[0.1] * 9, 0, 1)
+
+
+# ---- what runs while something is read
+
+
+def test_an_index_that_calls_the_model_back(model):
+    class Layer:
+        def __index__(self):
+            model.clear()
+            return 0
+
+    params = np.zeros(1 << 16, np.float32)
+    with pytest.raises(RuntimeError, match="at work"):
+        model.set_lora(params, params.copy(), [(0, 0, 4, 1.0, 0.0, 0, 1 << 12), (Layer(), 1, 4, 1.0, 0.0, 0, 1 << 12)])
+    model.clear()
+
+
+def test_a_list_that_shrinks_while_it_is_read(model):
+    items = []
+
+    class Layer:
+        def __index__(self):
+            items.clear()
+            return 0
+
+    params = np.zeros(1 << 16, np.float32)
+    items += [(Layer(), 0, 4, 1.0, 0.0, 0, 1 << 12), (0, 1, 4, 1.0, 0.0, 0, 1 << 12)]
+    model.set_lora(params, params.copy(), items)
+
+
+def test_items_that_are_no_tuples(model):
+    params = np.zeros(64, np.float32)
+    for item in (
+        None,
+        3,
+        [0, 0, 4, 1.0, 0.0, 0, 0],
+        (0, 0),
+        (0, 0, 4, float("nan"), 0.0, 0, 0),
+        (0, 0, 4, 1.0, 1.0, 0, 0),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            model.set_lora(params, params.copy(), [item])
+
+
+def test_instruction_sets_change_only_while_nothing_computes():
+    """Scratch is laid out for one instruction set; the change is refused while another thread computes."""
+    before = _core.system_info()["isa"]
+    stop, refused = threading.Event(), 0
+    x = np.ones((512, 512), dtype=np.float32)
+    out = np.empty_like(x)
+
+    def compute():
+        while not stop.is_set():
+            _core._linear_product(out, x, x, 512, 512, "F32")
+
+    worker = threading.Thread(target=compute)
+    worker.start()
+    try:
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            try:
+                _core.set_isa("generic")
+                _core.set_isa(before)
+                time.sleep(0.001)
+            except RuntimeError as error:
+                assert "another thread computes" in str(error)
+                refused += 1
+    finally:
+        stop.set()
+        worker.join()
+        _core.set_isa(before)
+    assert refused and np.array_equal(out, np.full_like(out, 512))
+
+
+def test_a_model_keeps_working_after_every_refusal():
+    lm = jpo.load("tiny")
+    want = lm.sequence_logps(["Name a colour."], [" Blue."])
+    with pytest.raises(ValueError):
+        lm._core.hidden(np.array([1 << 20], dtype=INT))
+    with pytest.raises(TypeError):
+        lm._core.set_lora(None, None, [])
+    assert np.array_equal(lm.sequence_logps(["Name a colour."], [" Blue."]), want)
