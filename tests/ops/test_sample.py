@@ -237,7 +237,7 @@ def test_bad_arguments():
         ("top_p", (z, u, 1.0, 0, 1.0001)),
         ("top_p", (z, u, 1.0, 0, np.nan)),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             _core.draw(*arguments)
 
 
