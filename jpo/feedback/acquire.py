@@ -1,16 +1,18 @@
 """Acquisition: every candidate is asked about twice, with the order swapped; agreement decides.
 
-Equal verdicts of both orders give 0 or 1; the same position twice, a tie in either order, or two ties give 2 (equal). A
-question that stays without a parsed verdict after max_attempts is recorded as failed: feedback null, never a preference.
+Equal verdicts of both orders give 0 or 1; the same position twice, a tie in either order, or two ties give 2 (equal). By
+the protocol `forced` no single verdict is a tie. A question that stays without a parsed verdict after max_attempts is recorded as failed: feedback null, never a preference.
 Input is streamed and output written aside and renamed, so memory does not grow with the number of records.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +23,15 @@ from jpo.data.readers import Record, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
 from jpo.errors import JpoError
-from jpo.feedback.journal import Entry, GroupCommit, Journal, content_key
-from jpo.feedback.prompts import VERSION, judge_prompt, parse_reply
+from jpo.feedback.journal import MOST, Entry, GroupCommit, Journal, content_key
+from jpo.feedback.judges import CONCURRENCY
+from jpo.feedback.prompts import Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault
+from jpo.feedback.replies import parse_reply
+from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.files import sync_folder
 
+MAX_ATTEMPTS = 3  # for each question
 _REPLY_KEPT = 200  # characters of a raw reply that the journal keeps
 _MIRROR = {"A": "B", "B": "A", "tie": "tie"}
 Progress = Callable[[int, int | None], None]  # (records done, of how many, if known)
@@ -78,34 +84,76 @@ def combine(first: str, second: str) -> int:
     return given if given == swapped else 2
 
 
-def _key(judge: Any, candidate: Candidate, swapped: bool) -> tuple[str, str]:
+def _key(judge: Any, question: Question, candidate: Candidate, swapped: bool) -> tuple[str, Prompt]:
     """(journal key, prompt) of one order."""
-    prompt = judge_prompt(candidate, swapped)
-    return content_key(getattr(judge, "key", judge.name), VERSION, swapped, prompt), prompt
+    prompt = question.prompt(candidate, swapped)
+    version = question.version("joint" if candidate.joint else "conditional")
+    return content_key(getattr(judge, "key", judge.name), version, swapped, prompt), prompt
+
+
+def _known(journal: Journal, key: str, question: Question) -> Entry | None:
+    """What the journal holds. A reply that was not understood when it came may be by now."""
+    entry = journal.get(key)
+    if entry is None or entry.verdict or entry.reply is None or len(entry.reply) >= _REPLY_KEPT:
+        return entry
+    return dataclasses.replace(entry, verdict=parse_reply(entry.reply, question.answers))
+
+
+def _plain(text: str) -> str:
+    """Text that every file can hold: half a surrogate pair is spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _Run:
     """The questions of one run: each asked until it has a verdict or its attempts are used up."""
 
-    def __init__(self, judge: Judge, journal: Journal, concurrency: int, max_attempts: int, retry_failed: bool):
+    def __init__(
+        self,
+        judge: Judge,
+        journal: Journal,
+        question: Question,
+        concurrency: int,
+        max_attempts: int,
+        retry_failed: bool,
+    ):
         self.judge, self.journal, self.max_attempts, self.retry_failed = judge, journal, max_attempts, retry_failed
+        self.question = question
+        self.refused = self._recalled()
         self.commits = GroupCommit(journal)
         self.slots = asyncio.Semaphore(concurrency)
         self.under_way: dict[str, asyncio.Task[Entry]] = {}
         self.quiet_until = 0.0  # the server wants no request before this time (time.monotonic)
         self.summary = Summary()
 
+    def _recalled(self) -> dict[str, Any] | None:
+        """What the judge's server refused in earlier runs, told to the judge; None for a judge that does not ask."""
+        refused: dict[str, Any] | None = getattr(self.judge, "refused", None)
+        if refused is None:
+            return None
+        for name, instead in self.journal.refused(self.judge.name).items():
+            if isinstance(instead, (str, type(None))):
+                refused.setdefault(name, instead)
+        return dict(refused)
+
+    def _remember(self) -> None:
+        refused = getattr(self.judge, "refused", None)
+        if refused is not None and refused != self.refused:
+            self.refused = dict(refused)
+            self.journal.remember(self.judge.name, refused)
+
     async def verdict(self, candidate: Candidate, swapped: bool) -> Entry:
         """The final state of one order's question: from the journal, or asked now; equal questions at once are one."""
-        key, prompt = _key(self.judge, candidate, swapped)
+        key, prompt = _key(self.judge, self.question, candidate, swapped)
         task = self.under_way.get(key)
         if task is None:
             task = self.under_way[key] = asyncio.create_task(self._known_or_asked(key, prompt, swapped))
             task.add_done_callback(lambda _: self.under_way.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _known_or_asked(self, key: str, prompt: str, swapped: bool) -> Entry:
-        entry = self.journal.get(key) or Entry(key, self.judge.name, swapped, 0)
+    async def _known_or_asked(self, key: str, prompt: Prompt, swapped: bool) -> Entry:
+        entry = _known(self.journal, key, self.question) or Entry(
+            key, self.judge.name, swapped, 0, protocol=self.question.protocol
+        )
         given_up = entry.failed or entry.attempts >= self.max_attempts
         if entry.verdict or (given_up and not self.retry_failed):
             return entry
@@ -116,6 +164,7 @@ class _Run:
                 await self._quiet()
                 attempts += 1
                 entry, wait = await self._attempt(entry, prompt, attempts)
+                self._remember()
                 await self.commits.put(entry)  # before this slot asks again
             if entry.verdict or entry.failed:
                 return entry
@@ -124,7 +173,7 @@ class _Run:
         while (left := self.quiet_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
-    async def _attempt(self, before: Entry, prompt: str, attempts: int) -> tuple[Entry, float]:
+    async def _attempt(self, before: Entry, prompt: Prompt, attempts: int) -> tuple[Entry, float]:
         """(the question's state after one more attempt, seconds to back off before the next)"""
         verdict, raw, problem, wait = None, None, None, min(0.25 * 2**attempts, 8.0)
         prompt_tokens = completion_tokens = 0
@@ -137,7 +186,7 @@ class _Run:
                 wait = 0.0
         else:
             raw, prompt_tokens, completion_tokens = reply.text, reply.prompt_tokens, reply.completion_tokens
-            verdict, wait = parse_reply(raw), 0.0
+            verdict, wait = parse_reply(raw, self.question.answers), 0.0
             problem = None if verdict else "unparsed reply"
             if reply.wait:
                 self.quiet_until = max(self.quiet_until, time.monotonic() + reply.wait)
@@ -150,11 +199,12 @@ class _Run:
             before.swapped,
             attempts,
             verdict,
-            None if raw is None else raw[:_REPLY_KEPT],
-            problem,
-            before.tokens + prompt_tokens + completion_tokens,
-            before.completion_tokens + completion_tokens,
+            None if raw is None else _plain(raw[:_REPLY_KEPT]),
+            None if problem is None else _plain(problem),
+            min(before.tokens + prompt_tokens + completion_tokens, MOST),
+            min(before.completion_tokens + completion_tokens, MOST),
             failed=verdict is None and attempts >= self.max_attempts,
+            protocol=self.question.protocol,
         )
         return entry, wait
 
@@ -163,6 +213,8 @@ class _Run:
         entries = await asyncio.gather(*(self.verdict(candidate, swapped) for swapped in (False, True)))
         verdicts = [entry.verdict for entry in entries]
         out: dict[str, Any] = {**record, "feedback": None, "annotator": self.judge.name, "verdicts": verdicts}
+        if self.question.protocol != "tie":
+            out["protocol"] = self.question.protocol
         out.pop("failure", None)  # of an earlier run's output that is judged again
         first, second = verdicts
         if first is None or second is None:
@@ -201,16 +253,19 @@ def acquire(
     judge: Judge,
     *,
     journal: str | os.PathLike[str] | None = None,
-    concurrency: int = 8,
-    max_attempts: int = 3,
+    question: Question | None = None,
+    concurrency: int = CONCURRENCY,
+    max_attempts: int = MAX_ATTEMPTS,
     retry_failed: bool = False,
+    salvage: bool = False,
     total_timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Judge every candidate of `source` (file or records) and write them with `feedback` to `output` (JSONL).
 
     Conditional: {instruction, response_0, response_1}; joint: {instruction_0, response_0, instruction_1, response_1}; all
-    other keys travel along. The journal (default: output + ".journal.sqlite") makes a killed run go on where it was.
+    other keys travel along. question: protocol, task and wording. The journal (default: output + ".journal.sqlite") makes
+    a killed run go on where it was; salvage: of a damaged one what is sound is kept, otherwise it is a FormatError.
     progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is given up, the
     verdicts so far are kept, the output is not written.
     """
@@ -221,8 +276,11 @@ def acquire(
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         os.makedirs(folder)
-    book = Journal(journal if journal is not None else f"{path}.journal.sqlite")
-    run = _Run(judge, book, concurrency, max_attempts, retry_failed)
+    where = os.fspath(journal) if journal is not None else f"{path}.journal.sqlite"
+    if salvage:
+        print(f"jpo: {salvage_journal(where)}", file=sys.stderr, flush=True)
+    book = Journal(where)
+    run = _Run(judge, book, question or Question(), concurrency, max_attempts, retry_failed)
     total = len(source) if isinstance(source, Sized) and not isinstance(source, (str, os.PathLike)) else _lines(source)
 
     async def work(file: Any) -> None:
@@ -309,6 +367,7 @@ class Plan:
     questions: int = 0
     known: int = 0
     failed: int = 0  # given up before: asked again with retry_failed alone
+    characters: int = 0  # of all questions
     dropped: Report = field(default_factory=Report)
 
     def __str__(self) -> str:
@@ -324,9 +383,11 @@ def plan(
     judge: Any,
     *,
     journal: str | os.PathLike[str] | None = None,
-    max_attempts: int = 3,
+    question: Question | None = None,
+    max_attempts: int = MAX_ATTEMPTS,
 ) -> Plan:
     """What `acquire` with these arguments would ask; asks and writes nothing. judge: anything with `name` (and `key`)."""
+    question = question or Question()
     path = os.fspath(journal) if journal is not None else f"{os.fspath(output)}.journal.sqlite"
     result = Plan()
     book = Journal(path, create=False)
@@ -336,12 +397,13 @@ def plan(
             for candidate in candidates([record], report=result.dropped):
                 result.records += 1
                 for swapped in (False, True):
-                    key, _ = _key(judge, candidate, swapped)
+                    key, prompt = _key(judge, question, candidate, swapped)
                     if (mark := bytes.fromhex(key)) in seen:
                         continue
                     seen.add(mark)
                     result.questions += 1
-                    entry = book.get(key)
+                    result.characters += len(prompt)
+                    entry = _known(book, key, question)
                     result.known += entry is not None and entry.verdict is not None
                     result.failed += (
                         entry is not None and entry.verdict is None and (entry.failed or entry.attempts >= max_attempts)

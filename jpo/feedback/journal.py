@@ -1,17 +1,21 @@
 """The journal of attempts: SQLite, write-ahead, synced at every commit, keyed by content.
 
 A received verdict is on disk before its slot asks again; a killed run loses nothing and asks nothing twice. Verdicts that
-arrive while one commit is being synced share the next one.
+arrive while one commit is being synced share the next one, and none of them depends on another: an entry that SQLite
+cannot hold is left out alone. What is read is checked; jpo.feedback.salvage gets the sound rows out of a damaged file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jpo.errors import FormatError, JpoError
 
@@ -19,11 +23,18 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, swapped INTEGER NOT NULL, attempts INTEGER NOT NULL,
     verdict TEXT, reply TEXT, problem TEXT, tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0
+    completion_tokens INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    protocol TEXT NOT NULL DEFAULT 'tie'
 ) WITHOUT ROWID
 """
-_LATER = ("completion_tokens", "failed")  # columns that the first journals lack
-_COLUMNS = (
+# what a server refused once (jpo.feedback.openai_judge), as JSON by the judge's name
+_SERVERS = "CREATE TABLE IF NOT EXISTS servers (judge TEXT PRIMARY KEY, refused TEXT NOT NULL)"
+_LATER = {  # columns that the first journals lack
+    "completion_tokens": "INTEGER NOT NULL DEFAULT 0",
+    "failed": "INTEGER NOT NULL DEFAULT 0",
+    "protocol": "TEXT NOT NULL DEFAULT 'tie'",
+}
+COLUMNS = (
     "key",
     "judge",
     "swapped",
@@ -34,7 +45,13 @@ _COLUMNS = (
     "tokens",
     "completion_tokens",
     "failed",
+    "protocol",
 )
+VERDICTS = ("A", "B", "tie")
+DAMAGE = (sqlite3.Error, UnicodeError)  # what SQLite raises over a damaged file: its message may hold the file's bytes
+MOST = (1 << 63) - 1  # what SQLite holds; a count above it is not believed
+_CHECKED_BYTES = 64 << 20  # journals up to here are checked for damage as they are opened
+SALVAGE = "; the journal is damaged: --salvage keeps what is sound of it and goes on"
 _GATHER = 0.0005  # seconds that a commit waits for verdicts which arrive together; a sync takes longer
 
 
@@ -62,10 +79,30 @@ class Entry:
     tokens: int = 0
     completion_tokens: int = 0
     failed: bool = False  # given up: only --retry-failed asks again
+    protocol: str = "tie"
 
     def values(self) -> tuple[object, ...]:
         """As the table's row."""
-        return tuple(getattr(self, name) for name in _COLUMNS)
+        return tuple(getattr(self, name) for name in COLUMNS)
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any], where: str) -> Entry:
+        """The entry of a row, checked; FormatError names `where` and the column that cannot be."""
+        values = dict(zip(COLUMNS, row, strict=True))
+        for name in ("swapped", "attempts", "tokens", "completion_tokens", "failed"):
+            value = values[name]
+            if not isinstance(value, int) or value < 0 or (name in ("swapped", "failed") and value > 1):
+                raise FormatError(f"{where}: {name}: expected a whole number, got {value!r:.40}{SALVAGE}")
+        for name in ("key", "judge", "protocol"):
+            if not isinstance(values[name], str):
+                raise FormatError(f"{where}: {name}: expected a text, got {values[name]!r:.40}{SALVAGE}")
+        for name in ("reply", "problem"):
+            if not isinstance(values[name], (str, type(None))):
+                raise FormatError(f"{where}: {name}: expected a text or null, got {values[name]!r:.40}{SALVAGE}")
+        if values["verdict"] not in (*VERDICTS, None):
+            got = f"{values['verdict']!r:.40}"
+            raise FormatError(f"{where}: verdict: expected A, B, tie or null, got {got}{SALVAGE}")
+        return cls(**{**values, "swapped": bool(values["swapped"]), "failed": bool(values["failed"])})
 
 
 class Journal:
@@ -74,47 +111,103 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True):
         self.path = os.fspath(path)
         where = self.path if create or os.path.exists(self.path) else ":memory:"
+        self._open: list[sqlite3.Connection] = []
         try:
-            self._db = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
+            self._db = self._connected(where)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            if where != ":memory:" and os.path.getsize(where) <= _CHECKED_BYTES:
+                found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise sqlite3.DatabaseError(" ".join(str(found).split())[:120])
             self._db.execute(_SCHEMA)
+            self._db.execute(_SERVERS)
             known = {row[1] for row in self._db.execute("PRAGMA table_info(verdicts)")}
-            for name in _LATER:
+            for name, kind in _LATER.items():
                 if name not in known:
-                    self._db.execute(f"ALTER TABLE verdicts ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
-            own = where != ":memory:"  # one thread at a time reads, not always the one that opened
-            self._reader = sqlite3.connect(where, isolation_level=None, check_same_thread=False) if own else self._db
-        except sqlite3.DatabaseError as error:
-            raise FormatError(f"{self.path}: not a usable verdict journal ({error}); give another --journal") from None
+                    self._db.execute(f"ALTER TABLE verdicts ADD COLUMN {name} {kind}")
+            # one thread at a time reads, not always the one that opened
+            self._reader = self._connected(where) if where != ":memory:" else self._db
+            self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts LIMIT 0")
+        except DAMAGE as error:
+            self.close()
+            raise FormatError(
+                f"{self.path}: not a usable verdict journal ({error}); give another --journal, or --salvage to keep what is "
+                "sound of it"
+            ) from None
+
+    def _connected(self, where: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        self._open.append(connection)
+        return connection
 
     def get(self, key: str) -> Entry | None:
-        """The entry, or None where nothing was asked yet."""
-        row = self._reader.execute(f"SELECT {', '.join(_COLUMNS)} FROM verdicts WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        values = dict(zip(_COLUMNS, row, strict=True))
-        return Entry(**{**values, "swapped": bool(values["swapped"]), "failed": bool(values["failed"])})
+        """The entry, or None where nothing was asked yet. FormatError where the row or its page is damaged."""
+        try:
+            row = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts WHERE key = ?", (key,)).fetchone()
+        except DAMAGE as error:
+            raise FormatError(f"{self.path}: {error}{SALVAGE}") from None
+        return None if row is None else Entry.of_row(row, f"{self.path}: key {key[:16]}")
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Commit the entries together; on disk when this returns."""
-        marks = ", ".join("?" * len(_COLUMNS))
+        """Commit the entries together; on disk when this returns. JpoError names the first that could not be held; the
+        others are on disk all the same."""
+        try:
+            self._write(entries)
+        except (OverflowError, UnicodeError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
+            if len(entries) == 1:
+                what = f"{type(error).__name__} at key {entries[0].key[:16]}"
+                raise JpoError(f"{self.path}: an entry cannot be held: {what}") from None
+            problems = []
+            for entry in entries:
+                try:
+                    self.put([entry])
+                except JpoError as problem:
+                    problems.append(problem)
+            if problems:
+                raise problems[0] from None
+        except sqlite3.Error as error:
+            hint = SALVAGE if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error) else ""
+            raise JpoError(f"{self.path}: the journal cannot be written: {error}{hint}") from None
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        marks = ", ".join("?" * len(COLUMNS))
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
-                f"INSERT OR REPLACE INTO verdicts ({', '.join(_COLUMNS)}) VALUES ({marks})",
+                f"INSERT OR REPLACE INTO verdicts ({', '.join(COLUMNS)}) VALUES ({marks})",
                 [entry.values() for entry in entries],
             )
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException:  # whatever it was: an open transaction would cost every later verdict
             if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise JpoError(f"{self.path}: the journal cannot be written: {error}") from None
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+            raise
+
+    def refused(self, judge: str) -> dict[str, Any]:
+        """What the judge's server refused in earlier runs; {} where that cannot be read: it is then met once more."""
+        try:
+            row = self._reader.execute("SELECT refused FROM servers WHERE judge = ?", (judge,)).fetchone()
+            found = json.loads(row[0]) if row else {}
+        except (sqlite3.Error, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def remember(self, judge: str, refused: Mapping[str, Any]) -> None:
+        """Keep what the judge's server refuses; a journal that cannot be written says so at the next verdict."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?)", (judge, json.dumps(dict(refused))))
+
+    def checkpoint(self) -> None:
+        """Bring everything into the one file."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the database."""
-        self._reader.close()
-        self._db.close()
+        for connection in self._open:
+            connection.close()
 
 
 class GroupCommit:
@@ -139,16 +232,14 @@ class GroupCommit:
             while self._waiting:
                 await asyncio.sleep(_GATHER)
                 batch, self._waiting = self._waiting, []
+                error: Exception | None = None
                 try:
                     await asyncio.to_thread(self.journal.put, [entry for entry, _ in batch])
-                except Exception as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                else:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_result(None)
+                except Exception as caught:
+                    error = caught
+                for _, future in batch:
+                    if not future.done():
+                        future.set_result(None) if error is None else future.set_exception(error)
         finally:
             self._task = None
 

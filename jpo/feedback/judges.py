@@ -15,9 +15,18 @@ from typing import Any
 import numpy as np
 
 from jpo.errors import JpoError
-from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
-from jpo.feedback.prompts import VERSION, neutral_prompt
+from jpo.feedback.openai_judge import MAX_TOKENS, OpenAIJudge, retry_after, server_name
+from jpo.feedback.prompts import VERSION, Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault, Reply
+
+TIMEOUT = 60.0  # seconds for one request
+CONCURRENCY = 8  # questions at once
+FUNCTION_CONCURRENCY = 64  # of a plain function: their verdicts share one sync of the journal
+
+
+def slots(spec: str, concurrency: int | None = None) -> int:
+    """Questions at once of a judge by its spec; `concurrency` where it is given."""
+    return concurrency if concurrency is not None else FUNCTION_CONCURRENCY if ":" in spec else CONCURRENCY
 
 
 class Worker:
@@ -29,7 +38,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def run(self, function: Callable[[str], Any], prompt: str) -> Any:
+    async def run(self, function: Callable[[Any], Any], prompt: str) -> Any:
         """function(prompt), or what it raised."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, daemon=True, name="judge")
@@ -65,7 +74,7 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 class CallableJudge:
-    """A Python function of the prompt's text that returns "A", "B" or "tie", or an awaitable of it.
+    """A Python function of the prompt's text that returns "A", "B" or (protocol tie) "tie", or an awaitable of it.
 
     A plain function runs in one thread of its own, a call at a time; coroutines run side by side. What it raises is a
     fault, and so is a call that takes more than `timeout` seconds (None: no end)."""
@@ -110,62 +119,76 @@ class CallableJudge:
         return await result if inspect.isawaitable(result) else result
 
 
-ANSWERS = ("A", "B", "tie")
-
-
 class LocalJudge:
     """A model of ours: the answer of the highest log-likelihood, without the model's preference for a letter.
 
     Small models prefer A or B whatever it stands for. How much is read off a question about texts that say nothing
-    (contextual calibration, Zhao et al. 2021, arXiv 2102.09690) and taken from both letters alike; tie keeps its
-    likelihood, because to that question it is the right answer. The prompt is computed once for the three answers."""
+    (contextual calibration, Zhao et al. 2021, arXiv 2102.09690) and taken from both letters alike; tie, where the
+    protocol has it, keeps its likelihood, because to that question it is the right answer. The prompt is computed once
+    for all answers."""
 
-    def __init__(self, lm: Any):
+    def __init__(self, lm: Any, answers: tuple[str, ...] = ("A", "B", "tie")):
         from jpo.evaluate.sampling import weights_digest
 
-        self.lm, self.name = lm, f"local:{lm.source}"
+        self.lm, self.name, self.answers = lm, f"local:{lm.source}", answers
         self.key = f"{self.name}:{weights_digest(lm)}:letters calibrated"
         self._lead: dict[str, float] = {}  # neutral prompt -> log p(A) - log p(B): conditional and joint
         self._worker = Worker()
 
     def scores(self, prompt: str) -> Any:
-        """(3,) float64 log-likelihoods of the answers A, B and tie, not calibrated."""
+        """(answers,) float64 log-likelihoods of the answers A, B and, if it is one, tie; not calibrated."""
         return self.lm.sequence_logps(
-            [f"{prompt}\n\nAnswer:"] * len(ANSWERS), [f" {answer}" for answer in ANSWERS], add_eos=False
+            [f"{prompt}\n\nAnswer:"] * len(self.answers), [f" {answer}" for answer in self.answers], add_eos=False
         )
 
-    def calibrated(self, prompt: str) -> Any:
-        """(3,) float64: scores, A and B without the lead that one has under the neutral prompt."""
-        neutral = neutral_prompt(prompt)
+    def calibrated(self, prompt: Prompt) -> Any:
+        """(answers,) float64: scores, A and B without the lead that one has under the neutral prompt."""
+        neutral = prompt.neutral
         if neutral not in self._lead:
-            a, b, _ = self.scores(neutral)
+            a, b = self.scores(neutral)[:2]
             self._lead[neutral] = float(a - b)
         half = self._lead[neutral] / 2
-        return self.scores(prompt) - np.array([half, -half, 0.0])
+        return self.scores(prompt) - np.array([half, -half, 0.0][: len(self.answers)])
 
     async def ask(self, prompt: str) -> Reply:
-        """One pass of the model, in a thread beside the event loop."""
+        """One pass of the model, in a thread beside the event loop. JudgeFault for a prompt without its neutral twin."""
+        if not isinstance(prompt, Prompt):
+            raise JudgeFault("the local judge is asked jpo.feedback.prompts.Prompt, which knows its neutral twin")
         scores = await self._worker.run(self.calibrated, prompt)
-        return Reply(ANSWERS[int(scores.argmax())])
+        return Reply(self.answers[int(scores.argmax())])
 
 
-def make_judge(spec: str, *, base_url: str | None = None, model: str | None = None, timeout: float = 60.0) -> Judge:
-    """The judge of --judge: "openai", "local" or "module:function". timeout: seconds for one request."""
+def make_judge(
+    spec: str,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    timeout: float = TIMEOUT,
+    temperature: float | None = 0.0,
+    max_tokens: int | None = MAX_TOKENS,
+    question: Question | None = None,
+) -> Judge:
+    """The judge of --judge: "openai", "local" or "module:function". timeout: seconds for one request. temperature and
+    max_tokens: what an openai server is sent; None: nothing. question: what it will be asked, for its answers."""
+    answers = (question or Question()).answers
     if spec == "openai":
         if not model:
             raise JpoError("--judge openai needs --model, the name of the model on the server")
-        return OpenAIJudge(model, base_url, timeout)
+        sent: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        return OpenAIJudge(model, base_url, timeout, **sent, answers=answers)
     if spec == "local":
         import jpo
 
-        return LocalJudge(jpo.load(model or "smollm2-135m"))
+        return LocalJudge(jpo.load(model or "smollm2-135m"), answers)
     if ":" in spec:
         return CallableJudge.named(spec, timeout)
     raise JpoError(f"judge: expected openai, local or module:function, got {spec!r}")
 
 
 __all__ = [
-    "ANSWERS",
+    "CONCURRENCY",
+    "MAX_TOKENS",
+    "TIMEOUT",
     "VERSION",
     "CallableJudge",
     "Judge",
@@ -176,4 +199,5 @@ __all__ = [
     "make_judge",
     "retry_after",
     "server_name",
+    "slots",
 ]

@@ -27,7 +27,8 @@ class JudgeFault(Exception):
 class Judge(Protocol):
     """What acquisition needs: a name, which stands as `annotator` in the records and in the journal's keys, and `ask`.
 
-    A judge whose name does not say all that its verdicts depend on also has `key`, which then stands in the keys."""
+    A judge whose name does not say all that its verdicts depend on also has `key`, which then stands in the keys. One
+    whose server refuses parts of a request has `refused`, a mapping that the journal keeps for it between runs."""
 
     name: str
 

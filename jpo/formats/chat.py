@@ -24,6 +24,19 @@ SOURCE_LIMIT = 1 << 20  # characters of a template
 OUTPUT_LIMIT = 1 << 20  # characters of a rendering, beside four times its messages
 _MESSAGES_LIMIT = 1 << 28  # bytes
 
+# all that the worker inherits of the environment: no key or token of ours is within a template's reach
+_INHERITED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+)
+
 _lock = threading.Lock()
 _worker: subprocess.Popen[bytes] | None = None
 _owner = 0  # the process that started the worker: a forked child must start its own
@@ -45,7 +58,7 @@ def _start() -> subprocess.Popen[bytes]:
     if _worker is not None and _owner == os.getpid() and _worker.poll() is None:
         return _worker
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_chat_worker.py")
-    kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES")}
+    kept = {key: os.environ[key] for key in _INHERITED if key in os.environ}
     command = [sys.executable, "-I", script, *_search_path()]
     try:
         _worker = subprocess.Popen(

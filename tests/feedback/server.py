@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import zlib
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -29,13 +30,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
+        self.server.bodies.append(body)
+        for name, message in self.server.refuses.items():
+            if name in body:
+                return self.send(400, json.dumps({"error": {"message": message, "param": None}}).encode())
         with self.server.lock:
             fault = self.server.faults.pop(0) if self.server.faults else None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if fault is None:
                 if self.server.delay:
                     time.sleep(self.server.delay)
-                self.answer(longest(prompt))
+                self.answer(self.server.judge(prompt))
                 with self.server.lock:
                     self.server.log.append(prompt)
                     self.server.times.append(time.monotonic())
@@ -90,6 +95,31 @@ class Handler(BaseHTTPRequestHandler):
         data = gzip.compress(bytes(1 << 28))
         self.send(status, data, [("Content-Encoding", "gzip")])
 
+    def fault_nested_bomb(self, status):
+        data = gzip.compress(gzip.compress(bytes(1 << 26)))
+        self.send(status, data, [("Content-Encoding", "gzip, gzip")])
+
+    def fault_gzip(self, text):
+        """An ordinary reply, compressed."""
+        reply = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        self.send(200, gzip.compress(json.dumps(reply).encode()), [("Content-Encoding", "gzip")])
+
+    def fault_raw_deflate(self):
+        data = zlib.compress(bytes(1 << 27))
+        self.send(200, data, [("Content-Encoding", "deflate")])
+
+    def fault_redirect(self, status, where):
+        self.send(status, b"", [("Location", where)])
+
+    def fault_echo_pieces(self):
+        """The key with blanks between its parts."""
+        key = self.headers["Authorization"].split()[-1]
+        self.answer(" | ".join(key[at : at + 4] for at in range(0, len(key), 4)))
+
+    def fault_usage(self, tokens):
+        reply = {"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": 1, "completion_tokens": tokens}}
+        self.send(200, json.dumps(reply).encode())
+
     def fault_echo(self):
         """The request's own key as the reply, as debugging proxies do."""
         self.answer(f"no: {self.headers['Authorization']}")
@@ -99,12 +129,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(faults=(), delay=0.0, headers=()):
-    """(base_url, server): faults are used up by the first requests, one each."""
+def serve(faults=(), delay=0.0, headers=(), refuses=None, judge=longest):
+    """(base_url, server): faults are used up by the first requests, one each. refuses: parameter -> the error message."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay
-    server.headers, server.times = list(headers), []
+    server.headers, server.times, server.bodies = list(headers), [], []
+    server.refuses, server.judge = dict(refuses or {}), judge
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -47,12 +47,18 @@ def evaluate(
     ] = None,
     base_url: flags.BaseUrl = None,
     model: flags.JudgeModel = None,
+    protocol: flags.ProtocolName = "tie",
+    task: flags.TaskName = "plain",
+    prompt: flags.PromptFiles = None,
+    judge_temperature: flags.Temperature = 0.0,
+    judge_max_tokens: flags.MaxTokens = None,
     concurrency: flags.Concurrency = None,
-    timeout: flags.Timeout = 60.0,
+    timeout: flags.Timeout = None,
     total_timeout: flags.TotalTimeout = None,
-    max_attempts: flags.MaxAttempts = 3,
+    max_attempts: flags.MaxAttempts = None,
     journal: flags.JournalFile = None,
     retry_failed: flags.RetryFailed = False,
+    salvage: flags.Salvage = False,
     json: Annotated[Optional[str], typer.Option("--json", help="Also write unrounded figures here.")] = None,  # noqa: UP045
 ) -> None:
     """Win-rates against gold responses, (win + tie / 2) / total, with intervals and paired comparisons.
@@ -93,15 +99,22 @@ def evaluate(
         from jpo.cli.progress import bar
         from jpo.evaluate.judging import judge_generations
 
-        asked = flags.checked_judge(judge, base_url, model, timeout, total_timeout)
+        question = flags.question_of(protocol, task, prompt)
+        asked = flags.checked_judge(
+            judge, base_url, model, timeout, total_timeout, judge_temperature, judge_max_tokens, question
+        )
         files = generations or []
         path = output or f"{os.path.splitext(files[0])[0]}.judged.jsonl"
-        options: dict[str, Any] = {
-            "journal": journal,
-            "concurrency": flags.slots(judge, concurrency),
-            "max_attempts": max_attempts,
-        }
-        options |= {"retry_failed": retry_failed, "total_timeout": total_timeout}
+        options = flags.asking(
+            judge,
+            question,
+            journal=journal,
+            concurrency=concurrency,
+            max_attempts=max_attempts,
+            retry_failed=retry_failed,
+            salvage=salvage,
+            total_timeout=total_timeout,
+        )
         with bar("judged") as progress:
             rows, summary, missing = judge_generations(files, gold, asked, path, progress=progress, **options)
         typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")

@@ -16,12 +16,18 @@ def feedback(
     judge: Annotated[str, typer.Option("--judge", help="openai, local or module:function.")],
     base_url: flags.BaseUrl = None,
     model: flags.JudgeModel = None,
+    protocol: flags.ProtocolName = "tie",
+    task: flags.TaskName = "plain",
+    prompt: flags.PromptFiles = None,
+    judge_temperature: flags.Temperature = 0.0,
+    judge_max_tokens: flags.MaxTokens = None,
     concurrency: flags.Concurrency = None,
-    timeout: flags.Timeout = 60.0,
+    timeout: flags.Timeout = None,
     total_timeout: flags.TotalTimeout = None,
-    max_attempts: flags.MaxAttempts = 3,
+    max_attempts: flags.MaxAttempts = None,
     journal: flags.JournalFile = None,
     retry_failed: flags.RetryFailed = False,
+    salvage: flags.Salvage = False,
     prompt_price: Annotated[
         Optional[float],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
         typer.Option("--prompt-price", help="Price of a million prompt tokens, to print the cost."),
@@ -38,8 +44,10 @@ def feedback(
 
     Conditional candidates are {instruction, response_0, response_1}; joint ones {instruction_0, response_0, instruction_1,
     response_1}, with label_0 and label_1 travelling along like every other key. The same side in both orders gives 0 or
-    1; anything else that parses gives 2. A reply must be exactly A, B or tie; what is not, and every fault of the
-    network, is one attempt. The key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY.
+    1; anything else that parses gives 2. A reply must name one side (A, (a), Output (b), Answer: B ...) or be a tie, an
+    explanation may follow on further lines; what names both or none, and every fault of the network, is one attempt. The
+    key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY. What the journal knows is never asked
+    again; a verdict belongs to the judge, the protocol, the wording and the texts.
 
     jpo feedback --input candidates.jsonl --output feedback.jsonl --judge openai --model NAME --base-url URL
 
@@ -53,22 +61,26 @@ def feedback(
     from jpo.cli.progress import bar
     from jpo.feedback.acquire import acquire, plan
 
+    question = flags.question_of(protocol, task, prompt)
+    options = flags.asking(
+        judge,
+        question,
+        journal=journal,
+        concurrency=concurrency,
+        max_attempts=max_attempts,
+        retry_failed=retry_failed,
+        salvage=salvage,
+        total_timeout=total_timeout,
+    )
     if dry_run:
-        typer.echo(f"{plan(input, output, _named(judge, base_url, model), journal=journal, max_attempts=max_attempts)}")
+        known = {name: options[name] for name in ("journal", "question", "max_attempts")}
+        typer.echo(f"{plan(input, output, _named(judge, base_url, model), **known)}")
         return
-    asked = flags.checked_judge(judge, base_url, model, timeout, total_timeout)
+    asked = flags.checked_judge(
+        judge, base_url, model, timeout, total_timeout, judge_temperature, judge_max_tokens, question
+    )
     with bar("judged") as progress:
-        summary = acquire(
-            input,
-            output,
-            asked,
-            journal=journal,
-            concurrency=flags.slots(judge, concurrency),
-            max_attempts=max_attempts,
-            retry_failed=retry_failed,
-            total_timeout=total_timeout,
-            progress=progress,
-        )
+        summary = acquire(input, output, asked, progress=progress, **options)
     cost = ""
     if prompt_price is not None or completion_price is not None:
         cost = f"; cost {summary.cost(prompt_price or 0.0, completion_price or 0.0):.4f}"
