@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from jpo.data.records import Candidate, Text
+from jpo.data.templates import TEXTS
 from jpo.errors import JpoError
 
 VERSION = "1"
@@ -22,10 +23,11 @@ Protocol = Literal["tie", "forced"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 ANSWERS: Mapping[str, tuple[str, ...]] = {"tie": ("A", "B", "tie"), "forced": ("A", "B")}  # protocol -> its verdicts
 
+_BEFORE, _AFTER = TEXTS["paper"].split("{instruction}")
 # The instruction as the policy read it, where a template adds a task to it: the judge reads the same.
 TASKS: Mapping[str, str] = {
     "plain": "{instruction}",
-    "tldr": "You are given a social media post, summarize it accordingly. \nPost: {instruction}",
+    "tldr": TEXTS["tldr"].removeprefix(_BEFORE).removesuffix(_AFTER),
 }
 
 _CRITERIA = (
