@@ -33,6 +33,7 @@ _F64 = np.ndarray[Any, np.dtype[np.float64]]
 DTYPES: dict[str, tuple[int, int]]  # stored type -> (values per block, bytes per block)
 
 def widen_rows(out: _F32, data: _Array, n: int, k: int, dtype: str, row0: int, /) -> None: ...
+def first_nonfinite(data: _Array, dtype: str, /) -> int: ...
 
 MODULES: tuple[str, ...]
 LOSSES: list[tuple[str, int]]

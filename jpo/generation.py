@@ -142,6 +142,7 @@ class _Batch:
         self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any
     ) -> np.ndarray[Any, Any]:
         arrays = [np.asarray(part, dtype=np.int32) for part in (tokens, positions, rows, segments, ranges, wanted)]
+        self.lm._checkpoint.check_files()
         return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on)  # type: ignore[no-any-return]
 
     def run(

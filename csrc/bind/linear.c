@@ -6,6 +6,7 @@
 #include "bind/arguments.h"
 #include "base/size.h"
 #include "ops/blas.h"
+#include "ops/finite.h"
 #include "ops/linear.h"
 #include "ops/packed.h"
 
@@ -177,6 +178,32 @@ static PyObject *widen_rows(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* first_nonfinite(data, dtype) -> int: the first value of a stored tensor whose block holds NaN or infinity, or -1. */
+static PyObject *first_nonfinite(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer data;
+    const char *name;
+    jpo_dtype dtype;
+    if (!PyArg_ParseTuple(args, "y*s", &data, &name)) return NULL;
+    PyObject *result = NULL;
+    if (!dtype_from_name(name, &dtype)) {
+        const size_t bytes = jpo_dtype_block_bytes(dtype);
+        if ((size_t)data.len % bytes) {
+            PyErr_Format(PyExc_ValueError, "data: %zd bytes are no whole blocks of %s (%zu bytes)", data.len, name,
+                         bytes);
+        } else {
+            const int64_t values = (int64_t)((size_t)data.len / bytes) * jpo_dtype_block(dtype);
+            int64_t first = -1;
+            JPO_COMPUTE_BEGIN
+            first = jpo_first_nonfinite(data.buf, dtype, values);
+            JPO_COMPUTE_END
+            result = PyLong_FromLongLong(first);
+        }
+    }
+    PyBuffer_Release(&data);
+    return result;
+}
+
 /* _sgemm(c, a, b, ta, tb, alpha, beta, runs=1): c = alpha op(a) op(b) + beta c, `runs` times in one thread. */
 static PyObject *sgemm(PyObject *self, PyObject *args) {
     (void)self;
@@ -311,6 +338,8 @@ static PyMethodDef methods[] = {
     {"_sgemm", sgemm, METH_VARARGS, "Private: for the tests."},
     {"widen_rows", widen_rows, METH_VARARGS,
      "widen_rows(out (count, K), data, n, k, dtype, row0): out = rows row0.. of a stored (n, k), widened exactly."},
+    {"first_nonfinite", first_nonfinite, METH_VARARGS,
+     "first_nonfinite(data, dtype) -> int: the first value whose block holds NaN or infinity, or -1."},
     {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,

@@ -11,6 +11,10 @@ import typer
 
 from jpo.train.config import TrainingConfig, read_yaml
 
+Check = Annotated[
+    bool,
+    typer.Option("--check/--no-check", help="Refuse a model whose weights hold NaN or infinity.", show_default=False),
+]
 C = TypeVar("C", bound=TrainingConfig)
 _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 

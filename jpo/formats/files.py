@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
+import numpy as np
+
+from jpo import _core
 from jpo.errors import FormatError
 from jpo.formats.config import tensor_shapes
-from jpo.formats.stored import StoredTensor
+from jpo.formats.stored import BLOCKS, StoredTensor
 
 JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
+
+
+def open_regular(path: str) -> BinaryIO:
+    """The file, opened for reading; FormatError for what is no regular file: a FIFO would hold its reader forever."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FormatError(f"{path}: cannot be read: not a regular file (a FIFO, a socket, a device or a directory)")
+    return os.fdopen(handle, "rb")
 
 
 def read_bytes(path: str, limit: int = JSON_LIMIT) -> bytes:
     """The file's bytes; FormatError where it cannot be read or is larger than `limit`."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise FormatError(f"{path}: {size} bytes are more than the {limit} that are plausible here")
@@ -138,3 +154,16 @@ def check_tensors(where: str, config: dict[str, Any], tensors: dict[str, StoredT
     for name in tensors:
         if name not in shapes:
             raise FormatError(f"{where}: tensor {name} is unexpected: the configuration has no place for it")
+
+
+def check_finite(where: str, tensors: Mapping[str, StoredTensor]) -> None:
+    """FormatError naming the first tensor that holds NaN or infinity, the factors of quantized blocks included."""
+    for name, tensor in tensors.items():
+        first = _core.first_nonfinite(tensor.data, tensor.dtype)
+        if first >= 0:
+            place = np.unravel_index(first, tensor.shape) if tensor.shape else ()
+            kind = "value" if BLOCKS[tensor.dtype][0] == 1 else f"{tensor.dtype} block"
+            raise FormatError(
+                f"{where}: tensor {name}: the {kind} at {tuple(map(int, place))} is NaN or infinite, and every score would "
+                "be too: the file is damaged or its training diverged. check=False (--no-check) loads it all the same"
+            )

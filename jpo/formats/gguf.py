@@ -17,7 +17,7 @@ import numpy as np
 
 from jpo.errors import FormatError
 from jpo.formats.config import integer, normalize, number
-from jpo.formats.files import check_tensors
+from jpo.formats.files import check_tensors, open_regular
 from jpo.formats.gguf_tokenizer import tokenizer_from_metadata
 from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
 
@@ -155,7 +155,7 @@ class _Cursor:
 
 def _map(path: str) -> mmap.mmap:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size < 24:
                 raise FormatError(f"{path}: {os.fstat(file.fileno()).st_size} bytes are too few for a GGUF header (24)")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -196,6 +196,15 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
     return value
 
 
+def _refuse_overlaps(cursor: _Cursor, places: dict[str, tuple[str, tuple[int, ...], int, int]]) -> None:
+    """Two tensors on the same bytes: a small file would stand for any amount of memory."""
+    before, reached = "", 0
+    for name, (_, _, first, end) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if first < reached:
+            raise cursor.fail(f"tensor {name}: its bytes from offset {first} on overlap those of tensor {before}")
+        before, reached = name, end
+
+
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Metadata and memory-mapped tensors of a GGUF file; FormatError names file and key or tensor."""
     path = os.fspath(path)
@@ -212,9 +221,9 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     alignment = _alignment(cursor, metadata)
     start = -(-cursor.position // alignment) * alignment
     whole = np.frombuffer(data, np.uint8)
-    tensors: dict[str, StoredTensor] = {}
+    places: dict[str, tuple[str, tuple[int, ...], int, int]] = {}  # dtype, shape, first byte, behind the last
     for name, kind, shape, offset in infos:
-        if name in tensors:
+        if name in places:
             raise cursor.fail(f"tensor {name} stands twice")
         if kind not in _TYPES:
             raise cursor.fail(
@@ -226,8 +235,12 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         size = tensor_bytes(path, name, _TYPES[kind], shape)
         if offset > len(whole) - start or size > len(whole) - start - offset:
             raise cursor.fail(f"tensor {name}: {size} bytes at data offset {offset} pass the end of the file")
-        view = aligned(whole[start + offset : start + offset + size], _TYPES[kind])
-        tensors[name] = StoredTensor(name, _TYPES[kind], shape, view)
+        places[name] = _TYPES[kind], shape, start + offset, start + offset + size
+    _refuse_overlaps(cursor, places)
+    tensors = {
+        name: StoredTensor(name, dtype, shape, aligned(whole[first:end], dtype))
+        for name, (dtype, shape, first, end) in places.items()
+    }
     return GGUFFile(path, version, metadata, tensors)
 
 

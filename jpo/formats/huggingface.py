@@ -17,7 +17,7 @@ import tokenizers
 from jpo import tokenization
 from jpo.errors import FormatError
 from jpo.formats.config import normalize, token_ids
-from jpo.formats.files import check_tensors, parse_json_object, read_json, read_text
+from jpo.formats.files import check_tensors, open_regular, parse_json_object, read_json, read_text
 from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
 
 _DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -32,9 +32,7 @@ def _map_shard(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
+        with open_regular(path) as file, safetensors.safe_open(path, framework="numpy"):
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -5,6 +5,7 @@ Knows sizes and layouts of the stored types; never which file format they came f
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,28 @@ class Checkpoint:
     tokenizer: Tokenizer
     source: str
     generation: dict[str, Any] = field(default_factory=dict)
+    maps: list[mmap.mmap] = field(init=False, repr=False)  # of the files that tensors are views into
+
+    def __post_init__(self) -> None:
+        self.maps = list({id(found): found for found in map(_map_of, self.tensors.values()) if found}.values())
+
+    def check_files(self) -> None:
+        """FormatError where a file that tensors are views into became shorter: reading on would end the process."""
+        for found in self.maps:
+            if found.size() < len(found):
+                raise FormatError(
+                    f"{self.source}: the file was {len(found)} bytes when it was loaded and now has {found.size()}: load "
+                    "the model again, and replace model files by renaming, never in place"
+                )
+
+
+def _map_of(tensor: StoredTensor) -> mmap.mmap | None:
+    """The map of the file that a tensor is a view into; None for a copy."""
+    base = tensor.data.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def tensor_bytes(where: str, name: str, dtype: str, shape: tuple[int, ...]) -> int:

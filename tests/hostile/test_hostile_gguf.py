@@ -1,9 +1,11 @@
 """Malformed GGUF files: each form an error that names the file and what is wrong, in no time and no memory."""
 
+import os
 import random
 import resource
 import struct
 
+import numpy as np
 import pytest
 from model_files import (
     ARRAY,
@@ -20,8 +22,10 @@ from model_files import (
     llama_weights,
     text,
     typed,
+    write_gguf,
 )
 
+import jpo
 from jpo.errors import FormatError
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import read_gguf
@@ -224,3 +228,70 @@ def test_values_of_every_type_where_another_is_expected(tmp_path):
             except FormatError as error:
                 assert str(path) in str(error)
     assert typed(U8, 3)
+
+
+def test_overlapping_tensors_take_no_memory(tmp_path):
+    """2.5 MB of file that stand for 4 GB of tensors."""
+    raw = b"\0" * (1 << 20)
+    many = [(f"blk.{i}.ffn_up.weight", (1 << 18, 1), GGML["F32"], b"") for i in range(4000)]
+    made = [("token_embd.weight", (1 << 18, 1), GGML["F32"], raw), *many]
+    changed = gguf_bytes([], made, places=dict.fromkeys((name for name, *_ in many), 0))
+    assert "overlap those of tensor" in refusal(tmp_path, changed, read_gguf)
+
+
+@pytest.mark.parametrize("offset", [0, 32, 64, 96])
+def test_one_byte_of_overlap(tmp_path, offset):
+    """Two tensors of 36 bytes: apart from 64 on."""
+    both = [("a", (9,), GGML["F32"], b"\0" * 36), ("b", (9,), GGML["F32"], b"\0" * 200)]
+    raw = gguf_bytes([], both, places={"b": offset})
+    if offset >= 64:
+        (tmp_path / "m.gguf").write_bytes(raw)
+        assert len(read_gguf(tmp_path / "m.gguf").tensors) == 2
+    else:
+        assert "tensor b: its bytes from offset" in refusal(tmp_path, raw, read_gguf)
+
+
+def test_a_fifo_is_refused_at_once(tmp_path):
+    path = tmp_path / "m.gguf"
+    os.mkfifo(path)
+    for load in (read_gguf, load_checkpoint):
+        with pytest.raises(FormatError, match="not a regular file"):
+            load(str(path))
+
+
+@pytest.mark.parametrize(("dtype", "where"), [("F32", 5), ("F16", 2 * 64 + 6), ("Q8_0", 34), ("Q4_1", 2)])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, dtype, where):
+    """A value, or a factor or offset of a block, of one tensor in the middle."""
+    path, name = tmp_path / "m.gguf", "blk.1.ffn_down.weight"
+    tensors = []
+    for entry, dims, kind, raw in gguf_tensors(llama_weights(), dtype)[0]:
+        changed = bytearray(raw)
+        if entry == name:
+            changed[where : where + 2] = b"\xff\x7f" if dtype != "F32" else changed[where : where + 2]
+            if dtype == "F32":
+                changed[20:24] = struct.pack("<f", float("-inf"))
+        tensors.append((entry, dims, kind, bytes(changed)))
+    path.write_bytes(gguf_bytes(llama_metadata(), tensors))
+    with pytest.raises(
+        FormatError, match=r"model.layers.1.mlp.down_proj.weight: the .* is NaN or infinite.*--no-check"
+    ):
+        jpo.load(path)
+    lm = jpo.load(path, check=False)
+    assert not np.isfinite(lm.sequence_logps(["he"], [" wor"])).all()
+
+
+def test_a_file_cut_after_it_was_loaded(tmp_path):
+    """Refused at the next call, where reading on would end the process."""
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    lm = jpo.load(path)
+    assert np.isfinite(lm.sequence_logps(["he"], [" wor"])).all()
+    os.truncate(path, os.path.getsize(path) - 4096)
+    for call in (
+        lambda: lm.sequence_logps(["he"], [" wor"]),
+        lambda: lm.generate(["he"], max_new_tokens=2),
+        lambda: lm.logits([5, 6]),
+        lambda: lm.mean_hidden([[5, 6]]),
+    ):
+        with pytest.raises(FormatError, match="when it was loaded and now has"):
+            call()

@@ -281,3 +281,20 @@ def test_truncated_adapters(tmp_path):
         (tmp_path / "adapter_model.safetensors").write_bytes(raw[:end])
         with pytest.raises(FormatError, match=r"adapter_model\.safetensors"):
             read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_fifo_in_place_of_a_file_is_refused_at_once(tmp_path, name):
+    write_directory(tmp_path)
+    os.unlink(tmp_path / name)
+    os.mkfifo(tmp_path / name)
+    refusal(tmp_path, "not a regular file")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, dtype):
+    weights = llama_weights()
+    weights["model.layers.1.mlp.up_proj.weight"][3, 7] = np.nan
+    write_directory(tmp_path, weights, dtype)
+    refusal(tmp_path, "tensor model.layers.1.mlp.up_proj.weight: the value at (3, 7) is NaN or infinite")
+    assert np.isnan(load_checkpoint(tmp_path, check=False).tensors["model.layers.1.mlp.up_proj.weight"].float32()[3, 7])

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from jpo.cli.options import Check
+
 
 def _records(input: str | None, prompt: list[str] | None, limit: int | None) -> list[dict[str, Any]]:
     from jpo.data import read_records
@@ -65,6 +67,7 @@ def generate(
     stop: Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")] = None,  # noqa: UP045
     compute: Annotated[str, typer.Option("--compute", help="float32, int16 or bfloat16.")] = "float32",
+    check: Check = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
 ) -> None:
     """Sample responses: records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
@@ -90,12 +93,13 @@ def generate(
         return
     if overwrite and output and os.path.exists(output):
         os.remove(output)
-    _sample(model, compute, adapter, name, template, records, settings, output)
+    _sample(model, compute, check, adapter, name, template, records, settings, output)
 
 
 def _sample(
     model: str,
     compute: str,
+    check: bool,
     adapter: str | None,
     name: str | None,
     template: str | None,
@@ -107,7 +111,7 @@ def _sample(
     from jpo.cli.progress import bar
     from jpo.evaluate.sampling import encoder_of, iter_samples
 
-    lm = jpo.load(model, compute=compute)
+    lm = jpo.load(model, compute=compute, check=check)
     own = lm.load_adapter(adapter) if adapter else {}
     training = own.get("training") or {}
     extra = {"training_seed": training["seed"]} if "seed" in training else {}

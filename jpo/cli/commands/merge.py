@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
+from jpo.cli.options import Check
+
 
 def merge(
     model: Annotated[str, typer.Option("--model", help="The base model.")],
     adapter: Annotated[str, typer.Option("--adapter", help="The adapter's directory.")],
     output: Annotated[str, typer.Option("--output", help="Directory for the merged model (float32 safetensors).")],
+    check: Check = True,
 ) -> None:
     """Write W + scaling B A of every adapted module, with configuration and tokenizer."""
     import jpo
 
-    lm = jpo.load(model)
+    lm = jpo.load(model, check=check)
     lm.load_adapter(adapter)
     lm.merge(output)
     typer.echo(f"merged model written to {output}")

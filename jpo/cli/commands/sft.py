@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import build, with_config
+from jpo.cli.options import Check, build, with_config
 from jpo.train.config import SFTConfig
 
 
@@ -17,6 +17,7 @@ def sft(
         list[str] | None, typer.Option("--data", help="File of {instruction, response} (may repeat).")
     ] = None,  # noqa: UP045
     eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File for evaluation.")] = None,  # noqa: UP045
+    check: Check = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time; write nothing.")] = False,
     **options: Any,
@@ -32,7 +33,7 @@ def sft(
             raise JpoError(f"--{name} is missing")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
-    lm = jpo.load(own["model"], compute=config.compute or "float32")
+    lm = jpo.load(own["model"], compute=config.compute or "float32", check=check)
     trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
     typer.echo(f"{trainer.report.then(trainer.encoder.report())}\n{trainer.shown}")
     if dry_run:

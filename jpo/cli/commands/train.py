@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import build, with_config
+from jpo.cli.options import Check, build, with_config
 from jpo.train.config import PreferenceConfig
 
 
@@ -19,6 +19,7 @@ def train(
     eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File of pairs for evaluation.")] = None,  # noqa: UP045
     adapter: Annotated[Optional[str], typer.Option("--adapter", help="Start from this adapter.")] = None,  # noqa: UP045
     storage: Annotated[str, typer.Option("--storage", help="auto, float32, bfloat16 or q8_0.")] = "auto",
+    check: Check = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time; write nothing.")] = False,
     **options: Any,
@@ -39,7 +40,7 @@ def train(
             raise JpoError(f"--{name} is missing; for a first try: --model tiny --data example")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the adapter")
-    lm = jpo.load(own["model"], storage=storage, compute=config.compute or "float32")
+    lm = jpo.load(own["model"], storage=storage, compute=config.compute or "float32", check=check)
     if own["adapter"]:
         lm.load_adapter(own["adapter"])
     trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
