@@ -32,7 +32,7 @@ def test_module(path):
         faults.append("has no docstring that says what it does")
     if len(text.splitlines()) > 600:
         faults.append(f"has {len(text.splitlines())} lines; a file should stay under 600")
-    if HEAVY & set(imported(path)):
+    if HEAVY & set(imported(path)) and path.parent != ROOT / "jpo" / "torch":  # the extra whose purpose they are
         faults.append(f"imports {HEAVY & set(imported(path))}: jpo runs without torch and its family")
     if re.search(r"(?<![\w.])(eval|exec)\(", text):
         faults.append("evaluates text as code")
@@ -66,3 +66,9 @@ def test_no_machine_paths():
         if path.is_file() and path != Path(__file__):
             found = pattern.search(path.read_text(encoding="utf-8"))
             assert not found, f"{path.relative_to(ROOT)} holds a machine's path: {found.group()}"
+
+
+def test_nothing_else_of_jpo_imports_jpo_torch():
+    for path in (ROOT / "jpo").rglob("*.py"):
+        if path.parent != ROOT / "jpo" / "torch":
+            assert not re.search(r"^\s*(import|from) jpo\.torch\b", path.read_text(), re.M), path
