@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jpo.data.readers import read_records
 from jpo.errors import DataError
+from jpo.evaluate.alpaca_regression import Difficulty, alpaca_length_controlled
 from jpo.evaluate.statistics import length_controlled
 from jpo.formats.files import write_text
 
@@ -55,13 +57,14 @@ def write_alpaca_eval_outputs(
     return len(rows)
 
 
-def read_annotations(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+def read_annotations(path: str | os.PathLike[str], difficulty: Difficulty | None = None) -> dict[str, dict[str, Any]]:
     """model -> its figures out of AlpacaEval's annotations.json, win-rates from 0 to 1.
 
     win_rate is the mean of preference - 1, with standard_error; discrete_win_rate rounds each preference to a win, a loss
     or a draw first; wins, losses and draws count preferences above, below and at 1.5; failed counts nulls, which enter
-    nothing. length_controlled: see jpo.evaluate.statistics.length_controlled, not AlpacaEval's own model, which also
-    knows how difficult its 805 instructions are. DataError names the file and the annotation.
+    nothing. length_controlled: see jpo.evaluate.statistics.length_controlled, with an interval. alpaca_eval: AlpacaEval's
+    own regression, in percent (jpo.evaluate.alpaca_regression), with the term of `difficulty` where it is given; an
+    annotation's key `index`, else its place, is the instruction's number. DataError names the file and the annotation.
     """
     name = os.fspath(path)
     try:
@@ -71,33 +74,46 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         raise DataError(f"{name}: not valid JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{name}: expected a JSON array of annotations, got {type(rows).__name__}")
-    models: dict[str, list[tuple[float | None, int, int]]] = {}
-    for index, row in enumerate(rows):
-        model, values = _annotation(row, f"{name}: annotation {index}")
-        models.setdefault(model, []).append(values)
-    return {model: _figures(values) for model, values in models.items()}
+    models: dict[str, list[Annotation]] = {}
+    for place, row in enumerate(rows):
+        model, values = _annotation(row, f"{name}: annotation {place}")
+        found = models.setdefault(model, [])
+        found.append(values if values.index is not None else values._replace(index=len(found)))
+    return {model: figures(values, difficulty) for model, values in models.items()}
 
 
-def _annotation(row: Any, where: str) -> tuple[str, tuple[float | None, int, int]]:
-    """(model, (preference - 1, or None; characters of its output; of the baseline's))"""
+class Annotation(NamedTuple):
+    """One judged output: preference - 1 (None: failed), its characters, the baseline's, its instruction's number."""
+
+    score: float | None
+    length: int
+    baseline: int
+    index: int | None = None
+
+
+def _annotation(row: Any, where: str) -> tuple[str, Annotation]:
+    """(model, its annotation)"""
     if not isinstance(row, dict) or "preference" not in row:
         raise DataError(f"{where}: expected an object with preference, output_1 and output_2, got {row!r:.80}")
     for key in ("output_1", "output_2"):
         if not isinstance(row.get(key), str):
             raise DataError(f"{where}: {key}: expected a text, got {row.get(key)!r:.60}")
-    value = row["preference"]
+    value, index = row["preference"], row.get("index")
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+        raise DataError(f"{where}: index: expected a whole number, got {index!r:.60}")
     if value is None or (isinstance(value, float) and np.isnan(value)):
         score = None
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and (value == 0 or 1 <= value <= 2):
         score = 0.5 if value == 0 else float(value) - 1
     else:
         raise DataError(f"{where}: preference: expected a number from 1 to 2, 0 for a draw, or null; got {value!r:.60}")
-    return str(row.get("generator_2", "model")), (score, len(row["output_2"]), len(row["output_1"]))
+    return str(row.get("generator_2", "model")), Annotation(score, len(row["output_2"]), len(row["output_1"]), index)
 
 
-def _figures(values: list[tuple[float | None, int, int]]) -> dict[str, Any]:
-    scored = [(score, own, base) for score, own, base in values if score is not None]
-    scores = np.array([score for score, _, _ in scored], dtype=np.float64)
+def figures(values: Sequence[Annotation], difficulty: Difficulty | None = None) -> dict[str, Any]:
+    """What read_annotations says of one model."""
+    scored = [value for value in values if value.score is not None]
+    scores = np.array([value.score for value in scored], dtype=np.float64)
     n = len(scores)
     wins, losses, draws = (int(count.sum()) for count in (scores > 0.5, scores < 0.5, scores == 0.5))
     return {
@@ -105,13 +121,57 @@ def _figures(values: list[tuple[float | None, int, int]]) -> dict[str, Any]:
         "standard_error": float(scores.std(ddof=1) / n**0.5) if n > 1 else None,
         "discrete_win_rate": (wins + draws / 2) / n if n else None,
         "length_controlled": length_controlled(
-            scores.tolist(), [own for _, own, _ in scored], [base for _, _, base in scored]
+            scores.tolist(), [value.length for value in scored], [value.baseline for value in scored]
+        ),
+        "alpaca_eval": alpaca_length_controlled(
+            [value.score for value in values],
+            [value.length for value in values],
+            [value.baseline for value in values],
+            [place if value.index is None else value.index for place, value in enumerate(values)],
+            difficulty,
         ),
         "wins": wins,
         "losses": losses,
         "draws": draws,
         "total": n,
         "failed": len(values) - n,
-        "average_length": sum(own for _, own, _ in values) / len(values),
-        "longer_than_baseline": sum(own > base for _, own, base in scored) / n if n else None,
+        "average_length": sum(value.length for value in values) / len(values),
+        "longer_than_baseline": sum(value.length > value.baseline for value in scored) / n if n else None,
     }
+
+
+# --- an evaluation set and the annotations of our own judges ------------------------------------------------------
+
+
+def read_evaluation_set(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The baseline's outputs, [{instruction, output, generator, dataset?}], as records with gold_response: their places
+    are the instructions' numbers. DataError names the file and the record."""
+    rows = []
+    for place, record in enumerate(read_records(path)):
+        where = getattr(record, "where", f"{os.fspath(path)}[{place}]")
+        instruction, output = record.get("instruction"), record.get("output", record.get("gold_response"))
+        for key, value in (("instruction", instruction), ("output", output)):
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"{where}: {key}: expected a text, got {value!r:.60}")
+        generator = str(record.get("generator") or "baseline")
+        row = {"id": place, "instruction": instruction, "gold_response": output, "generator": generator}
+        rows.append(row)
+    return rows
+
+
+def annotations(judged: Iterable[Mapping[str, Any]], generators: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Judged outputs (jpo.evaluate.judging) in AlpacaEval's form: preference 2 where the output won, 1 where the baseline
+    did, 1.5 for neither, null where the verdict failed. generators: id -> the baseline's name."""
+    return [
+        {
+            "index": int(row["id"]),
+            "instruction": row["instruction"],
+            "output_1": row["response_1"],
+            "generator_1": generators[str(row["id"])],
+            "output_2": row["response_0"],
+            "generator_2": str(row["model"]),
+            "annotator": row["annotator"],
+            "preference": {0: 2.0, 1: 1.0, 2: 1.5}.get(row["feedback"]),
+        }
+        for row in judged
+    ]

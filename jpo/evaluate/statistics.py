@@ -70,30 +70,58 @@ def t_interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
+def share_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Student's interval of a mean of shares, kept within 0 and 1: few values give wide ones."""
+    found = t_interval(values)
+    if found["low"] is not None:
+        found |= {"low": max(found["low"], 0.0), "high": min(found["high"], 1.0)}
+    return found
+
+
+FEWEST = 10  # verdicts for a fit of two terms
+
+
 def length_controlled(
     scores: Sequence[float], lengths: Sequence[int], baseline_lengths: Sequence[int], ridge: float = 0.01
 ) -> dict[str, Any]:
-    """The win-rate that a logistic model predicts at equal lengths: {win_rate, low, high, length_effect, n}.
+    """The win-rate that a logistic model predicts at equal lengths: {win_rate, low, high, length_effect, n, problem}.
 
     After AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475): P(win on x) = sigmoid(theta + phi tanh(d_x / std(d))), with
     d = length - baseline length in characters; scores in [0, 1] (a tie is 1/2) are its targets; the result is
     sigmoid(theta). Left out is their term of instruction difficulty, which is fit over the annotations of many models,
     and the annotations of gamed models that they add. Penalty: ridge / 2 (theta^2 + phi^2), as their C = 100 weighs it.
-    The interval comes from the sandwich estimate of theta's variance. None values for no scores.
+    The interval comes from the sandwich estimate of theta's variance. Where the fit cannot be made, `problem` says why and
+    the other values are None; where every verdict is the same, the win-rate is theirs at any length.
     """
     y = np.asarray(scores, dtype=np.float64)
     n = len(y)
+    none = {"win_rate": None, "low": None, "high": None, "length_effect": None, "n": n}
     if n == 0:
-        return {"win_rate": None, "low": None, "high": None, "length_effect": None, "n": 0}
+        return none | {"problem": "no verdict"}
     d = np.asarray(lengths, dtype=np.float64) - np.asarray(baseline_lengths, dtype=np.float64)
     spread = d.std(ddof=1) if n > 1 else 0.0
+    if n > 1 and (y == y[0]).all() and y[0] in (0.0, 1.0):
+        return none | {"win_rate": float(y[0]), "problem": "every verdict is the same: no effect of length to tell"}
+    if spread > 0 and n < FEWEST:
+        return none | {"problem": f"{n} verdicts are too few for a fit"}
+    if spread > 0 and _split(y, d):
+        return none | {"problem": "length alone splits wins from losses: nothing can be said of equal lengths"}
     x = np.stack([np.ones(n), np.tanh(d / spread) if spread > 0 else np.zeros(n)], axis=1)
     weights, curvature = _fit_logistic(x, y, ridge)
     residuals = x * (y - _sigmoid(x @ weights))[:, None]
     inverse = np.linalg.inv(curvature)
     half = _Z95 * math.sqrt((inverse @ (residuals.T @ residuals) @ inverse)[0, 0])
     low, middle, high = (float(_sigmoid(weights[0] + step)) for step in (-half, 0.0, half))
-    return {"win_rate": middle, "low": low, "high": high, "length_effect": float(weights[1]), "n": n}
+    found = {"win_rate": middle, "low": low, "high": high, "length_effect": float(weights[1]), "n": n}
+    return found | {"problem": None}
+
+
+def _split(y: Any, d: Any) -> bool:
+    """Whether one length tells every win from every loss (ties on neither side): a fit then has no finite optimum."""
+    wins, losses = d[y > 0.5], d[y < 0.5]
+    if (y == 0.5).any() or not len(wins) or not len(losses):
+        return False
+    return bool(wins.min() >= losses.max() or losses.min() >= wins.max())
 
 
 def _sigmoid(x: Any) -> Any:

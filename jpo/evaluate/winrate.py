@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.errors import DataError
-from jpo.evaluate.statistics import bootstrap_difference, length_controlled, t_interval, wilson
+from jpo.evaluate.statistics import bootstrap_difference, length_controlled, share_interval, wilson
 
 SEPARATOR = "<SEP><SEP><SEP><SEP>"
 _SCORES = {"model": 1.0, "gold": 0.0, "equal": 0.5}
@@ -111,7 +111,7 @@ def win_rates(judged: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     output), response_1 (gold), feedback (0 the output, 1 gold, 2 equal, null failed: counted, not scored).
     win_rates[model][temperature] holds win_rate, low, high (the mean over training seeds with Student's 95 % interval;
     without training seeds, over sampling seeds), runs (how many), items (the mean over items with its interval, seeds
-    averaged), length_controlled (likewise over runs), longer_than_gold, wins, losses, ties, failed, total, and by_run.
+    averaged), length_controlled (likewise over the runs that could be fitted, and `problem`: why others could not), longer_than_gold, wins, losses, ties, failed, total, and by_run.
     comparisons: at each temperature, bootstrap over the items that both models answered, seeds averaged.
     """
     cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
@@ -135,27 +135,23 @@ def _cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         by_run.setdefault(_run(row), []).append(row)
     runs = {run: _counts(found) for run, found in by_run.items()}
-    means = _share_interval([run["win_rate"] for run in runs.values() if run["total"]])
-    controlled = [run["length_controlled"]["win_rate"] for run in runs.values() if run["total"]]
+    means = share_interval([run["win_rate"] for run in runs.values() if run["total"]])
+    fits = [run["length_controlled"] for run in runs.values() if run["total"]]
+    problems = {fit["problem"] for fit in fits if fit["problem"]}
     whole = _counts(rows)
     return {
         "win_rate": means["mean"],
         "low": means["low"],
         "high": means["high"],
         "runs": means["n"],
-        "items": _share_interval(list(_item_scores(rows).values())),
-        "length_controlled": _share_interval(controlled),
+        "items": share_interval(list(_item_scores(rows).values())),
+        "length_controlled": {
+            **share_interval([fit["win_rate"] for fit in fits if fit["win_rate"] is not None]),
+            "problem": "; ".join(sorted(problems)) or None,
+        },
         **{key: whole[key] for key in ("longer_than_gold", "wins", "losses", "ties", "failed", "total")},
         "by_run": runs,
     }
-
-
-def _share_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Student's interval of a mean of shares, kept within 0 and 1: few seeds give wide ones."""
-    found = t_interval(values)
-    if found["low"] is not None:
-        found |= {"low": max(found["low"], 0.0), "high": min(found["high"], 1.0)}
-    return found
 
 
 def _run(row: Mapping[str, Any]) -> str:
@@ -224,7 +220,7 @@ def format_table(table: Mapping[str, Any]) -> str:
                 counts += f", failed {cell['failed']}"
             lines.append(
                 f"{model}, temperature {degree}: {counts}, win-rate {_percent(cell['win_rate'])} ({_intervals(cell)}); "
-                f"length-controlled {_percent(cell['length_controlled']['mean'], cell['length_controlled'])}; "
+                f"length-controlled {_controlled(cell['length_controlled'])}; "
                 f"longer than gold {_percent(cell['longer_than_gold'])}"
             )
     for row in table["comparisons"]:
@@ -245,6 +241,13 @@ def _intervals(cell: Mapping[str, Any]) -> str:
         f"over {what}" + ("" if low is None else f", 95 %: {100 * low:.1f} to {100 * high:.1f}")
         for what, low, high in ((what, row["low"], row["high"]) for row, what in spreads)
     )
+
+
+def _controlled(cell: Mapping[str, Any]) -> str:
+    """The figure, and why some or all of the fits could not be made."""
+    if cell["mean"] is None:
+        return f"not fitted ({cell['problem']})" if cell["problem"] else "-"
+    return _percent(cell["mean"], cell) + (f" ({cell['problem']})" if cell["problem"] else "")
 
 
 def _percent(value: float | None, interval: Mapping[str, Any] | None = None) -> str:

@@ -138,6 +138,38 @@ def test_length_control_undoes_a_judge_that_likes_length():
     assert length_controlled([1] * 20, range(20), [0] * 20)["win_rate"] > 0.9  # all won: finite
 
 
+@pytest.mark.parametrize(
+    ("scores", "lengths", "problem"),
+    [
+        ([], [], "no verdict"),
+        ([1, 0, 0.5, 1], [9, 2, 3, 4], "4 verdicts are too few for a fit"),
+        ([1] * 10 + [0] * 10, range(20, 0, -1), "length alone splits wins from losses"),
+        ([0] * 10 + [1] * 10, range(20, 0, -1), "length alone splits wins from losses"),
+    ],
+)
+def test_a_length_control_that_cannot_be_made_says_so(scores, lengths, problem):
+    got = length_controlled(scores, list(lengths), [5] * len(scores))
+    assert problem in got["problem"] and got["win_rate"] is got["low"] is got["length_effect"] is None
+    assert got["n"] == len(scores)
+    same = length_controlled([0.0] * 12, range(12), [5] * 12)
+    assert same["win_rate"] == 0 and "every verdict is the same" in same["problem"]
+    assert length_controlled([1, 0, 0.5] * 5, range(15), [5] * 15)["problem"] is None
+
+
+def test_the_table_says_why_a_length_control_is_missing():
+    from jpo.evaluate import format_table
+
+    judged = [
+        {"id": n, "model": "m", "temperature": 1.0, "seed": 0, "training_seed": seed, "response_0": "x" * n, "response_1": "yyy", "feedback": n % 2}
+        for seed in range(3)
+        for n in range(6)
+    ]  # fmt: skip
+    table = win_rates(judged)
+    cell = table["win_rates"]["m"]["1"]["length_controlled"]
+    assert cell["mean"] is None and cell["low"] is None and cell["problem"] == "6 verdicts are too few for a fit"
+    assert "length-controlled not fitted (6 verdicts are too few for a fit)" in format_table(table)
+
+
 def test_alpaca_eval_files(tmp_path, capsys):
     source, out = write(tmp_path / "g.jsonl", outputs("m", [3, 4])), tmp_path / "outputs.json"
     assert main(["evaluate", "--generations", source, "--alpaca-eval-output", str(out)]) == 0

@@ -45,6 +45,13 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option("--alpaca-eval-annotations", help="AlpacaEval's annotations.json, to score."),
     ] = None,
+    alpaca_eval_difficulty: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--alpaca-eval-difficulty",
+            help="AlpacaEval's instruction_difficulty.csv, or its df_gamed.csv, for its own length-controlled win-rate.",
+        ),
+    ] = None,
     base_url: flags.BaseUrl = None,
     model: flags.JudgeModel = None,
     protocol: flags.ProtocolName = "tie",
@@ -87,7 +94,7 @@ def evaluate(
     if verdicts:
         figures = _verdicts(verdicts)
     elif alpaca_eval_annotations:
-        figures = _annotations(alpaca_eval_annotations)
+        figures = _annotations(alpaca_eval_annotations, alpaca_eval_difficulty)
     elif judged:
         figures = _table_of(judged)
     elif alpaca_eval_output:
@@ -171,13 +178,17 @@ def _table(rows: Any) -> dict[str, Any]:
     return table
 
 
-def _annotations(path: str) -> dict[str, Any]:
+def _annotations(path: str, difficulty: str | None) -> dict[str, Any]:
     from jpo.evaluate.alpaca_eval import read_annotations
+    from jpo.evaluate.alpaca_regression import read_difficulty
 
-    found = read_annotations(path)
+    found = read_annotations(path, read_difficulty(difficulty) if difficulty else None)
     for model, row in found.items():
         rates = {"win-rate": row["win_rate"], "length-controlled": row["length_controlled"]["win_rate"]}
         shown = ", ".join(f"{name} {'-' if rate is None else f'{100 * rate:.1f} %'}" for name, rate in rates.items())
+        own = row["alpaca_eval"]
+        value = own["length_controlled_winrate"]
+        shown += f", {own['glm']} {own['problem'] if value is None else f'{value:.1f} %'}"
         typer.echo(
             f"{model}: wins {row['wins']}, losses {row['losses']}, draws {row['draws']}, {shown}, failed {row['failed']}, "
             f"mean length {row['average_length']:.0f}"
