@@ -1,3 +1,4 @@
+/* Detects the processor's instruction sets once and holds the one that kernels use (base/cpu.h). */
 #include "base/cpu.h"
 
 #include <stdlib.h>

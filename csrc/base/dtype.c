@@ -1,3 +1,4 @@
+/* The names of the stored number types (base/dtype.h). */
 #include "base/dtype.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Aligned blocks: the C library's below 2 MiB, mapped and in huge pages above (base/memory.h). */
 #include "base/memory.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* Fills a jpo_error (base/status.h). */
 #include "base/status.h"
 
 #include <stdarg.h>

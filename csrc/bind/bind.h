@@ -18,8 +18,7 @@ PyObject *jpo_raise(const jpo_error *err);
     X(linear)              \
     X(model)               \
     X(generation)          \
-    X(optimizer)           \
-    X(testing)
+    X(optimizer)
 
 #define JPO_BIND_GROUP(name) int jpo_bind_##name(PyObject *module);
 JPO_BIND_GROUPS(JPO_BIND_GROUP)

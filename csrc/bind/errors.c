@@ -1,3 +1,4 @@
+/* A jpo_error as a Python exception: the one conversion. */
 #include "bind/bind.h"
 
 PyObject *jpo_raise(const jpo_error *err) {

@@ -112,7 +112,7 @@ static PyObject *packed_tile(PyObject *self, PyObject *args) {
     if (!arg_range("row0", row0, 0, n - 1) || !arg_range("rows", rows, 1, n - row0) ||
         !arg_range("column0", column0, 0, k - 1) || !arg_range("columns", columns, 1, k - column0))
         return NULL;
-    const int64_t block = w.compute == JPO_COMPUTE_INT16 ? JPO_GEMM_BLOCK : jpo_dtype_block(w.dtype);
+    const int64_t block = w.compute == JPO_COMPUTE_INT16 || jpo_dtype_block(w.dtype) > 1 ? JPO_GEMM_BLOCK : 1;
     if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != depth || PyArray_DIM(out, 1) != width || column0 % block)
         return PyErr_Format(PyExc_ValueError, "out, in and the tile do not agree");
     void *memory = aligned_alloc(64, jpo_packed_tile_bytes(&w, depth, width) + 64);

@@ -1,3 +1,4 @@
+/* Rows in 16-bit integers times stored integers, in portable C: the definition of kernels/integers.h. */
 #include "kernels/integers.h"
 
 #include <math.h>

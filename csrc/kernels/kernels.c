@@ -1,3 +1,4 @@
+/* Chooses the table of kernels that the processor and JPO_CPU allow (kernels/kernels.h). */
 #include "kernels/kernels.h"
 
 #include "base/cpu.h"

@@ -1,3 +1,4 @@
+/* Widens stored rows to float32 (kernels/panels.h). */
 #include "kernels/panels.inc"
 
 float jpo_half_widen(uint16_t half) { return half_widen(half); }

@@ -1,3 +1,4 @@
+/* One pass over new rows whose keys join a cache (model/decode.h): the plan of attention, the blocks, the logits. */
 #include "model/decode.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Names of the operators and their clock (model/profile.h). */
 #include "model/profile.h"
 
 #include <time.h>

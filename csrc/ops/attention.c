@@ -1,3 +1,5 @@
+/* Causal attention over the paths of a forest (ops/attention.h): blocks of queries against tiles of keys with a running
+ * softmax; the backward pass makes the probabilities again from the saved log-sum-exp. */
 #include "ops/attention.h"
 
 #include <math.h>

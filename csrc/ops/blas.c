@@ -1,3 +1,4 @@
+/* The only caller of OpenBLAS, which runs on one thread (ops/blas.h). */
 #include "ops/blas.h"
 
 #include "ops/packed.h"

@@ -1,3 +1,4 @@
+/* Rows of the embedding for tokens, and below it the gradient that sums over equal tokens (ops/embedding.h). */
 #include "ops/embedding.h"
 
 #include "base/size.h"

@@ -1,3 +1,5 @@
+/* Hidden rows to log-likelihoods in tiles of the vocabulary, so that logits are never stored whole (ops/head.h): a
+ * running maximum and sum, the product of probabilities and W beside it, and below them the backward passes. */
 #include "ops/head.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+/* Log-likelihoods of given logits and their gradient, one pass over memory each (ops/logps.h). */
 #include "ops/logps.h"
 
 #include <math.h>

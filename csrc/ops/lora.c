@@ -1,3 +1,4 @@
+/* The low-rank path of an adapted product, and below it its gradients (ops/lora.h). */
 #include "ops/lora.h"
 
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* Rotary embedding, SwiGLU and their backward passes, value by value (ops/pointwise.h). */
 #include "ops/pointwise.h"
 
 #include "base/size.h"

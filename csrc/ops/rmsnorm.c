@@ -1,3 +1,4 @@
+/* Root-mean-square norm of rows, and below it its gradient (ops/rmsnorm.h). */
 #include "ops/rmsnorm.h"
 
 #include <stddef.h>

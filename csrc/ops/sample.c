@@ -1,3 +1,5 @@
+/* Draws one token from each row of logits after temperature, top-k and top-p (ops/sample.h), without sorting the row:
+ * cuts are found by histograms of the values. */
 #include "ops/sample.h"
 
 #include <float.h>

@@ -5,18 +5,6 @@ import numpy as np
 import pytest
 
 import jpo
-from jpo import _core
-
-ISAS = ("generic", "avx2", "avx512", "neon")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _core.system_info()["isa"]
-    if not _core.set_isa(request.param):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _core.set_isa(before)
 
 
 def reference(z, labels, ignore=-100):

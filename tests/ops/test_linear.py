@@ -48,23 +48,6 @@ def product(x, data, n, k, dtype, compute="float32", direction="forward", out=No
     return inner.copy()
 
 
-def available_isas():
-    return [isa for isa in ("generic", "avx2", "avx512", "neon") if _core.set_isa(isa)]
-
-
-ISAS = available_isas()
-_core.set_isa(_core.system_info()["isa_best"])
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    """Each instruction set that the machine has, restored afterwards."""
-    before = _core.system_info()["isa"]
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_widen_exactly(isa, dtype):
     rng = np.random.default_rng(1)
@@ -174,14 +157,12 @@ FEW = 128  # products of at most this many rows run in float32 (32 with AVX-512)
 ROUNDED_SHAPES = [(FEW + 1, 1, 32), (130, 31, 64), (133, 100, 576), (131, 49, 1248), (135, 1300, 96)]
 
 
-@pytest.fixture(params=["portable"] + [isa for isa in ISAS if isa != "generic"])
-def rounded_isa(request):
+@pytest.fixture(params=["portable", "avx2", "avx512", "neon"])
+def rounded_isa(request, set_isa):
     """The portable definition, then each instruction set; those that lack the compute type refuse it."""
-    before = _core.system_info()["isa"]
-    _core.set_isa("generic" if request.param == "portable" else request.param)
+    set_isa("generic" if request.param == "portable" else request.param)
     _core._linear_portable(request.param == "portable")
     yield request.param
-    _core.set_isa(before)
     _core._linear_portable(False)
 
 
@@ -194,6 +175,12 @@ def portable(*args, **kwargs):
     finally:
         _core.set_isa(before)
         _core._linear_portable(False)
+
+
+def need(compute):
+    """Skips, by name, where the chosen instruction set lacks the compute type, whose refusal must say so."""
+    if not offered(compute):
+        pytest.skip(f"{_core.system_info()['isa']} does not offer compute={compute}")
 
 
 def offered(compute):
@@ -221,8 +208,7 @@ def quantization_bound(x, w, stored):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded_against_float64(rounded_isa, dtype, direction, compute):
-    if not offered(compute):
-        return
+    need(compute)
     rng = np.random.default_rng(6)
     for m, n, k in shapes_of(dtype, ROUNDED_SHAPES):
         data, w = make_weight(rng, dtype, n, k)
@@ -246,8 +232,9 @@ def test_rounded_against_float64(rounded_isa, dtype, direction, compute):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_int16_equals_its_definition_bit_for_bit(rounded_isa, dtype, direction):
-    if rounded_isa == "portable" or not offered("int16"):
-        return
+    if rounded_isa == "portable":
+        pytest.skip("the portable kernels are the definition")
+    need("int16")
     rng = np.random.default_rng(7)
     for m, n, k in shapes_of(dtype, ROUNDED_SHAPES):
         data, _ = make_weight(rng, dtype, n, k)
@@ -262,8 +249,7 @@ def test_int16_equals_its_definition_bit_for_bit(rounded_isa, dtype, direction):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_int16_extremes_do_not_overflow(rounded_isa, direction):
     """32 products of the largest magnitudes with one sign: the largest sum of a block."""
-    if not offered("int16"):
-        return
+    need("int16")
     for x_sign, w_sign in ((1, 1), (1, -1), (-1, -1)):
         x, w = np.full((FEW + 1, 64), 8191.0 * x_sign, np.float32), np.full((64, 64), 8191.0 * w_sign, np.float32)
         got = product(x, w.view(np.uint8).reshape(-1), 64, 64, "F32", "int16", direction)
@@ -274,8 +260,7 @@ def test_int16_extremes_do_not_overflow(rounded_isa, direction):
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_activation_spoils_its_row_and_no_other(rounded_isa, compute, bad):
-    if not offered(compute):
-        return
+    need(compute)
     rng = np.random.default_rng(8)
     data, _ = make_weight(rng, "Q8_0", 40, 96)
     for direction, width in (("forward", 96), ("backward", 40)):
@@ -290,8 +275,7 @@ def test_a_bad_activation_spoils_its_row_and_no_other(rounded_isa, compute, bad)
 
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 def test_a_bad_weight_is_not_hidden(rounded_isa, compute):
-    if not offered(compute):
-        return
+    need(compute)
     w = np.random.default_rng(9).standard_normal((40, 64)).astype(np.float32)
     w[7, 40] = np.nan
     data = w.view(np.uint8).reshape(-1)
@@ -304,8 +288,7 @@ def test_a_bad_weight_is_not_hidden(rounded_isa, compute):
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
-    if not offered(compute):
-        return
+    need(compute)
     rng = np.random.default_rng(10)
     threads = _core.get_num_threads()
     try:
@@ -325,8 +308,7 @@ def test_rounded_threads_do_not_change_a_bit(rounded_isa, direction, compute):
 @pytest.mark.parametrize("compute", ["int16", "bfloat16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_few_rows_are_taken_in_float32(rounded_isa, direction, compute, dtype):
-    if not offered(compute):
-        return
+    need(compute)
     if (rounded_isa, direction, compute, dtype) == ("avx512", "forward", "int16", "Q8_0"):
         return  # goes on in integers: test_a_row_of_a_product_of_stored_integers_does_not_depend_on_its_fellows
     data, _ = make_weight(np.random.default_rng(13), dtype, 40, 96)
@@ -343,10 +325,15 @@ def takes_integers(isa):
     return isa in INTEGER_ROWS and offered("int16")
 
 
+def need_integers(isa):
+    """Skips, by name, where the instruction set has no products with the stored integers."""
+    if not takes_integers(isa):
+        pytest.skip(f"{isa} has no products with stored integers here")
+
+
 @pytest.mark.parametrize("dtype", STORED)
 def test_stored_integers_are_exact_and_rows_keep_16_bits(rounded_isa, dtype):
-    if not takes_integers(rounded_isa):
-        return
+    need_integers(rounded_isa)
     rng = np.random.default_rng(21)
     for m, n, k in [
         (1, 1, 32),
@@ -382,8 +369,9 @@ def test_stored_integers_are_exact_and_rows_keep_16_bits(rounded_isa, dtype):
 @pytest.mark.parametrize("dtype", STORED)
 def test_a_row_of_a_product_of_stored_integers_does_not_depend_on_its_fellows(rounded_isa, dtype):
     """Beyond decoding's rows AVX-512 goes on in integers, whatever their number."""
-    if rounded_isa != "avx512" or not takes_integers(rounded_isa):
-        return
+    if rounded_isa != "avx512":
+        pytest.skip("products of many rows stay in integers on AVX-512 alone")
+    need_integers(rounded_isa)
     rng = np.random.default_rng(23)
     for n, k in [(33, 96), (70, 608), (9, 1248)]:
         data, _ = make_weight(rng, dtype, n, k)
@@ -415,8 +403,7 @@ def largest_d(data, n, k, dtype):
 @pytest.mark.parametrize("dtype", STORED)
 def test_stored_integers_at_their_extremes(rounded_isa, dtype):
     """Every integer at its largest, on both sides: lanes stay exact."""
-    if not takes_integers(rounded_isa):
-        return
+    need_integers(rounded_isa)
     for fill in (0x00, 0x80, 0x7F, 0xFF):
         blocks = np.full((4, 3, BLOCKS[dtype][1]), fill, np.uint8)
         blocks[..., :2] = np.ones(1, np.float16).view(np.uint8)
@@ -435,8 +422,7 @@ def test_stored_integers_at_their_extremes(rounded_isa, dtype):
 
 @pytest.mark.parametrize("dtype", STORED)
 def test_stored_integers_with_zero_tiny_and_bad_rows(rounded_isa, dtype):
-    if not takes_integers(rounded_isa):
-        return
+    need_integers(rounded_isa)
     rng = np.random.default_rng(22)
     data, _ = make_weight(rng, dtype, 10, 96)
     x = rng.standard_normal((6, 96)).astype(np.float32)
@@ -452,8 +438,8 @@ def test_stored_integers_with_zero_tiny_and_bad_rows(rounded_isa, dtype):
 @pytest.mark.parametrize("dtype", ["F32", "Q4_1", "Q2_K", "Q5_K"])
 def test_packed_tiles_equal_the_whole_product(rounded_isa, dtype, compute):
     """A tile of rows and columns, its depth in several ranges, gives the outputs of the product with that part."""
-    if compute != "float32" and not offered(compute):
-        return
+    if compute != "float32":
+        need(compute)
     rng = np.random.default_rng(12)
     n, k, m = 1300, 1280, 35
     data, w = make_weight(rng, dtype, n, k)

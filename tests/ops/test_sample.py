@@ -14,15 +14,6 @@ LAST = np.nextafter(1.0, 0.0)  # the largest uniform
 CUTS = [(0, 1.0), (3, 1.0), (0, 0.6), (50, 0.9), (1500, 0.999)]  # (top_k, top_p)
 
 
-@pytest.fixture(params=("generic", "avx2", "avx512", "neon"))
-def isa(request):
-    before = _core.system_info()["isa"]
-    if not _core.set_isa(request.param):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _core.set_isa(before)
-
-
 @pytest.fixture
 def threads():
     before = _core.get_num_threads()

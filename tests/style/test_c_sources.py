@@ -70,11 +70,10 @@ def test_source(path):
         faults.append(f"array parameters without a shape comment: {', '.join(unshaped(text))}")
     if len(text.splitlines()) > 600:
         faults.append(f"has {len(text.splitlines())} lines; a file should stay under 600")
-    # clang-format keeps 120 columns; this catches runaway lines alone
-    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 200]
+    long = [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
     if long:
-        faults.append(f"runaway lines: {long}")
-    if not text.lstrip().startswith(("/*", "#")):
+        faults.append(f"lines of more than 120 columns: {long}")
+    if not text.startswith("/*"):
         faults.append("does not begin with a comment that says what it does")
     assert not faults, f"{path.relative_to(ROOT)}: " + "; ".join(faults)
 

@@ -1,6 +1,0 @@
-#include "bind/bind.h"
-
-int jpo_bind_testing(PyObject *module) {
-    (void)module;
-    return 0;
-}
