@@ -20,7 +20,7 @@ from jpo.train.config import PreferenceConfig, SFTConfig, option, read_yaml
 WORLD = "world"
 PRESETS = ("demo", "world", "tldr", "helpful")
 # what the study itself decides for each training run
-_DECIDED = ("output", "seed", "compute", "template", "scope", "loss", "save_total_limit", "tensorboard", "eval_steps")
+_DECIDED = ("output", "seed", "compute", "template", "scope", "save_total_limit", "tensorboard", "eval_steps")
 # may differ between a run and the run that goes on with it
 FREE = ("output", "methods", "training_seeds", "amounts", "scaling_methods", "mixing", "concurrency", "timeout")
 
@@ -76,7 +76,10 @@ class StudyConfig:
     hidden_size: int = option(64, "world only: width of the decoder.")
     layers: int = option(2, "world only: layers of the decoder.")
     sft: dict[str, Any] = _mapping("Options of supervised fine-tuning, as of jpo sft.")
-    train: dict[str, Any] = _mapping("Options of every preference training, as of jpo train.")
+    train: dict[str, Any] = _mapping(
+        "Options of every preference training, as of jpo train. loss: the losses of every method, where kto, rpo and iopo "
+        "have their own in place of the first; so sigmoid,sft gives every method the same term of likelihood."
+    )
     overrides: dict[str, Any] = _mapping("Method: its own options of jpo train, over those of train.")
 
     def __post_init__(self) -> None:
@@ -162,8 +165,16 @@ class StudyConfig:
     def train_options(self, method: str, **decided: Any) -> PreferenceConfig:
         """PreferenceConfig of a method: train, its overrides, what makes it this method."""
         own = _checked(self.overrides.get(method) or {}, f"overrides: {method}")
-        values = {**_checked(self.train, "train"), **own, **METHODS[method].options, **decided}
+        values = {**_checked(self.train, "train"), **own}
+        values |= {**METHODS[method].options, "loss": _losses(method, values.get("loss")), **decided}
         return PreferenceConfig.from_dict(values, "train")
+
+
+def _losses(method: str, given: Any) -> Any:
+    """The given losses, the method's own in place of the first unless it takes any (those with sigmoid do)."""
+    own = METHODS[method].options.get("loss", "sigmoid")
+    names = given.split(",") if isinstance(given, str) else list(given or [own])
+    return ",".join(names if own == "sigmoid" else [own, *names[1:]])
 
 
 def _checked(values: Any, where: str) -> dict[str, Any]:

@@ -294,6 +294,16 @@ def test_flags_and_assignments_win(tmp_path):
     assert c.train["batch_size"] == 32
 
 
+def test_losses_are_given_to_every_method_beside_its_own():
+    c = load_config(preset="demo", assignments=["train.loss=sigmoid,sft", "train.loss_weights=[1,0.5]"])
+    found = {name: c.train_options(name).loss for name in METHODS if name != "sft"}
+    own = {"kto": "kto", "rpo": "rpo", "iopo": "iopo"}
+    assert found == {name: f"{own.get(name, 'sigmoid')},sft" for name in found}
+    assert c.train_options("kto").weights == [1, 0.5]
+    other = load_config(preset="demo", assignments=["train.loss=ipo", "train.loss_weights=null"])
+    assert (other.train_options("jpo_joint").loss, other.train_options("rpo").loss) == ("ipo", "rpo")
+
+
 def test_a_dry_run_lists_the_stages_and_writes_nothing(tmp_path, capsys, undisturbed):
     assert main(["demo", "--output", str(tmp_path / "d"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
