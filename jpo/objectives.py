@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,12 @@ from jpo import _core
 from jpo.errors import JpoError
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+LossName = Literal[
+    "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+    "apo_down", "discopop", "aot", "aot_unpaired", "kto", "simpo", "orpo", "sft", "rpo", "iopo",
+]  # fmt: skip
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 
 # the bits of csrc/objective/losses.h
 _BITS = {
@@ -144,7 +149,7 @@ def preference_loss(
     ref_chosen: npt.ArrayLike | None = None,
     ref_rejected: npt.ArrayLike | None = None,
     *,
-    loss: str | Sequence[str] = "sigmoid",
+    loss: LossName | Sequence[LossName] = "sigmoid",
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     chosen_lengths: npt.ArrayLike | None = None,
@@ -157,7 +162,7 @@ def preference_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     loss_weights: Sequence[float] | None = None,
-    f_divergence_type: str = "reverse_kl",
+    f_divergence_type: Divergence = "reverse_kl",
     f_alpha_divergence_coef: float = 0.5,
     rpo_weights: npt.ArrayLike | None = None,
     groups: npt.ArrayLike | None = None,

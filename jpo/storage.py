@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
-COMPUTES = ("float32", "int16", "bfloat16")  # number types of products with the model's weights, in the engine's order
-STORAGES = ("auto", "as-stored", "float32", "bfloat16", "q8_0")
+Compute = Literal["float32", "int16", "bfloat16"]  # types of products with the model's weights, in the engine's order
+COMPUTES: tuple[Compute, ...] = get_args(Compute)
+Storage = Literal["auto", "as-stored", "float32", "bfloat16", "q8_0"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

@@ -61,6 +61,24 @@ def test_missing_python_header_names_its_package(tmp_path):
     assert status != 0 and "Python.h was not found" in text and "apt-get install python3-dev" in text
 
 
+@pytest.mark.skipif(not TOOLS, reason="setuptools and scipy-openblas32, the build requirements, are not installed")
+def test_a_build_for_installation_serves_the_repository_root_too(tmp_path):
+    """pip install . builds elsewhere; Python started in the root imports the folder jpo/, which needs the extension."""
+    status, text = build(tmp_path)
+    assert status == 0, text
+    assert list((tmp_path / "jpo").glob("_core*.so"))
+    assert os.environ.get("JPO_SYSTEM_BLAS") == "1" or (tmp_path / "jpo/_libs/libjpo32_openblas.so").is_file()
+
+
+def test_a_missing_core_names_the_remedy(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jpo", ignore=shutil.ignore_patterns("_core*.so", "_libs", "__pycache__"))
+    result = subprocess.run(
+        [sys.executable, "-c", "import jpo; jpo.load('tiny')"], cwd=tmp_path, capture_output=True, text=True
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and "pip install -e ." in last and str(tmp_path / "jpo") in last
+
+
 def test_the_library_is_ours_alone():
     library = PACKAGE / "_libs" / "libjpo32_openblas.so"
     if not library.is_file():

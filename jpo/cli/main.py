@@ -10,17 +10,36 @@ import importlib
 import os
 import pkgutil
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from jpo.cli import commands
 from jpo.errors import JpoError
+from jpo.interrupts import handled, stopped
+
+_GOES_ON = {"demo", "study", "generate", "feedback", "evaluate"}  # commands that resume by themselves
+
+
+class _Carried(Exception):
+    """An interrupt on its way through typer, which would make a bare status of it; its cause is the interrupt."""
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Carried from error
 
 
 def build_app() -> typer.Typer:
     """The typer application with every command, sorted by module name."""
     app = typer.Typer(
         name="jpo",
+        cls=_Group,
         help="Joint Preference Optimization of language models on the CPU.",
         no_args_is_help=True,
         add_completion=False,
@@ -37,22 +56,24 @@ def build_app() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (bad input, one line on stderr), 2 (usage), 130 (interrupt).
+    """Runs one command; returns its exit status: 0, 1 (bad input, one line on stderr), 2 (usage), 130 (Ctrl-C), 143
+    (SIGTERM), 129 (SIGHUP).
 
     JPO_DEBUG=1 shows the traceback of bad input."""
     try:
-        result = build_app()(args=arguments, standalone_mode=False)
+        with handled():
+            result = build_app()(args=arguments, standalone_mode=False)
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except (JpoError, OSError) as error:
+    except (JpoError, OSError, MemoryError) as error:
         if os.environ.get("JPO_DEBUG") == "1":
             raise
-        print(f"jpo: {error}", file=sys.stderr)
+        print(f"jpo: {_memory(error) if isinstance(error, MemoryError) else error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, typer.Abort):
-        print("jpo: interrupted", file=sys.stderr)
-        return 130
+    except (_Carried, typer.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__
+        return _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt(), arguments)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # typer's own errors carry one: usage, bad options
             raise
@@ -61,3 +82,21 @@ def main(arguments: list[str] | None = None) -> int:
             show()
         return int(error.exit_code)
     return result if isinstance(result, int) else 0
+
+
+def _memory(error: MemoryError) -> str:
+    return (
+        f"not enough memory{f' ({error})' if str(error) else ''}; jpo train --dry-run says what a run needs; less is needed "
+        "with --gradient-checkpointing, a smaller --token-budget or --max-length, --storage q8_0"
+    )
+
+
+def _interrupted(error: KeyboardInterrupt, arguments: list[str] | None) -> int:
+    command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    stop = stopped(error, "the same command goes on where it was" if command in _GOES_ON else "")
+    print(f"jpo: {stop}", file=sys.stderr)
+    return stop.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

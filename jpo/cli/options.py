@@ -4,29 +4,52 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import Field, fields
 from typing import Annotated, Any, Optional, TypeVar
 
 import typer
 
-from jpo.train.config import TrainingConfig, read_yaml
+from jpo.train.config import TrainingConfig, hints, members, read_yaml
 
 Check = Annotated[
     bool,
-    typer.Option("--check/--no-check", help="Refuse a model whose weights hold NaN or infinity.", show_default=False),
+    typer.Option(
+        "--check/--no-check",
+        help="Refuse a model whose weights hold NaN or infinity.",
+        show_default=False,
+        rich_help_panel="Optimization",
+    ),
 ]
 C = TypeVar("C", bound=TrainingConfig)
-_KINDS = {"int": int, "float": float, "str": str, "bool": bool}
+FIRST = "Options"  # what most people need; then the groups that --help shows, in this order
+GROUPS = {
+    "data": "Data",
+    "optimization": "Optimization",
+    "adapter": "Adapter",
+    "objective": "Objective",
+    "output": "Output",
+}
+_ORDER = [FIRST, *GROUPS.values()]
 
 
-def _parameter(name: str, annotation: str, default: Any, text: str) -> inspect.Parameter:
-    kind = next(_KINDS[part.strip()] for part in annotation.split("|") if part.strip() in _KINDS)
-    flag = "--" + name.replace("_", "-")
-    shown = "" if default is None else f" (default: {default})"  # square brackets would be markup
-    declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-    info = typer.Option(declared, help=text + shown, show_default=False)
+def _kind(hint: Any) -> type:
+    """The type that a flag reads: a Literal and a list are text."""
+    kinds = [kind for kind in members(hint) if kind is not type(None)]
+    return kinds[0] if kinds[0] in (int, float, bool) else str
+
+
+def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
+    kind = _kind(hint)
+    flag = "--" + item.name.replace("_", "-")
+    shown = "" if item.default is None else f" (default: {item.default})"  # square brackets would be markup
+    info = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=item.metadata["help"] + shown,
+        show_default=False,
+        rich_help_panel=FIRST if item.metadata["first"] else GROUPS[item.metadata["group"]],
+    )
     return inspect.Parameter(
-        name,
+        item.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[Optional[kind], info],  # noqa: UP045
@@ -38,25 +61,20 @@ def with_config(config_class: type[TrainingConfig]) -> Callable[[Callable[..., A
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        yaml_info = typer.Option("--config", help="YAML file of options; flags win.", show_default=False)
+        yaml_info = typer.Option(
+            "--config", help="YAML file of options; flags win.", show_default=False, rich_help_panel=GROUPS["data"]
+        )
         added = [
             inspect.Parameter(
                 "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, yaml_info]
             )
         ]  # noqa: UP045
-        for item in fields(config_class):
-            default = None if item.default is MISSING else item.default
-            added.append(_parameter(item.name, str(item.type), default, item.metadata["help"]))
+        added += [_parameter(item, hints(config_class)[item.name]) for item in fields(config_class)]
         signature = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
+        signature.sort(key=_place)
 
         def run(**values: Any) -> Any:
-            try:
-                return command(**values)
-            except KeyboardInterrupt:
-                where = values.get("output")
-                hint = f"; its last whole step is saved: go on with --resume --output {where}" if where else ""
-                typer.echo(f"jpo: interrupted{hint}", err=True)
-                raise SystemExit(130) from None
+            return command(**values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -64,6 +82,11 @@ def with_config(config_class: type[TrainingConfig]) -> Callable[[Callable[..., A
         return run
 
     return decorate
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Where --help shows it: what most people need, then group by group; stable within a group."""
+    return _ORDER.index(parameter.annotation.__metadata__[0].rich_help_panel or FIRST)
 
 
 def build(config_class: type[C], options: dict[str, Any], extra: dict[str, Any]) -> C:

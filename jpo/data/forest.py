@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from jpo.errors import JpoError
 
-SCOPES = ("response", "joint")
+Scope = Literal["response", "joint"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _shared_prompts(
 
 def build_forest(
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
-    scope: str = "response",
+    scope: Scope = "response",
     drop_shared: Iterable[tuple[int, int]] | None = None,
 ) -> Forest:
     """The forest of N (prompt_ids, response_ids) sequences.

@@ -40,10 +40,10 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 @dataclass
 class AdapterConfig:
-    """What adapter_config.json says, and jpo's own settings as `extra`."""
+    """What adapter_config.json says, and jpo's own settings as `extra`. The defaults are those of every new adapter."""
 
     r: int = 8
-    lora_alpha: float = 16
+    lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     use_rslora: bool = False
@@ -54,6 +54,9 @@ class AdapterConfig:
     def scaling(self) -> float:
         """The factor on B A: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski, 2312.03732)."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+LORA = AdapterConfig()  # the defaults, which LanguageModel.add_lora and the training options read from here
 
 
 def _refuse_unimplemented(path: str, stored: dict[str, Any]) -> None:

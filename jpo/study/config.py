@@ -15,7 +15,7 @@ from typing import Any
 from jpo.errors import JpoError
 from jpo.feedback.pairs import parse_mix
 from jpo.study.methods import METHODS
-from jpo.train.config import PreferenceConfig, SFTConfig, option, read_yaml
+from jpo.train.config import PreferenceConfig, SFTConfig, option, parse_yaml, read_yaml
 
 WORLD = "world"
 PRESETS = ("demo", "world", "tldr", "helpful")
@@ -227,12 +227,12 @@ def load_config(
     own = read_yaml(path) if path else {}
     if preset is None and own.get("model", WORLD) == WORLD:
         preset = "demo"
-    values: dict[str, Any] = dict(yaml.safe_load(preset_text(preset))) if preset else {}
+    values: dict[str, Any] = dict(parse_yaml(preset_text(preset))) if preset else {}
     _merge(values, own)
     for text in assignments:
         key, equals, shown = text.partition("=")
         try:
-            value: Any = yaml.safe_load(shown)
+            value: Any = parse_yaml(shown)
         except yaml.YAMLError:
             raise JpoError(f"--set {text}: {shown!r} is no YAML value") from None
         if not equals or not key:

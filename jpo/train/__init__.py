@@ -1,7 +1,8 @@
 """Training: configurations, the loop, the preference and the SFT trainer."""
 
+from jpo.train.callbacks import Best, Callback, Run
 from jpo.train.config import PreferenceConfig, SFTConfig
 from jpo.train.preference import PreferenceTrainer
 from jpo.train.sft import SFTTrainer
 
-__all__ = ["PreferenceConfig", "PreferenceTrainer", "SFTConfig", "SFTTrainer"]
+__all__ = ["Best", "Callback", "Run", "PreferenceConfig", "PreferenceTrainer", "SFTConfig", "SFTTrainer"]

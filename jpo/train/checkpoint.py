@@ -1,12 +1,20 @@
-"""Checkpoints: written aside, synced, renamed; and the metrics file that goes with them. Knows files; never models."""
+"""Checkpoints: written aside, digested, synced, renamed; and the metrics file that goes with them.
+
+A checkpoint is finished when its folder has its own name; manifest.json, written last, holds a digest of every other file.
+Nothing that stands is removed before what replaces it stands. Knows files; never models.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +22,49 @@ import numpy as np
 from jpo.errors import FormatError, JpoError
 
 _NAME = re.compile(r"checkpoint-([1-9][0-9]*)")
-METRICS = "metrics.jsonl"
+_LEFT = re.compile(r"\.checkpoint-[1-9][0-9]*\.(part|old)")
+METRICS, MANIFEST, STATE, OPTIMIZER = "metrics.jsonl", "manifest.json", "trainer_state.json", "optimizer.safetensors"
+_STATE_KEYS = {"step": int, "num_tokens": int, "mark": dict}
+_PIECE = 1 << 22  # bytes read at a time
+
+
+# ---- one run at a time ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(output: str) -> Iterator[None]:
+    """`output` belongs to this run inside the block; JpoError where another process trains there. The lock lies on the
+    directory itself and goes with the process, however that ends."""
+    with naming_faults(f"{output}: cannot be the directory of a training run"):
+        os.makedirs(output, exist_ok=True)
+        handle = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JpoError(f"{output}: another process trains there; wait for it, or choose another output") from None
+        except OSError:
+            pass  # a file system without locks: as before there were any
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming_faults(what: str) -> Iterator[None]:
+    """A fault of the file system inside the block becomes a JpoError: `what`, and the system's reason."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise JpoError(f"{what}: {error.strerror or error}{where}") from error
+    except SafetensorError as error:  # its own words for the same faults
+        raise JpoError(f"{what}: {error}") from error
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def sync_folder(path: str) -> None:
@@ -34,6 +84,44 @@ def _sync_tree(path: str) -> None:
         sync_folder(folder)
 
 
+def _write_tensors(path: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """float32 vectors as a safetensors file, straight from their memory: no copy, and the system's own errors."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, value in tensors.items():
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value, dtype="<f4").data)
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _files(folder: str) -> list[str]:
+    """Every file below the folder but the manifest, by its path in it, sorted."""
+    found = [
+        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
+    ]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _write_manifest(folder: str, step: int) -> None:
+    files = {name: os.path.join(folder, name) for name in _files(folder)}
+    entries = {name: {"bytes": os.path.getsize(path), "sha256": _digest(path)} for name, path in files.items()}
+    with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
+        json.dump({"format": 1, "step": step, "files": entries}, file, indent=1)
+
+
 def finished(output: str) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
     if not os.path.isdir(output):
@@ -41,67 +129,209 @@ def finished(output: str) -> list[int]:
     return sorted(int(match[1]) for name in os.listdir(output) if (match := _NAME.fullmatch(name)))
 
 
+def path_of(output: str, step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return os.path.join(output, f"checkpoint-{step}")
+
+
 def save(
     output: str,
     step: int,
     write_model: Callable[[str], None],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray[Any, Any]],
     state: Mapping[str, Any],
 ) -> str:
-    """checkpoint-<step>: the model by write_model(folder), optimizer.safetensors, trainer_state.json."""
-    from safetensors.numpy import save_file
+    """checkpoint-<step>: the model by write_model(folder), optimizer.safetensors, trainer_state.json, manifest.json.
 
-    final, aside = os.path.join(output, f"checkpoint-{step}"), os.path.join(output, f".checkpoint-{step}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.makedirs(aside)
-    write_model(aside)
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in tensors.items()},
-        os.path.join(aside, "optimizer.safetensors"),
-    )
-    with open(os.path.join(aside, "trainer_state.json"), "w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-    _sync_tree(aside)
-    if os.path.isdir(final):  # the same step again (interrupted and resumed at once): equal bytes
-        shutil.rmtree(final)
-    os.rename(aside, final)
-    sync_folder(output)
+    A sound checkpoint of this step that already stands is left alone (a run that was interrupted just after it); a damaged
+    one is set aside until the new one stands. JpoError names a fault of the file system; what stood before still does."""
+    final, aside = path_of(output, step), os.path.join(output, f".checkpoint-{step}.part")
+    if os.path.isdir(final) and sound(final, step):
+        return final
+    stands = [path_of(output, other) for other in finished(output) if other != step]
+    before = f"{stands[-1]} still stands" if stands else "there is none before it"
+    try:
+        with naming_faults(
+            f"{final}: the checkpoint could not be written; {before}; mend this and go on with --resume"
+        ):
+            shutil.rmtree(aside, ignore_errors=True)
+            os.makedirs(aside)
+            write_model(aside)
+            _write_tensors(os.path.join(aside, OPTIMIZER), tensors)
+            with open(os.path.join(aside, STATE), "w", encoding="utf-8") as file:
+                json.dump(state, file, indent=1)
+            _write_manifest(aside, step)
+            _sync_tree(aside)
+            if os.path.isdir(final):
+                _set_aside(output, step)
+            os.rename(aside, final)
+            sync_folder(output)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # what it holds may be what fills the disk
+        raise
+    sweep(output)
     return final
 
 
-def prune(output: str, keep: int | None) -> None:
-    """Keep the newest `keep` finished checkpoints; None: all."""
+def _set_aside(output: str, step: int) -> None:
+    """Out of the finished ones by one rename, so that a half removed folder never looks like one."""
+    old = os.path.join(output, f".checkpoint-{step}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path_of(output, step), old)
+
+
+def _remove(output: str, step: int) -> None:
+    _set_aside(output, step)
+    shutil.rmtree(os.path.join(output, f".checkpoint-{step}.old"), ignore_errors=True)
+
+
+def sweep(output: str) -> None:
+    """Remove what interrupted writes and removals left."""
+    for name in os.listdir(output):
+        if _LEFT.fullmatch(name):
+            shutil.rmtree(os.path.join(output, name), ignore_errors=True)
+
+
+def prune(output: str, keep: int | None, step: int) -> None:
+    """Keep the newest `keep` finished checkpoints up to `step`, which was just written; None: all."""
     if keep is not None:
-        for step in finished(output)[:-keep]:
-            shutil.rmtree(os.path.join(output, f"checkpoint-{step}"))
+        for old in [other for other in finished(output) if other <= step][:-keep]:
+            _remove(output, old)
 
 
 def prune_all(output: str) -> None:
     """Remove every checkpoint of a run that has ended."""
     for step in finished(output):
-        shutil.rmtree(os.path.join(output, f"checkpoint-{step}"))
+        _remove(output, step)
 
 
-def load(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(optimizer tensors, trainer state) of a finished checkpoint."""
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _json(path: str) -> dict[str, Any]:
+    from jpo.formats.files import read_json
+
+    return read_json(path)
+
+
+def _check_manifest(folder: str, step: int) -> None:
+    """FormatError naming the first file that is not what was written. A folder without a manifest is of an earlier
+    version of jpo: it is taken as it is."""
+    path = os.path.join(folder, MANIFEST)
+    if not os.path.exists(path):
+        if "format" in _json(os.path.join(folder, STATE)):
+            raise FormatError(f"{path} is missing")
+        return
+    manifest = _json(path)
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or not {STATE, OPTIMIZER} <= set(entries):
+        raise FormatError(f"{path}: key files: expected the names and digests of the checkpoint's files")
+    if manifest.get("step") != step:
+        raise FormatError(f"{path}: is of step {manifest.get('step')!r}, in the folder of step {step}")
+    for name, entry in entries.items():
+        file = os.path.join(folder, name)
+        if not isinstance(entry, dict) or not os.path.isfile(file):
+            raise FormatError(f"{file} is missing")
+        size = os.path.getsize(file)
+        if size != entry.get("bytes"):
+            raise FormatError(f"{file}: has {size} bytes, {entry.get('bytes')} were written")
+        if _digest(file) != entry.get("sha256"):
+            raise FormatError(f"{file}: its contents are not what was written")
+
+
+def _check_state(path: str, state: Mapping[str, Any], step: int) -> None:
+    for key, kind in _STATE_KEYS.items():
+        value = state.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise FormatError(f"{path}: key {key}: expected {kind.__name__}, got {value!r}")
+    if state["step"] != step:
+        raise FormatError(f"{path}: is of step {state['step']}, in the folder of step {step}")
+
+
+def _tensors(path: str, size: int | None) -> dict[str, np.ndarray[Any, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        with open(os.path.join(folder, "trainer_state.json"), encoding="utf-8") as file:
-            state = json.load(file)
-        return load_file(os.path.join(folder, "optimizer.safetensors")), state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FormatError(
-            f"{folder}: not a usable checkpoint ({error}); remove it to resume from the one before"
-        ) from None
+        tensors: dict[str, np.ndarray[Any, Any]] = load_file(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise FormatError(f"{path}: not a usable safetensors file ({error})") from None
+    for name in ("params", "m", "v"):
+        value = tensors.get(name)
+        if value is None:
+            raise FormatError(f"{path}: tensor {name} is missing")
+        if value.dtype != np.float32 or value.ndim != 1 or (size is not None and len(value) != size):
+            raise FormatError(f"{path}: tensor {name}: expected float32 ({size},), got {value.dtype} {value.shape}")
+        if not math.isfinite(float(np.sum(value, dtype=np.float64))) and not np.isfinite(value).all():
+            raise FormatError(f"{path}: tensor {name} holds NaN or infinity")
+    return tensors
+
+
+def load(folder: str, size: int | None = None) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """(optimizer tensors params, m, v of `size` values, trainer state) of a finished checkpoint, every file verified.
+
+    FormatError names the file and what is wrong with it."""
+    step = int(_NAME.fullmatch(os.path.basename(os.path.normpath(folder)))[1])  # type: ignore[index]
+    try:
+        _check_manifest(folder, step)
+        state = _json(os.path.join(folder, STATE))
+        _check_state(os.path.join(folder, STATE), state, step)
+        return _tensors(os.path.join(folder, OPTIMIZER), size), state
+    except OSError as error:
+        raise FormatError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+
+
+def sound(folder: str, step: int) -> bool:
+    """Whether the folder holds a checkpoint of this step, with a manifest, as it was written."""
+    try:
+        _check_manifest(folder, step)
+        return os.path.exists(os.path.join(folder, MANIFEST))
+    except (FormatError, OSError):
+        return False
+
+
+def load_newest(
+    output: str, size: int, say: Callable[[str], None]
+) -> tuple[str, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
+    """(folder, tensors, state) of the newest sound checkpoint; None where there is no finished one at all.
+
+    A damaged one is named through `say` and renamed to checkpoint-N.damaged, and the one before it is taken. JpoError where
+    all are damaged: starting anew is for the user to decide."""
+    problems = []
+    for step in reversed(finished(output)):
+        folder = path_of(output, step)
+        try:
+            tensors, state = load(folder, size)
+        except FormatError as error:
+            problems.append((folder, str(error)))
+            continue
+        for damaged, problem in problems:
+            say(f"{damaged} is damaged and set aside as {_rename_damaged(damaged)}: {problem}")
+        if problems:
+            say(f"going on from {folder}")
+        return folder, tensors, state
+    if problems:
+        shown = "; ".join(problem for _, problem in problems)
+        raise JpoError(f"{output}: no checkpoint can be used ({shown}); start anew in another output")
+    return None
+
+
+def _rename_damaged(folder: str) -> str:
+    target, count = f"{folder}.damaged", 1
+    while os.path.exists(target):
+        count += 1
+        target = f"{folder}.damaged-{count}"
+    os.rename(folder, target)
+    return target
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
 class MetricsFile:
     """metrics.jsonl: one line an optimizer step, appended; trimmed to a step on resume."""
 
     def __init__(self, output: str):
-        os.makedirs(output, exist_ok=True)
         self.path = os.path.join(output, METRICS)
         self._file: Any = None
 
@@ -109,37 +339,44 @@ class MetricsFile:
         """Keeps the lines up to `step`, drops later or torn ones; returns those kept."""
         kept = []
         if step and os.path.exists(self.path):
-            with open(self.path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8", errors="replace") as file:
                 for line in file:
                     try:
                         row = json.loads(line)
-                    except ValueError:
-                        break
-                    if row["step"] > step:
+                        if row["step"] > step:
+                            break
+                    except (ValueError, KeyError, TypeError, RecursionError):
                         break
                     kept.append(row)
         part = self.path + ".part"
-        with open(part, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        with self._faults():
+            with open(part, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         return kept
+
+    def _faults(self) -> contextlib.AbstractContextManager[None]:
+        return naming_faults(f"{self.path}: cannot be written; mend this and go on with --resume")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with self._faults():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """On disk before a checkpoint says that its steps happened."""
-        os.fsync(self._file.fileno())
+        with self._faults():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a fault that a write already named is not raised again."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def refuse_used(output: str) -> None:

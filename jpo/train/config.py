@@ -5,85 +5,110 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+import re
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from jpo.data.forest import Scope
 from jpo.errors import JpoError
-from jpo.storage import COMPUTES
+from jpo.formats.peft import LORA
+from jpo.objectives import LOSSES, Divergence, LossName
+from jpo.storage import COMPUTES, Compute, Storage
 
 T = TypeVar("T", bound="TrainingConfig")
-SCHEDULES = ("cosine", "linear", "constant")
+Schedule = Literal["cosine", "linear", "constant"]
+Truncation = Literal["keep_start", "keep_end", "drop"]
+Group = Literal["data", "optimization", "adapter", "objective", "output"]  # as --help shows the options
+DEFAULT_STEPS = 1000  # at most, where neither steps nor epochs are given
+DEFAULT_EPOCHS = 3  # of supervised fine-tuning
+DEFAULT_WARMUP = 100  # at most, and at most a tenth of the run, where warmup_steps is not given
 
 
-def option(default: Any, text: str) -> Any:
-    """A config field with its help text."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, group: Group = "optimization", first: bool = False) -> Any:
+    """A config field with its help text; `first`: one of the few that most people need."""
+    return field(default=default, metadata={"help": text, "group": group, "first": first})
 
 
 @dataclass
 class TrainingConfig:
     """What both trainers share; defaults are the preference trainer's."""
 
-    batch_size: int = option(32, "Pairs (SFT: examples) per optimizer step, however the step is cut.")
-    steps: int | None = option(None, "Optimizer steps; default: 1000, or what --epochs says.")
-    epochs: float | None = option(None, "Passes over the data, instead of --steps.")
-    learning_rate: float = option(5e-5, "Peak learning rate of AdamW.")
-    lr_scheduler_type: str = option("cosine", "cosine, linear or constant, after the warm-up.")
-    warmup_steps: int = option(100, "Steps of linear warm-up.")
+    batch_size: int = option(32, "Pairs (SFT: examples) per optimizer step, however the step is cut.", first=True)
+    steps: int | None = option(None, "Optimizer steps; default: one epoch or 1000, whichever is less.")
+    epochs: float | None = option(None, "Passes over the data, instead of --steps.", first=True)
+    learning_rate: float = option(5e-5, "Peak learning rate of AdamW.", first=True)
+    lr_scheduler_type: Schedule = option("cosine", "cosine, linear or constant, after the warm-up.")
+    warmup_steps: int | None = option(
+        None, "Steps of linear warm-up; default: 100, or a tenth of the run where that is less."
+    )
     weight_decay: float = option(0.0, "Decoupled weight decay.")
     adam_beta1: float = option(0.9, "AdamW's first moment decay.")
     adam_beta2: float = option(0.999, "AdamW's second moment decay.")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: never.")
-    max_length: int = option(1024, "Tokens of prompt and response at most.")
-    max_prompt_length: int = option(512, "Tokens of the prompt at most, template included.")
-    truncation: str = option("keep_start", "keep_start, keep_end (of a too long instruction) or drop.")
+    max_length: int = option(1024, "Tokens of prompt and response at most.", "data")
+    max_prompt_length: int = option(512, "Tokens of the prompt at most, template included.", "data")
+    truncation: Truncation = option("keep_start", "keep_start, keep_end (of a too long instruction) or drop.", "data")
     template: str | None = option(
         None,
         "Prompt template: spaced, paper, tldr, raw, chat, or a text with {instruction} and {response}; default: chat "
         "for conversational records where the model has a chat template, else spaced.",
+        "data",
     )
     token_budget: int = option(1024, "Rows of a micro-batch at most; bounds the memory.")
-    save_steps: int = option(100, "Steps between checkpoints; 0: only at the end.")
-    save_total_limit: int | None = option(None, "Finished checkpoints that are kept; default: all.")
-    eval_steps: int = option(0, "Steps between evaluations on --eval-data; 0: at the end only.")
+    save_steps: int = option(100, "Steps between checkpoints; 0: only at the end.", "output")
+    save_total_limit: int | None = option(None, "Finished checkpoints that are kept; default: all.", "output")
+    eval_steps: int = option(0, "Steps between evaluations on --eval-data; 0: at the end only.", "output")
+    metric_for_best_model: str | None = option(
+        None, "Keep the adapter of the best evaluation by this metric in OUTPUT/best, e.g. eval_loss.", "output"
+    )
+    early_stopping_patience: int | None = option(
+        None, "Stop after this many evaluations without a better metric_for_best_model (default: eval_loss).", "output"
+    )
     seed: int = option(0, "Seed of data order, adapter and dropout.")
-    r: int = option(8, "Rank of the LoRA adapter.")
-    lora_alpha: float = option(16.0, "LoRA's alpha; the factor is alpha / r.")
-    lora_dropout: float = option(0.0, "Dropout before the adapter.")
-    target_modules: str = option("q_proj,k_proj,v_proj", "Adapted modules, comma-separated, or all-linear.")
-    use_rslora: bool = option(False, "Scale by alpha / sqrt(r).")
-    compute: str | None = option(
+    r: int = option(LORA.r, "Rank of the LoRA adapter.", "adapter")
+    lora_alpha: float = option(LORA.lora_alpha, "LoRA's alpha; the factor is alpha / r.", "adapter")
+    lora_dropout: float = option(LORA.lora_dropout, "Dropout before the adapter.", "adapter")
+    target_modules: str | Sequence[str] = option(
+        ",".join(LORA.target_modules), "Adapted modules, comma-separated, or all-linear.", "adapter"
+    )
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r).", "adapter")
+    storage: Storage | None = option(
+        None, "How weights are held: auto, as-stored, float32, bfloat16, q8_0; default: as the model was loaded."
+    )
+    compute: Compute | None = option(
         None,
-        "Products with the model's weights: float32, int16 or bfloat16; default: float32, or as the model was loaded.",
+        f"Products with the model's weights: {', '.join(COMPUTES)}; default: float32, or as the model was loaded.",
     )
     gradient_checkpointing: bool = option(
         False, "Keep each layer's input alone and repeat its forward in backward: less memory, a quarter more time."
     )
-    output: str | None = option(None, "Directory of adapter, metrics.jsonl and checkpoints.")
-    tensorboard: bool = option(False, "Also write TensorBoard events under the output directory.")
+    check_memory: bool = option(True, "Refuse a run whose estimated memory exceeds what is free.")
+    output: str | None = option(None, "Directory of adapter, metrics.jsonl and checkpoints.", "output", first=True)
+    tensorboard: bool = option(False, "Also write TensorBoard events under the output directory.", "output")
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "max_length", "max_prompt_length", "token_budget", "r")
-        for name in positive:
+        for name in ("batch_size", "max_length", "max_prompt_length", "token_budget", "r"):
             self._whole(name, 1)
-        for name in ("warmup_steps", "save_steps", "eval_steps"):
+        for name in ("steps", "save_total_limit", "early_stopping_patience"):
+            if getattr(self, name) is not None:
+                self._whole(name, 1)
+        for name in ("save_steps", "eval_steps"):
             self._whole(name, 0)
-        if self.steps is not None:
-            self._whole("steps", 1)
+        if self.warmup_steps is not None:
+            self._whole("warmup_steps", 0)
         if self.steps is not None and self.epochs is not None:
             raise JpoError("steps and epochs: give one of them, got both")
         if self.epochs is not None and not self.epochs > 0:
             raise JpoError(f"epochs: expected a positive number, got {self.epochs!r}")
-        if self.save_total_limit is not None:
-            self._whole("save_total_limit", 1)
         if not self.learning_rate >= 0:
             raise JpoError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}")
-        if self.lr_scheduler_type not in SCHEDULES:
-            raise JpoError(f"lr_scheduler_type: expected one of {', '.join(SCHEDULES)}, got {self.lr_scheduler_type!r}")
-        if self.compute is not None and self.compute not in COMPUTES:
-            raise JpoError(f"compute: expected one of {', '.join(COMPUTES)}, got {self.compute!r}")
+        for name, choices in choices_of(type(self)).items():
+            value = getattr(self, name)
+            if value not in choices and not (value is None and _optional(type(self), name)):
+                raise JpoError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         if not isinstance(self.target_modules, str):
             self.target_modules = ",".join(self.target_modules)
 
@@ -95,6 +120,7 @@ class TrainingConfig:
     @property
     def targets(self) -> str | tuple[str, ...]:
         """target_modules as LanguageModel.add_lora takes them."""
+        assert isinstance(self.target_modules, str)  # __post_init__ joined a sequence
         names = tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
         return "all-linear" if names == ("all-linear",) else names
 
@@ -106,9 +132,11 @@ class TrainingConfig:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 raise JpoError(f"{where}: unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-            _check_type(where, key, value, str(known[key].type))
-        converted = {
-            key: float(value) if "float" in str(known[key].type) and isinstance(value, int) else value
+            _check_type(where, key, value, hints(cls)[key])
+        converted: dict[str, Any] = {
+            key: float(value)
+            if _takes(hints(cls)[key], float) and isinstance(value, int) and value is not True
+            else value
             for key, value in values.items()
         }
         return cls(**converted)
@@ -118,53 +146,118 @@ class TrainingConfig:
         return dataclasses.asdict(self)
 
 
-def _check_type(where: str, key: str, value: Any, annotation: str) -> None:
-    names = [part.strip() for part in annotation.split("|")]
-    if value is None and "None" in names:
-        return
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    for name in names:
-        if isinstance(value, kinds.get(name, ())) and not (isinstance(value, bool) and name != "bool"):
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """Field -> its type, names resolved; once for each class."""
+    if cls not in _HINTS:
+        _HINTS[cls] = get_type_hints(cls)
+    return _HINTS[cls]
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _takes(hint: Any, kind: type) -> bool:
+    return kind in members(hint)
+
+
+def _optional(cls: type[TrainingConfig], name: str) -> bool:
+    return _takes(hints(cls)[name], type(None))
+
+
+def choices_of(cls: type) -> dict[str, tuple[str, ...]]:
+    """Field -> its choices, of the fields whose type is a Literal (or that or None)."""
+    found = {}
+    for name, hint in hints(cls).items():
+        kinds = [kind for kind in members(hint) if kind is not type(None)]
+        if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+            found[name] = get_args(kinds[0])
+    return found
+
+
+def _either(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+_SHOWN = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    type(None): "null",
+}
+
+
+def _check_type(where: str, key: str, value: Any, hint: Any) -> None:
+    """JpoError unless `value` is of one of the hint's types; which choice of a Literal is __post_init__'s to say."""
+    kinds: dict[Any, tuple[type, ...]] = {float: (int, float), type(None): (type(None),)}
+    shown = []
+    for kind in members(hint):
+        origin = get_origin(kind)
+        of = (str,) if origin is Literal else (list, tuple) if origin else kinds.get(kind, (kind,))
+        if isinstance(value, of) and not (isinstance(value, bool) and kind is not bool):
             return
-    if key in ("target_modules", "loss", "loss_weights") and isinstance(value, (list, tuple)):
-        return
-    raise JpoError(f"{where}: {key}: expected {annotation}, got {value!r}")
+        shown.append(_SHOWN[of[-1]])
+    raise JpoError(f"{where}: {key}: expected {_either(list(dict.fromkeys(shown)))}, got {value!r}")
 
 
+def explained(cls: type[T]) -> type[T]:
+    """Adds every field's type, default and help to the class's docstring: help(PreferenceConfig) reads it."""
+    lines = []
+    for item in fields(cls):
+        kind = str(item.type).replace("typing.", "")
+        choices = choices_of(cls).get(item.name)
+        kind = " | ".join(map(repr, choices)) if choices and "None" not in kind else kind
+        lines.append(f"    {item.name}: {kind} = {item.default!r}\n        {item.metadata['help']}")
+    cls.__doc__ = (
+        f"{cls.__doc__}\n\n    Fields, each a flag of the command line and a key of --config FILE.yaml:\n\n"
+        + "\n".join(lines)
+    )
+    return cls
+
+
+@explained
 @dataclass
 class PreferenceConfig(TrainingConfig):
     """Options of PreferenceTrainer; names follow TRL's DPOConfig where it has them."""
 
-    scope: str = option("joint", "joint (JPO: every token but the first) or response (DPO).")
-    loss: str = option("sigmoid", "A loss, or several separated by commas; see jpo.objectives.LOSSES.")
-    loss_weights: str | None = option(None, "Weights of the losses, comma-separated.")
-    beta: float = option(0.1, "Strength of the pull to the reference model.")
-    label_smoothing: float = option(0.0, "Share of labels taken as flipped.")
-    length_normalize: bool | None = option(None, "ipo: divide by lengths (default) or not.")
-    gamma: float = option(0.5, "simpo's margin.")
-    orpo_lambda: float = option(0.1, "orpo's weight of the odds ratio.")
-    discopop_tau: float = option(0.05, "discopop's temperature.")
-    desirable_weight: float = option(1.0, "kto's weight of chosen responses.")
-    undesirable_weight: float = option(1.0, "kto's weight of rejected responses.")
-    f_divergence_type: str = option("reverse_kl", "reverse_kl, forward_kl, js_divergence or alpha_divergence.")
-    f_alpha_divergence_coef: float = option(0.5, "alpha of alpha_divergence.")
-    use_weighting: bool = option(False, "Weigh each pair by the policy's confidence (WPO).")
-    rpo_tau: float = option(0.5, "rpo's temperature over prompt similarities.")
-    precompute_ref_log_probs: bool = option(False, "Compute the reference's log-likelihoods once, before training.")
+    scope: Scope = option("joint", "joint (JPO: every token but the first) or response (DPO).", "objective", True)
+    loss: LossName | Sequence[LossName] = option(
+        "sigmoid", "A loss, or several separated by commas; see jpo.objectives.LOSSES.", "objective", True
+    )
+    loss_weights: str | Sequence[float] | None = option(None, "Weights of the losses, comma-separated.", "objective")
+    beta: float = option(0.1, "Strength of the pull to the reference model.", "objective", first=True)
+    label_smoothing: float = option(0.0, "Share of labels taken as flipped.", "objective")
+    length_normalize: bool | None = option(None, "ipo: divide by lengths (default) or not.", "objective")
+    gamma: float = option(0.5, "simpo's margin.", "objective")
+    orpo_lambda: float = option(0.1, "orpo's weight of the odds ratio.", "objective")
+    discopop_tau: float = option(0.05, "discopop's temperature.", "objective")
+    desirable_weight: float = option(1.0, "kto's weight of chosen responses.", "objective")
+    undesirable_weight: float = option(1.0, "kto's weight of rejected responses.", "objective")
+    f_divergence_type: Divergence = option(
+        "reverse_kl", "reverse_kl, forward_kl, js_divergence or alpha_divergence.", "objective"
+    )
+    f_alpha_divergence_coef: float = option(0.5, "alpha of alpha_divergence.", "objective")
+    use_weighting: bool = option(False, "Weigh each pair by the policy's confidence (WPO).", "objective")
+    rpo_tau: float = option(0.5, "rpo's temperature over prompt similarities.", "objective")
+    precompute_ref_log_probs: bool = option(
+        False, "Compute the reference's log-likelihoods once, before training.", "objective"
+    )
     full_logps: bool = option(
-        False, "Score rows whose gradient is known to cancel too, for logps/* of whole sequences."
+        False, "Score rows whose gradient is known to cancel too, for logps/* of whole sequences.", "objective"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in ("joint", "response"):
-            raise JpoError(f"scope: expected joint or response, got {self.scope!r}")
         if not isinstance(self.loss, str):
-            self.loss = ",".join(self.loss)
+            self.loss = cast(LossName, ",".join(self.loss))
         if self.loss_weights is not None and not isinstance(self.loss_weights, str):
             self.loss_weights = ",".join(map(str, self.loss_weights))
-        from jpo.objectives import LOSSES
-
         for name in self.losses:
             if name not in LOSSES:
                 raise JpoError(f"loss: expected some of {', '.join(LOSSES)}, got {name!r}")
@@ -174,6 +267,7 @@ class PreferenceConfig(TrainingConfig):
     @property
     def losses(self) -> list[str]:
         """The losses by name."""
+        assert isinstance(self.loss, str)  # __post_init__ joined a sequence
         return [name.strip() for name in self.loss.split(",") if name.strip()]
 
     @property
@@ -181,24 +275,41 @@ class PreferenceConfig(TrainingConfig):
         """loss_weights as numbers."""
         if self.loss_weights is None:
             return None
+        assert isinstance(self.loss_weights, str)
         try:
             return [float(part) for part in self.loss_weights.split(",")]
         except ValueError:
             raise JpoError(f"loss_weights: expected numbers separated by commas, got {self.loss_weights!r}") from None
 
 
+@explained
 @dataclass
 class SFTConfig(TrainingConfig):
     """Options of SFTTrainer: loss on the response only, packed."""
 
-    learning_rate: float = option(1.5e-6, "Peak learning rate of AdamW.")
+    learning_rate: float = option(1.5e-6, "Peak learning rate of AdamW.", first=True)
     adam_beta2: float = option(0.95, "AdamW's second moment decay.")
-    warmup_steps: int = option(0, "Steps of linear warm-up; 0: warmup_ratio says.")
+    warmup_steps: int | None = option(None, "Steps of linear warm-up; default: what --warmup-ratio says.")
     warmup_ratio: float = option(0.05, "Share of the steps that warm up.")
-    epochs: float | None = option(None, "Passes over the data; default 3 where --steps is not given.")
-    max_length: int = option(2048, "Tokens of prompt and response at most.")
-    max_prompt_length: int = option(1024, "Tokens of the prompt at most, template included.")
-    full: bool = option(False, "Train every weight instead of an adapter.")
+    epochs: float | None = option(None, "Passes over the data; default 3 where --steps is not given.", first=True)
+    max_length: int = option(2048, "Tokens of prompt and response at most.", "data")
+    max_prompt_length: int = option(1024, "Tokens of the prompt at most, template included.", "data")
+    full: bool = option(False, "Train every weight instead of an adapter.", "adapter", True)
+
+
+# what YAML 1.1 takes for text though it is a number: 1e-4, without a point; with one it already knows it
+_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+
+
+def parse_yaml(text: Any) -> Any:
+    """The value of a YAML text or open file; numbers such as 1e-4, which YAML 1.1 reads as text, are numbers."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with one more form of numbers."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -207,7 +318,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            values = parse_yaml(file)
     except OSError as error:
         raise JpoError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import resource
-import signal
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jpo.errors import JpoError
+from jpo.interrupts import held, stopped
 from jpo.model import LanguageModel
 from jpo.train import checkpoint
+from jpo.train.callbacks import Callback, Run
 from jpo.train.config import TrainingConfig
 from jpo.train.optimizer import AdamW, learning_rate
 
@@ -26,15 +26,30 @@ _FREE_ON_RESUME = {
     "save_steps",
     "save_total_limit",
     "eval_steps",
+    "metric_for_best_model",
+    "early_stopping_patience",
     "tensorboard",
     "token_budget",
     "gradient_checkpointing",
     "template",  # the tokens say it all, whatever it was called then
+    "check_memory",
 }
+_ADAPTER = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
+_FORMAT = 2  # of trainer_state.json; 1 (no key) held the config's adapter fields even where the model brought its own
 
 
 class Task(Protocol):
     """What a trainer gives the loop."""
+
+    unit: str
+    """What a step is made of: "pairs" or "examples"."""
+
+    @property
+    def sizes(self) -> tuple[int, Mapping[str, int]]:
+        """Records for training, and those of each evaluation set."""
+
+    def seconds(self, indices: Sequence[int]) -> float:
+        """Seconds that a step over these records takes, estimated from a part of it."""
 
     def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
         """Add the step's gradients; its metrics."""
@@ -56,22 +71,6 @@ def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
     return {"data": digest.hexdigest()} | {key: json.dumps(value) for key, value in kept.items()}
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Holds a Ctrl-C back until the block has ended (only the main thread gets one)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
-
-
 class Loop:
     """Runs `total` optimizer steps of a task over an order of data."""
 
@@ -91,42 +90,69 @@ class Loop:
         self.optimizer = AdamW(lm.trainable.params, config)
         self.tokens = 0
         self.history: dict[str, list[Any]] = {}
+        self.baseline: dict[str, float] = {}
         self._metrics: checkpoint.MetricsFile | None = None
+        self._callbacks: Sequence[Callback] = ()
 
-    def run(self, resume: bool, callbacks: Sequence[Callable[[dict[str, Any]], None]] = ()) -> dict[str, list[Any]]:
-        """Train to the end; KeyboardInterrupt leaves a checkpoint of the last whole step."""
-        first = self._start(resume)
+    def run(self, resume: bool, callbacks: Sequence[Callback] = ()) -> dict[str, list[Any]]:
+        """Train to the end; an interrupt (Stopped, a KeyboardInterrupt) leaves a checkpoint of the last whole step."""
+        output = self.config.output
+        if resume and not output:
+            raise JpoError("resume needs the run's output directory")
+        with checkpoint.locked(output) if output else contextlib.nullcontext():
+            first = self._start(resume)
+            watched = self._watched(first)
+            self._callbacks = callbacks
+            try:
+                if not first:
+                    watched.baseline = self.baseline = self.task.evaluate()
+                for callback in callbacks:
+                    callback.on_train_begin(watched)
+                self._steps(first, watched)
+                self._finish()
+            finally:
+                if self._metrics:
+                    self._metrics.close()
+                for callback in callbacks:
+                    callback.on_train_end(watched)
+        return dict(self.history)
+
+    def _steps(self, first: int, watched: Run) -> None:
         assert self.lm.trainable is not None
         self.lm.trainable.grads[:] = 0
         done, before = first, time.perf_counter()
         try:
             for step in range(first, self.total):
                 metrics = self.task.step(self.order.batch(step), step)
-                with _uninterrupted():  # parameters, counter and metrics move together
+                with held():  # parameters, counter and metrics move together
                     row = self._update(metrics, step)
-                    done = step + 1
+                    watched.step = done = step + 1
                     now = time.perf_counter()
                     row["step_seconds"], before = now - before, now
                     evaluate = self.config.eval_steps and done % self.config.eval_steps == 0 or done == self.total
                     if not evaluate:
-                        self._record(row, callbacks)
+                        self._record(row, watched)
                 if evaluate:
-                    try:
-                        row |= self.task.evaluate()
-                    finally:
-                        self._record(row, callbacks)
+                    self._evaluate(row, watched)
+                if watched.stop:
+                    break
                 if self.config.save_steps and done % self.config.save_steps == 0 and done < self.total:
-                    self._save(done)
-        except KeyboardInterrupt:
+                    self._save(done, watched)
+        except KeyboardInterrupt as stop:
             self.lm.trainable.grads[:] = 0
-            if self.config.output and done > first:
-                self._save(done)
-            raise
-        finally:
-            if self._metrics:
-                self._metrics.close()
-        self._finish()
-        return dict(self.history)
+            raise self._interrupted(stop, done, first, watched) from None
+
+    def _interrupted(self, stop: KeyboardInterrupt, done: int, first: int, watched: Run) -> KeyboardInterrupt:
+        """Saves the last whole step, deaf to a second signal, and says how to go on."""
+        output = self.config.output
+        if not output:
+            return stopped(stop, "nothing was saved, because the run has no output directory")
+        if done == 0:
+            return stopped(stop, "no step was done yet")
+        with contextlib.suppress(KeyboardInterrupt), held():
+            if done > first:
+                self._save(done, watched)
+        return stopped(stop, f"step {done} of {self.total} is saved: go on with --resume --output {output}")
 
     def _update(self, metrics: dict[str, float], step: int) -> dict[str, Any]:
         assert self.lm.trainable is not None
@@ -141,59 +167,112 @@ class Loop:
             | {"grad_norm": norm, "learning_rate": rate, "num_tokens": self.tokens, "peak_rss_gb": round(peak, 4)}
         )
 
-    def _record(self, row: dict[str, Any], callbacks: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+    def _evaluate(self, row: dict[str, Any], watched: Run) -> None:
+        metrics: dict[str, float] = {}
+        try:
+            metrics = self.task.evaluate()
+        finally:  # an interrupt of the evaluation leaves the step's own line
+            row |= metrics
+            self._record(row, watched)
+        if metrics:
+            for callback in self._callbacks:
+                callback.on_evaluate(watched, metrics)
+
+    def _record(self, row: dict[str, Any], watched: Run) -> None:
         self._remember(row)
         if self._metrics:
             self._metrics.write(row)
-        for callback in callbacks:
-            callback(row)
+        for callback in self._callbacks:
+            callback.on_log(watched, row)
 
     def _remember(self, row: dict[str, Any]) -> None:
         rows = len(self.history.get("step", ()))
         for key in dict.fromkeys([*row, *self.history]):  # columns stay of one length: a DataFrame
             self.history.setdefault(key, [None] * rows).append(row.get(key))
 
+    def _watched(self, first: int) -> Run:
+        training, evaluation = self.task.sizes
+        return Run(
+            self.config,
+            self.total,
+            self.order.steps_per_epoch,
+            self.warmup,
+            self.task.unit,
+            training,
+            evaluation,
+            self.history,
+            lambda: self.task.seconds(self.order.batch(first)),
+            self.task.save,
+            first=first,
+            step=first,
+            baseline=self.baseline,
+        )
+
     def _start(self, resume: bool) -> int:
+        """Steps that are done already; opens metrics.jsonl."""
         output = self.config.output
         if not output:
-            if resume:
-                raise JpoError("resume needs the run's output directory")
             return 0
-        steps = checkpoint.finished(output)
+        assert self.lm.trainable is not None
         if not resume:
             checkpoint.refuse_used(output)
         self._metrics = checkpoint.MetricsFile(output)
-        if not (resume and steps):
+        found = checkpoint.load_newest(output, self.lm.trainable.params.size, _say) if resume else None
+        if found is None:
             if resume:
-                print(f"{output}: no finished checkpoint to resume from; starting anew")
+                _say(f"{output}: no finished checkpoint to resume from; starting anew")
             self._metrics.open(0)
             return 0
-        folder = os.path.join(output, f"checkpoint-{steps[-1]}")
-        tensors, state = checkpoint.load(folder)
-        stored = {key: value for key, value in state["mark"].items() if key not in _FREE_ON_RESUME}
-        changed = sorted(key for key in {*self.mark, *stored} if self.mark.get(key) != stored.get(key))
-        if changed:
-            raise JpoError(
-                f"{folder}: cannot resume, because {', '.join(changed)} changed since; give the same options and data"
-            )
+        folder, tensors, state = found
+        self._check_mark(folder, state)
         if state["step"] > self.total:
             raise JpoError(f"{folder} is at step {state['step']}, beyond the {self.total} that are asked for")
         self.optimizer.load(tensors, state["step"])
         self.tokens = state["num_tokens"]
+        self.baseline = state.get("baseline") or {}
         for row in self._metrics.open(state["step"]):
             self._remember(row)
+        checkpoint.sweep(output)
         return int(state["step"])
 
-    def _save(self, step: int) -> None:
+    def _check_mark(self, folder: str, state: Mapping[str, Any]) -> None:
+        """JpoError where the options or the data are not those of the checkpoint's run."""
+        stored = {key: value for key, value in state["mark"].items() if key not in _FREE_ON_RESUME}
+        free = set()
+        if "format" not in state:
+            free |= _ADAPTER
+            if self.mark.get("warmup_steps") == "null" and stored.get("warmup_steps", "null") != "null":
+                free.add("warmup_steps")  # the default of that time was a number
+                self.warmup = int(stored["warmup_steps"]) or self.warmup
+        # an option that a run of an earlier version did not know has no part in the comparison
+        changed = sorted(key for key in stored.keys() - free if self.mark.get(key) != stored[key])
+        if changed:
+            raise JpoError(
+                f"{folder}: cannot resume, because {', '.join(changed)} changed since; give the same options and data"
+            )
+
+    def _save(self, step: int, watched: Run) -> None:
         output = self.config.output
         if not output or not self._metrics:
             return
         self._metrics.sync()
-        state = {"step": step, "num_tokens": self.tokens, "mark": self.mark}
-        checkpoint.save(output, step, self.task.save, self.optimizer.state(), state)
-        checkpoint.prune(output, self.config.save_total_limit)
+        state = {"format": _FORMAT, "step": step, "num_tokens": self.tokens, "mark": self.mark}
+        if self.baseline:
+            state["baseline"] = self.baseline
+        folder = checkpoint.save(output, step, self.task.save, self.optimizer.state(), state)
+        checkpoint.prune(output, self.config.save_total_limit, step)
+        for callback in self._callbacks:
+            callback.on_save(watched, folder)
 
     def _finish(self) -> None:
-        if self.config.output:
-            self.task.save(self.config.output)
-            checkpoint.sync_folder(self.config.output)
+        output = self.config.output
+        if output:
+            with checkpoint.naming_faults(
+                f"{output}: the result could not be written; mend this and go on with --resume"
+            ):
+                self.task.save(output)
+                checkpoint.sync_folder(output)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +26,8 @@ from jpo.errors import JpoError
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
 from jpo.profiling import compute_costs
-from jpo.train.config import PreferenceConfig, TrainingConfig
+from jpo.train.callbacks import Callbacks
+from jpo.train.config import DEFAULT_STEPS, DEFAULT_WARMUP, PreferenceConfig, TrainingConfig
 from jpo.train.loop import Loop, fingerprint
 
 SETTINGS_VERSION = 2  # of jpo_config.json; in those without one, training.template "paper" is what "spaced" is now
@@ -53,15 +55,21 @@ def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
 
 
 def settled(lm: LanguageModel, config: C) -> C:
-    """The config with the model's compute type in it, so that checkpoints hold a run to it; JpoError where they differ.
+    """The config with what the model brings in it, so that checkpoints hold a run to it: its compute type and storage, and
+    the shape of the adapter that it carries. JpoError where the config asks for another compute type or storage.
     The model's passes keep from now on what the config's gradient_checkpointing says."""
-    if config.compute not in (None, lm.compute):
-        raise JpoError(
-            f"compute: the config says {config.compute!r}, but the model was loaded with {lm.compute!r}; "
-            f"use jpo.load(..., compute={config.compute!r})"
-        )
+    brought: dict[str, Any] = {"compute": lm.compute, "storage": lm.storage}
+    for name, value in brought.items():
+        asked = getattr(config, name)
+        if asked not in (None, value):
+            raise JpoError(
+                f"{name}: the config says {asked!r}, but the model was loaded with {value!r}; "
+                f"use jpo.load(..., {name}={asked!r})"
+            )
+    if lm.lora is not None:
+        brought |= dataclasses.asdict(lm.lora)
     lm._core.set_recompute(config.gradient_checkpointing)
-    return dataclasses.replace(config, compute=lm.compute)
+    return dataclasses.replace(config, **brought)
 
 
 def probe(
@@ -83,13 +91,33 @@ def probe(
     }
 
 
-def total_steps(config: TrainingConfig, per_epoch: int, default_steps: int | None, default_epochs: float = 1) -> int:
+def total_steps(config: TrainingConfig, per_epoch: int, default: int) -> int:
     """Optimizer steps that the config asks for."""
     if config.steps is not None:
         return config.steps
-    if config.epochs is not None:
-        return max(1, round(config.epochs * per_epoch))
-    return default_steps if default_steps is not None else max(1, round(default_epochs * per_epoch))
+    return default if config.epochs is None else max(1, round(config.epochs * per_epoch))
+
+
+def warmup_steps(config: TrainingConfig, total: int) -> int:
+    """Steps of warm-up: as asked for, otherwise at most a tenth of the run."""
+    return config.warmup_steps if config.warmup_steps is not None else min(DEFAULT_WARMUP, total // 10)
+
+
+def quickest(work: Callable[[], Any], times: int = 2) -> float:
+    """Seconds of the quickest of several runs: the first one allocates."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def named_sets(given: Any) -> dict[str, Any]:
+    """Evaluation data by name: a mapping as it is, other data as the set "", None as no set."""
+    if given is None:
+        return {}
+    return dict(given) if isinstance(given, Mapping) else {"": given}
 
 
 @dataclass
@@ -106,8 +134,10 @@ class _Part:
 class PreferenceTrainer:
     """Aligns `lm` on preference pairs (arXiv 2404.00530).
 
-    pairs: path(s), records, or an iterable of mappings; an adapter that the model carries is trained, otherwise one is
-    added. Constructing a trainer writes nothing."""
+    pairs: path(s), records, or an iterable of mappings; eval_pairs: the same, or a mapping of names to such sets. An
+    adapter that the model carries is trained, otherwise one is added. Constructing a trainer writes nothing."""
+
+    unit = "pairs"
 
     def __init__(self, lm: LanguageModel, pairs: Any, config: PreferenceConfig | None = None, eval_pairs: Any = None):
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
@@ -127,7 +157,8 @@ class PreferenceTrainer:
         self.shown = self.encoder.example(
             given[0].i_chosen, given[0].r_chosen
         )  # what is trained, to print before a run
-        self.eval_pairs = self._encode(eval_pairs) if eval_pairs is not None else []
+        self.told = self.report.then(self.encoder.report())  # what became of the training records
+        self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_pairs).items()}
         ensure_adapter(lm, self.config)
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.needs_reference = any(info.reference for info in self.infos)
@@ -361,22 +392,38 @@ class PreferenceTrainer:
 
     # the public interface
 
-    def train(
-        self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None
-    ) -> dict[str, list[Any]]:
-        """Train; the history, a mapping of lists (a column of metrics.jsonl each)."""
+    @property
+    def sizes(self) -> tuple[int, dict[str, int]]:
+        """Pairs for training, and those of each evaluation set."""
+        return len(self.pairs), {name: len(pairs) for name, pairs in self.eval_sets.items()}
+
+    def seconds(self, indices: Sequence[int]) -> float:
+        """Seconds of a step over these pairs, by computing one pair of middle length; changes nothing."""
+        assert self.lm.trainable is not None
+        chosen = sorted((self.pairs[i] for i in indices), key=lambda pair: pair.tokens)
+        middle = chosen[len(chosen) // 2]
+        seconds = quickest(lambda: self._run([middle], 0, train=True))
+        self.lm.trainable.grads[:] = 0
+        return seconds * sum(pair.tokens for pair in chosen) / middle.tokens
+
+    def _total(self, order: Order | GroupedOrder) -> int:
+        return total_steps(self.config, order.steps_per_epoch, min(order.steps_per_epoch, DEFAULT_STEPS))
+
+    def train(self, resume: bool = False, callbacks: Callbacks | None = None) -> dict[str, list[Any]]:
+        """Train; the history, a mapping of lists (a column of metrics.jsonl each).
+
+        callbacks: jpo.train.Callback objects, or functions that are called with each row."""
         from jpo.train.progress import make_callbacks
 
         order = self._order()
-        total = total_steps(self.config, order.steps_per_epoch, 1000)
+        total = self._total(order)
         if self.config.precompute_ref_log_probs and self.needs_reference:
             self.precompute()
         mark = fingerprint(
             self.config, [ids for pair in self.pairs for s in pair.sequences for ids in (s.prompt, s.response)]
         )
-        loop = Loop(self.lm, self, self.config, order, total, self.config.warmup_steps, mark)
-        with make_callbacks(callbacks, total, self.config) as active:
-            return loop.run(resume, active)
+        loop = Loop(self.lm, self, self.config, order, total, warmup_steps(self.config, total), mark)
+        return loop.run(resume, make_callbacks(callbacks, self.config))
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model where it is trained in full."""
@@ -386,8 +433,16 @@ class PreferenceTrainer:
             self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
 
     def evaluate(self, pairs: Any = None) -> dict[str, float]:
-        """Metrics on `pairs` (default: the evaluation set) with the prefix eval_."""
-        chosen = self.eval_pairs if pairs is None else self._encode(pairs)
+        """Metrics on `pairs` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
+        sets = self.eval_sets if pairs is None else {"": self._encode(pairs)}
+        metrics: dict[str, float] = {}
+        for name, chosen in sets.items():
+            prefix = f"eval_{name}_" if name else "eval_"
+            metrics |= {f"{prefix}{key}": value for key, value in self._mean(chosen).items()}
+        return metrics
+
+    def _mean(self, chosen: list[EncodedPair]) -> dict[str, float]:
+        """Metrics without training, averaged over pairs."""
         rows = []
         cached, self._cache = self._cache, {}
         try:
@@ -397,9 +452,7 @@ class PreferenceTrainer:
         finally:
             self._cache = cached
         total = sum(count for count, _ in rows)
-        return (
-            {f"eval_{key}": sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
-        )
+        return {key: sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
 
     def loss_and_gradients(self, pairs: Any) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
         """(metrics, gradients by PEFT's tensor names) of one batch; no update; the reference is the adapter off."""
@@ -417,7 +470,7 @@ class PreferenceTrainer:
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by the plan and one probed micro-batch; writes nothing."""
         order = self._order()
-        total = total_steps(self.config, order.steps_per_epoch, 1000)
+        total = self._total(order)
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]

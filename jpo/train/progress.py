@@ -1,4 +1,7 @@
-"""What is shown while training: a progress bar on a terminal, TensorBoard where asked. Knows rows of metrics only."""
+"""What is shown while training: a bar on a terminal, a line now and then in a log file, TensorBoard where asked.
+
+Knows rows of metrics only; never models.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from jpo.errors import MissingExtra
-from jpo.train.config import TrainingConfig
+from jpo.train.callbacks import Callback, Callbacks, Row, Run, as_callbacks, configured
+from jpo.train.config import DEFAULT_STEPS, TrainingConfig
+from jpo.train.optimizer import learning_rate
 
-Callback = Callable[[dict[str, Any]], None]
+_EVERY, _SHARE = 30.0, 0.05  # a line in a log file after so many seconds, or such a share of the run
+_LOW_FOR_ADAPTERS = 5e-6  # adapters are trained at 1e-5 to 5e-4
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 @contextlib.contextmanager
 def hidden_bar() -> Iterator[None]:
-    """No bar of a trainer's own inside the block: the caller (a study) shows one for all that it runs."""
+    """Nothing of a trainer's own is shown inside the block: the caller (a study) shows one bar for all that it runs."""
     token = _hidden.set(True)
     try:
         yield
@@ -27,56 +34,211 @@ def hidden_bar() -> Iterator[None]:
         _hidden.reset(token)
 
 
-@contextlib.contextmanager
-def make_callbacks(given: Sequence[Callback] | None, total: int, config: TrainingConfig) -> Iterator[list[Callback]]:
-    """The user's callbacks, the bar and TensorBoard's writer; closed at the end, however it comes."""
-    with contextlib.ExitStack() as stack:
-        active = list(given or [])
+def make_callbacks(given: Callbacks | None, config: TrainingConfig) -> list[Callback]:
+    """The user's callbacks, those of the options, what shows the run and what writes TensorBoard's events."""
+    active = as_callbacks(given) + configured(config)
+    if not _hidden.get():
         notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
-        if (sys.stderr.isatty() or notebook) and not _hidden.get():
-            active.append(stack.enter_context(_bar(total)))
-        if config.tensorboard:
-            active.append(stack.enter_context(_tensorboard(config)))
-        yield active
+        active.append(Bar() if sys.stderr.isatty() or notebook else Log())
+    if config.tensorboard:
+        active.append(TensorBoard(os.path.join(config.output or ".", "tensorboard")))
+    return active
 
 
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callback]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total)
-        seen = [0]
-
-        def show(row: dict[str, Any]) -> None:
-            speed = (row["num_tokens"] - seen[0]) / max(row["step_seconds"], 1e-9)
-            seen[0] = row["num_tokens"]
-            margin = f"  margin {row['rewards/margins']:+.3f}" if "rewards/margins" in row else ""
-            progress.update(
-                task, completed=row["step"], description=f"loss {row['loss']:.4f}{margin}  {speed:.0f} tokens/s"
-            )
-
-        yield show
+# ---- sentences ------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _tensorboard(config: TrainingConfig) -> Iterator[Callback]:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise MissingExtra("TensorBoard events need tensorboardX: pip install 'jpo[tensorboard]'") from None
-    writer = SummaryWriter(os.path.join(config.output or ".", "tensorboard"))
-    try:
-        yield lambda row: [
-            writer.add_scalar(key, value, row["step"]) for key, value in row.items() if value is not None
+def duration(seconds: float) -> str:
+    """2.1 s, 34 s, 4 min 31 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def header(run: Run) -> list[str]:
+    """The first line (records, steps, time), what evaluation says before training, and warnings."""
+    c = run.config
+    sets = {name: count for name, count in run.evaluation.items() if count}
+    named = ", ".join(f"{count} ({name})" if name else f"{count}" for name, count in sets.items())
+    steps = f"{run.total - run.first} of {run.total} steps" if run.first else f"{run.total} steps"
+    epochs = f"{run.total / run.steps_per_epoch:.3g} epoch" + ("s" if run.total != run.steps_per_epoch else "")
+    chosen = ""
+    if c.steps is None and c.epochs is None and run.unit == "pairs":
+        chosen = f" (the default: one epoch or {DEFAULT_STEPS} steps, whichever is less; see --steps and --epochs)"
+    lines = [
+        f"{run.training} {run.unit} for training, {named or 'none'} for evaluation; "
+        f"{steps} of {min(c.batch_size, run.training)} {run.unit} = {epochs}{chosen}; "
+        f"about {duration(run.seconds_per_step() * (run.total - run.first))}"
+    ]
+    if run.baseline and not run.first:
+        lines.append(f"before training: {evaluated(run.baseline, {})}")
+    return lines + [f"warning: {text}" for text in low_rates(run)]
+
+
+def low_rates(run: Run) -> list[str]:
+    """Warnings of a learning rate that stays near zero for the whole run."""
+    c = run.config
+    peak = max(learning_rate(c, step, run.total, run.warmup) for step in _some(run.total, run.warmup))
+    if c.learning_rate == 0:
+        return ["learning_rate is 0: nothing will be learned"]
+    if peak < 0.5 * c.learning_rate:
+        return [
+            f"the learning rate stays below {peak:.2g} of {c.learning_rate:g}, because warm-up takes {run.warmup} of "
+            f"{run.total} steps; give a smaller --warmup-steps or more steps"
         ]
-    finally:
-        writer.close()
+    if c.learning_rate < _LOW_FOR_ADAPTERS and not getattr(c, "full", False):
+        return [f"learning_rate {c.learning_rate:g} is low for an adapter, which hardly moves; 1e-5 to 5e-4 is usual"]
+    return []
+
+
+def _some(total: int, warmup: int) -> list[int]:
+    """Steps at which the rate may be largest."""
+    return [step for step in {0, min(warmup, total - 1), min(warmup + 1, total - 1), total - 1} if step >= 0]
+
+
+def evaluated(metrics: dict[str, float], start: dict[str, float]) -> str:
+    """loss, accuracy and margin of each evaluation set, with the change since the start where that is known."""
+    sets: dict[str, None] = {
+        key.removeprefix("eval_").removesuffix("loss"): None for key in metrics if key.endswith("loss")
+    }
+    return "; ".join(_one_set(name, metrics, start) for name in sets)
+
+
+# metric -> word, factor, digits, unit, with a sign
+_SHOWN = {
+    "loss": ("loss", 1, 4, "", False),
+    "rewards/accuracies": ("accuracy", 100, 1, " %", False),
+    "rewards/margins": ("margin", 1, 4, "", True),
+    "mean_token_accuracy": ("token accuracy", 100, 1, " %", False),
+}
+
+
+def _one_set(name: str, metrics: dict[str, float], start: dict[str, float]) -> str:
+    parts = []
+    pairs = f"eval_{name}rewards/margins" in metrics
+    for key, (word, factor, digits, unit, signed) in _SHOWN.items():
+        full = f"eval_{name}{key}"
+        if full not in metrics or (pairs and key == "mean_token_accuracy"):
+            continue
+        value = f"{factor * metrics[full]:{'+' if signed else ''}.{digits}f}{unit}"
+        change = f" ({factor * (metrics[full] - start[full]):+.{digits}f})" if full in start else ""
+        parts.append(f"{word} {value}{change}")
+    return (f"{name.rstrip('_')}: " if name else "") + ", ".join(parts)
+
+
+# ---- where it is shown ----------------------------------------------------------------------------------------------
+
+
+class _Shown(Callback):
+    """What the bar and the log share: the pace of the run, and its sentences through say()."""
+
+    def __init__(self) -> None:
+        self.tokens = self.seconds = self.begun = self.now = 0.0
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        print(text, file=sys.stderr, flush=True)
+
+    def on_train_begin(self, run: Run) -> None:
+        for line in header(run):
+            self.say(line)
+        tokens = run.history.get("num_tokens")
+        self.tokens = tokens[-1] if tokens else 0
+        self.begun = time.monotonic()
+
+    def pace(self, run: Run, row: Row) -> tuple[str, float]:
+        """(loss, margin and tokens/s of the row as text, seconds left)."""
+        speed = (row["num_tokens"] - self.tokens) / max(row["step_seconds"], 1e-9)
+        self.tokens = row["num_tokens"]
+        margin = f", margin {row['rewards/margins']:+.4f}" if "rewards/margins" in row else ""
+        per_step = (time.monotonic() - self.begun) / max(1, run.step - run.first)
+        return f"loss {row['loss']:.4f}{margin}, {speed:.0f} tokens/s", per_step * (run.total - run.step)
+
+    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
+        since = "; in brackets: since the start" if run.baseline else ""
+        self.say(f"evaluation at step {run.step}: {evaluated(metrics, run.baseline)}{since}")
+
+
+class Log(_Shown):
+    """A line of text every 30 seconds or 5 % of the run, whichever comes first; the first and the last step always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.mark = float("-inf"), 0
+
+    def on_log(self, run: Run, row: Row) -> None:
+        text, left = self.pace(run, row)
+        now, mark = time.monotonic(), int(run.step / run.total / _SHARE + 1e-9)
+        if now - self.last >= _EVERY or mark > self.mark or run.step == run.total:
+            self.last, self.mark = now, mark
+            share = f"{100 * run.step / run.total:.0f} %"
+            self.say(f"step {run.step}/{run.total} ({share}): {text}, {duration(left)} left")
+
+
+class Bar(_Shown):
+    """A bar with step, loss, margin, tokens/s and time left; sentences stand above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress: Any = None
+        self.task: Any = None
+
+    def say(self, text: str) -> None:
+        if self.progress is None:
+            super().say(text)
+        else:
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def on_train_begin(self, run: Run) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        super().on_train_begin(run)
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=16), TextColumn("{task.description}"))
+        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.task = self.progress.add_task("the first step is computed", total=run.total, completed=run.first)
+        self.progress.start()
+
+    def on_log(self, run: Run, row: Row) -> None:
+        text, left = self.pace(run, row)
+        self.progress.update(self.task, completed=run.step, description=f"{text}, {duration(left)} left")
+
+    def on_train_end(self, run: Run) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+class TensorBoard(Callback):
+    """Scalars of each row as TensorBoard's events, by the writer of the package tensorboard itself; no torch."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self._writer: Any = None
+        if importlib.util.find_spec("tensorboard") is None:
+            raise MissingExtra("TensorBoard events need tensorboard: pip install 'jpo[tensorboard]'")
+
+    def on_train_begin(self, run: Run) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(self.folder)
+
+    def on_log(self, run: Run, row: Row) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=key, simple_value=float(value))
+            for key, value in row.items()
+            if key != "step" and isinstance(value, (int, float))
+        ]
+        self._writer.add_event(Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values)))
+
+    def on_train_end(self, run: Run) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,19 @@ from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.model import LanguageModel
-from jpo.train.config import SFTConfig
+from jpo.train.callbacks import Callbacks
+from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.preference import adapter_settings, ensure_adapter, probe, settled, total_steps
+from jpo.train.preference import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
 
 
 class SFTTrainer:
     """Fine-tunes `lm` on {instruction, response} examples: an adapter, or every weight with config.full.
 
-    examples: path(s), records or an iterable of mappings. Constructing a trainer writes nothing."""
+    examples: path(s), records or an iterable of mappings; eval_examples: the same, or a mapping of names to such sets.
+    Constructing a trainer writes nothing."""
+
+    unit = "examples"
 
     def __init__(self, lm: LanguageModel, examples: Any, config: SFTConfig | None = None, eval_examples: Any = None):
         self.lm, self.config = lm, settled(lm, config or SFTConfig())
@@ -42,7 +46,8 @@ class SFTTrainer:
         )
         self.examples = self.encoder.examples(given)
         self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
-        self.eval_examples = self._encode(eval_examples) if eval_examples is not None else []
+        self.told = self.report.then(self.encoder.report())  # what became of the training records
+        self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_examples).items()}
         if self.config.full:
             lm.enable_full()
         else:
@@ -86,26 +91,41 @@ class SFTTrainer:
             "rows_computed": rows,
         }
 
-    def train(
-        self, resume: bool = False, callbacks: Sequence[Callable[[dict[str, Any]], None]] | None = None
-    ) -> dict[str, list[Any]]:
-        """Train; the history, a mapping of lists."""
+    @property
+    def sizes(self) -> tuple[int, dict[str, int]]:
+        """Examples for training, and those of each evaluation set."""
+        return len(self.examples), {name: len(examples) for name, examples in self.eval_sets.items()}
+
+    def seconds(self, indices: Sequence[int]) -> float:
+        """Seconds of a step over these examples, by computing one of middle length; changes nothing."""
+        assert self.lm.trainable is not None
+        chosen = sorted((self.examples[i] for i in indices), key=len)
+        middle = chosen[len(chosen) // 2]
+        seconds = quickest(lambda: self._run([middle], 0, train=True))
+        self.lm.trainable.grads[:] = 0
+        return seconds * sum(map(len, chosen)) / len(middle)
+
+    def _total(self, order: Order) -> int:
+        return total_steps(self.config, order.steps_per_epoch, DEFAULT_EPOCHS * order.steps_per_epoch)
+
+    def train(self, resume: bool = False, callbacks: Callbacks | None = None) -> dict[str, list[Any]]:
+        """Train; the history, a mapping of lists. callbacks: jpo.train.Callback objects, or functions of each row."""
         from jpo.train.progress import make_callbacks
 
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
-        total = total_steps(self.config, order.steps_per_epoch, None, 3)
-        warmup = self.config.warmup_steps or round(self.config.warmup_ratio * total)
+        total = self._total(order)
+        asked = self.config.warmup_steps
+        warmup = asked if asked is not None else round(self.config.warmup_ratio * total)
         mark = fingerprint(
             self.config, [ids for example in self.examples for ids in (example.prompt, example.response)]
         )
         loop = Loop(self.lm, self, self.config, order, total, warmup, mark)
-        with make_callbacks(callbacks, total, self.config) as active:
-            return loop.run(resume, active)
+        return loop.run(resume, make_callbacks(callbacks, self.config))
 
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by one probed step; writes nothing."""
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
-        total = total_steps(self.config, order.steps_per_epoch, None, 3)
+        total = self._total(order)
         step = [self.examples[i] for i in order.batch(0)]
         cut = micro_batches([(example,) for example in step], self.config.token_budget)
         forests = [build_forest([(step[i].prompt, step[i].response) for i in members], "response") for members in cut]
@@ -121,6 +141,11 @@ class SFTTrainer:
             self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
 
     def evaluate(self, examples: Any = None) -> dict[str, float]:
-        """Metrics on `examples` (default: the evaluation set) with the prefix eval_."""
-        chosen = self.eval_examples if examples is None else self._encode(examples)
-        return {f"eval_{key}": value for key, value in self._run(chosen, 0, train=False).items()} if chosen else {}
+        """Metrics on `examples` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
+        sets = self.eval_sets if examples is None else {"": self._encode(examples)}
+        return {
+            f"eval_{name}_{key}" if name else f"eval_{key}": value
+            for name, chosen in sets.items()
+            if chosen
+            for key, value in self._run(chosen, 0, train=False).items()
+        }

@@ -246,7 +246,7 @@ def test_a_judge_that_fails_leaves_a_report_without_win_rates(undisturbed, tmp_p
         ("train: {seed: 3}", "seed is decided by the study"),
         ("overrides: {kto: {learning_rat: 1}}", "unknown option 'learning_rat'"),
         ("overrides: {ktoo: {}}", "got 'ktoo'; did you mean 'kto'"),
-        ("sft: {steps: x}", "steps: expected int | None, got 'x'"),
+        ("sft: {steps: x}", "steps: expected a whole number or null, got 'x'"),
         ("amounts: [2]", "amounts: expected shares below 1, got 2"),
         ("temperatures: []", "temperatures: expected at least one"),
         ("training_seeds: [1, 1]", "training_seeds: expected different ones"),

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from jpo.cli.options import Check, build, with_config
+from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
 from jpo.train.config import SFTConfig
 
 
 @with_config(SFTConfig)
 def sft(
-    model: Annotated[str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")] = None,  # noqa: UP045
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="File of {instruction, response} (may repeat).")
+    model: Annotated[
+        str | None, typer.Option("--model", rich_help_panel=FIRST, help="smollm2-135m, tiny, a directory, a GGUF file.")
     ] = None,  # noqa: UP045
-    eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File for evaluation.")] = None,  # noqa: UP045
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", rich_help_panel=FIRST, help="File of {instruction, response} (may repeat)."),
+    ] = None,  # noqa: UP045
+    eval_data: Annotated[
+        list[str] | None, typer.Option("--eval-data", rich_help_panel=FIRST, help="File for evaluation.")
+    ] = None,  # noqa: UP045
     check: Check = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time; write nothing.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=GROUPS["output"], help="Go on from the last finished checkpoint."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=GROUPS["output"], help="Print tokens, memory and time; write nothing."
+        ),
+    ] = False,
     **options: Any,
 ) -> None:
     """Fine-tune a model on responses: an adapter, or every weight with --full (a Hugging Face directory then)."""
@@ -33,9 +46,9 @@ def sft(
             raise JpoError(f"--{name} is missing")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
-    lm = jpo.load(own["model"], compute=config.compute or "float32", check=check)
+    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check)
     trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(f"{trainer.report.then(trainer.encoder.report())}\n{trainer.shown}")
+    typer.echo(f"{trainer.told}\n{trainer.shown}")
     if dry_run:
         for key, value in trainer.dry_run().items():
             typer.echo(f"{key}: {value}")

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from jpo.cli.options import Check, build, with_config
+from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
 from jpo.train.config import PreferenceConfig
 
 
 @with_config(PreferenceConfig)
 def train(
-    model: Annotated[str | None, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")] = None,  # noqa: UP045
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="File of pairs (may repeat: union) or 'example'.")
+    model: Annotated[
+        str | None, typer.Option("--model", rich_help_panel=FIRST, help="smollm2-135m, tiny, a directory, a GGUF file.")
     ] = None,  # noqa: UP045
-    eval_data: Annotated[Optional[list[str]], typer.Option("--eval-data", help="File of pairs for evaluation.")] = None,  # noqa: UP045
-    adapter: Annotated[Optional[str], typer.Option("--adapter", help="Start from this adapter.")] = None,  # noqa: UP045
-    storage: Annotated[str, typer.Option("--storage", help="auto, float32, bfloat16 or q8_0.")] = "auto",
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", rich_help_panel=FIRST, help="File of pairs (may repeat: union) or 'example'."),
+    ] = None,  # noqa: UP045
+    eval_data: Annotated[
+        list[str] | None, typer.Option("--eval-data", rich_help_panel=FIRST, help="File of pairs for evaluation.")
+    ] = None,  # noqa: UP045
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", rich_help_panel=GROUPS["adapter"], help="Start from this adapter.")
+    ] = None,  # noqa: UP045
     check: Check = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time; write nothing.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=GROUPS["output"], help="Go on from the last finished checkpoint."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=GROUPS["output"], help="Print tokens, memory and time; write nothing."
+        ),
+    ] = False,
     **options: Any,
 ) -> None:
     """Align a model on preference pairs: JPO (--scope joint) or DPO (--scope response) and their family.
@@ -40,11 +54,11 @@ def train(
             raise JpoError(f"--{name} is missing; for a first try: --model tiny --data example")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the adapter")
-    lm = jpo.load(own["model"], storage=storage, compute=config.compute or "float32", check=check)
+    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check)
     if own["adapter"]:
         lm.load_adapter(own["adapter"])
     trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(f"{trainer.report.then(trainer.encoder.report())}\n{trainer.shown}")
+    typer.echo(f"{trainer.told}\n{trainer.shown}")
     if dry_run:
         for key, value in trainer.dry_run().items():
             typer.echo(f"{key}: {value}")
