@@ -352,18 +352,18 @@ class LanguageModel:
 
     def save_adapter(self, folder: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
         """Write the adapter in PEFT's format; `extra` (jpo's own settings) stands in jpo_config.json beside it."""
-        from jpo.formats.peft import AdapterConfig, write_adapter
+        from jpo.formats.peft import AdapterConfig, base_name, write_adapter
 
         if self.lora is None or self.trainable is None:
             raise JpoError("the model has no adapter to save: call add_lora or load_adapter first")
-        own = {"compute": self.compute, **(extra or {})}
+        own = {"base_model": self.source, "compute": self.compute, **(extra or {})}
         config = AdapterConfig(
             self.lora.r,
             self.lora.lora_alpha,
             self.lora.lora_dropout,
             self.lora.target_modules,
             self.lora.use_rslora,
-            self.source,
+            base_name(self.source, self.config["hf"]),
             own,
         )
         write_adapter(folder, config, self.trainable.state())

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import typer
+import typer.completion
 from typer.core import TyperGroup
 
 from jpo.cli import commands
@@ -35,20 +36,34 @@ class _Group(TyperGroup):
             raise _Carried from error
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from jpo import __version__
+
+        typer.echo(f"jpo {__version__}")
+        raise typer.Exit()
+
+
 def build_app() -> typer.Typer:
     """The typer application with every command, sorted by module name."""
     app = typer.Typer(
         name="jpo",
         cls=_Group,
-        help="Joint Preference Optimization of language models on the CPU.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=False,  # `jpo completion SHELL` prints the script
         pretty_exceptions_enable=False,
     )
 
     @app.callback()
-    def root() -> None:  # keeps "jpo COMMAND" even if there is a single command
-        """Joint Preference Optimization of language models on the CPU."""
+    def root(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_version, help="Print the version and stop."
+        ),
+    ) -> None:
+        """Joint Preference Optimization of language models on the CPU.
+
+        First steps: jpo demo --output demo; jpo doctor; jpo train --model tiny --data example --output out.
+        """
 
     for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
         importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
@@ -60,9 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     (SIGTERM), 129 (SIGHUP).
 
     JPO_DEBUG=1 shows the traceback of bad input."""
+    typer.completion.completion_init()  # answers a shell's question for completions (_JPO_COMPLETE), if it is one
     try:
         with handled():
-            result = build_app()(args=arguments, standalone_mode=False)
+            result = build_app()(args=arguments, standalone_mode=False, prog_name="jpo")
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

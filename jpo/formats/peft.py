@@ -56,6 +56,21 @@ class AdapterConfig:
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
+_HUB = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # our names -> where the same weights stand on the hub
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def base_name(source: str, hf: Mapping[str, Any]) -> str:
+    """What adapter_config.json calls the base model, so that peft finds it: its name on the Hugging Face hub where that
+    is known (ours, or what config.json says), the absolute path of a local model, otherwise our own name."""
+    stored = hf.get("_name_or_path")
+    if source in _HUB:
+        return _HUB[source]
+    if isinstance(stored, str) and _HUB_ID.fullmatch(stored) and not os.path.exists(stored):
+        return stored
+    return os.path.abspath(source) if os.path.exists(source) else source
+
+
 LORA = AdapterConfig()  # the defaults, which LanguageModel.add_lora and the training options read from here
 
 

@@ -8,7 +8,7 @@ import pytest
 from model_files import adapter_config, adapter_tensors, write_adapter_files
 
 from jpo.errors import FormatError, JpoError
-from jpo.formats.peft import MODULES, AdapterConfig, read_adapter, write_adapter
+from jpo.formats.peft import MODULES, AdapterConfig, base_name, read_adapter, write_adapter
 
 
 def test_reads_what_peft_writes(tmp_path):
@@ -148,3 +148,17 @@ def test_the_pickled_form_is_not_read(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(FormatError, match=r"adapter_model.bin is a pickle"):
         read_adapter(tmp_path)
+
+
+def test_the_base_is_named_so_that_peft_finds_it(tmp_path):
+    """The hub's name where it is known, an absolute path for a local model; our own name stands in jpo_config.json."""
+    assert base_name("smollm2-135m", {}) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_name("copy", {"_name_or_path": "org/model-1.5"}) == "org/model-1.5"
+    assert base_name(str(tmp_path), {"_name_or_path": "/some/where"}) == str(tmp_path)
+    assert base_name("tiny", {}) == "tiny"
+    import jpo
+
+    lm = jpo.load("tiny")
+    lm.add_lora()
+    lm.save_adapter(tmp_path / "adapter")
+    assert read_adapter(tmp_path / "adapter")[0].extra["base_model"] == "tiny"

@@ -35,9 +35,9 @@ def demo(
         bool, typer.Option("--dry-run", help="List the stages and what is done; write nothing.")
     ] = False,
 ) -> None:
-    """Run the whole method in about three minutes, with no download: a small decoder trained from scratch, feedback by an
-    exact judge, DPO, JPO and their relatives, win-rates, a report.
+    """Run the whole method on an embedded world in about three minutes, with no download.
 
+    A small decoder trained from scratch, feedback by an exact judge, DPO, JPO and their relatives, win-rates, a report.
     Interrupted (also by kill -9), the same command goes on where it was. jpo study --preset world runs more of it.
 
     Example: jpo demo --output demo

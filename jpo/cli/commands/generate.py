@@ -70,8 +70,9 @@ def generate(
     check: Check = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
 ) -> None:
-    """Sample responses: records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
+    """Sample responses of a model for a file of instructions.
 
+    Records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
     A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must come
     from the same model, settings and instructions; anything else is refused.
 

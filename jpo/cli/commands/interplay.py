@@ -27,8 +27,9 @@ def interplay(
     json: Annotated[Optional[str], typer.Option("--json", help="Write the figures, unrounded, here.")] = None,  # noqa: UP045
     plot: Annotated[Optional[str], typer.Option("--plot", help="Draw the shares with their intervals here.")] = None,  # noqa: UP045
 ) -> None:
-    """Shares of joint verdicts by the conditional labels of their items (the paper's figures 2 and 3).
+    """Show how joint verdicts go with conditional labels, and how far annotators agree.
 
+    Shares of joint verdicts by the conditional labels of their items (the paper's figures 2 and 3).
     decisive: how often one side is preferred where both items are chosen (or both rejected); chosen over rejected, the
     reverse, and neither, where labels differ. An item's label counts, never its position. Then what goes with
     disagreement (differences chosen - rejected of lengths, of how the instruction fares elsewhere, of log-likelihoods),

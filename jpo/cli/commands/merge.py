@@ -15,7 +15,9 @@ def merge(
     output: Annotated[str, typer.Option("--output", help="Directory for the merged model (float32 safetensors).")],
     check: Check = True,
 ) -> None:
-    """Write W + scaling B A of every adapted module, with configuration and tokenizer."""
+    """Write a model with its adapter merged in.
+
+    W + scaling B A of every adapted module, with configuration and tokenizer."""
     import jpo
 
     lm = jpo.load(model, check=check)

@@ -37,7 +37,9 @@ def pairs(
     ] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")] = 0,
 ) -> None:
-    """Build pairs out of records, deterministically by seed. The way from samples to a joint training set:
+    """Build pairs out of records: candidates to judge, preference pairs out of verdicts, weak joint pairs.
+
+    Equal seeds give equal files. The way from samples to a joint training set:
 
     jpo generate --model M --input sft.jsonl --n 2 --output samples.jsonl
 

@@ -35,7 +35,9 @@ def sft(
     ] = False,
     **options: Any,
 ) -> None:
-    """Fine-tune a model on responses: an adapter, or every weight with --full (a Hugging Face directory then)."""
+    """Fine-tune a model on responses: an adapter, or every weight with --full.
+
+    Leaves an adapter in --output as jpo train does; with --full a Hugging Face directory."""
     import jpo
     from jpo.errors import JpoError
 

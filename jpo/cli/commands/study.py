@@ -34,7 +34,9 @@ def study(
     ] = None,  # noqa: UP045
     options: Annotated[bool, typer.Option("--options", help="Explain every option of the YAML file and stop.")] = False,
 ) -> None:
-    """Run a study: SFT policy, candidates, conditional and joint feedback, their interplay, every method with every training
+    """Run a study: every method with every training seed, up to win-rates and the report.
+
+    SFT policy, candidates, conditional and joint feedback, their interplay, every method with every training
     seed, samples, win-rates against gold, the report. One resumable run: the same command goes on where it was.
 
     Examples: jpo study --preset world --output out; jpo study --preset tldr --write-preset tldr.yaml; jpo study tldr.yaml

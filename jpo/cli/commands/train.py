@@ -38,8 +38,9 @@ def train(
     ] = False,
     **options: Any,
 ) -> None:
-    """Align a model on preference pairs: JPO (--scope joint) or DPO (--scope response) and their family.
+    """Align a model on preference pairs: JPO, DPO and every loss of their family.
 
+    --scope joint is JPO (instruction and response are scored), --scope response DPO.
     Leaves in --output: adapter_model.safetensors and adapter_config.json (PEFT's format), metrics.jsonl, checkpoints.
 
     Example: jpo train --model tiny --data example --scope joint --output out
