@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -16,6 +17,7 @@
 /* A waiting thread spins this many polls (about 100 microseconds) before it sleeps: regions follow one another closely,
  * and to wake a sleeper costs 50 microseconds on a virtual machine. */
 enum { SPIN_POLLS = 8000 };
+static const double POLL_SECONDS = 0.05; /* between two polls of a computation */
 
 /* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a
  * thread takes its own in order, and then what others have left. */
@@ -41,7 +43,9 @@ static struct {
     atomic_int sleepers;            /* workers that wait on `wake` */
     atomic_bool waiting;            /* the caller waits on `done` */
     atomic_bool stop;
-    task_run tasks[JPO_MAX_THREADS]; /* one for each thread */
+    atomic_bool pause;               /* threads begin no further task: the caller wants to poll */
+    task_run tasks[JPO_MAX_THREADS]; /* one for each thread that they were dealt to */
+    int runs;                        /* of these */
     jpo_task run;
     void *context;
 } pool = {.gate = PTHREAD_MUTEX_INITIALIZER,
@@ -54,19 +58,36 @@ static struct {
 static _Thread_local int region_thread = -1; /* which thread of a region this is; -1 outside */
 static _Thread_local int depth;              /* computations that this thread is inside of, one within another */
 
+/* The computation of this thread: whom it asks, when it last did, and whether the answer was to stop. */
+static _Thread_local struct {
+    jpo_poll poll;
+    double last;
+    bool interrupted;
+} computation;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
 static void drain(int thread) {
-    const int threads = pool.running + 1;
     region_thread = thread;
-    for (int i = 0; i < threads; i++) {
-        task_run *run = &pool.tasks[(thread + i) % threads];
-        for (long task; (task = atomic_fetch_add_explicit(&run->next, 1, memory_order_relaxed)) < run->end;)
+    for (int i = 0; i < pool.runs; i++) {
+        task_run *run = &pool.tasks[(thread + i) % pool.runs];
+        while (!atomic_load_explicit(&pool.pause, memory_order_relaxed)) {
+            long task = atomic_fetch_add_explicit(&run->next, 1, memory_order_relaxed);
+            if (task >= run->end) break;
             pool.run(pool.context, task, thread);
+            if (thread == 0 && computation.poll && now() - computation.last > POLL_SECONDS)
+                atomic_store_explicit(&pool.pause, true, memory_order_relaxed);
+        }
     }
     region_thread = -1;
 }
 
 static void deal(long count) {
-    const long threads = pool.running + 1;
+    const long threads = pool.runs = pool.running + 1;
     for (long i = 0, first = 0; i < threads; i++) {
         long end = first + (count - first) / (threads - i);
         pool.tasks[i].end = end;
@@ -235,9 +256,10 @@ static void apply_asked(void) {
     pthread_mutex_unlock(&pool.caller);
 }
 
-void jpo_compute_begin(void) {
+void jpo_compute_begin(jpo_poll poll) {
     if (depth++) return;
     make_ready();
+    computation.poll = poll, computation.last = poll ? now() : 0, computation.interrupted = false;
     pthread_mutex_lock(&pool.gate);
     /* a new number waits for the computations in progress, and new computations wait for it */
     while (pool.computations && pool.asked != atomic_load(&pool.wanted)) pthread_cond_wait(&pool.idle, &pool.gate);
@@ -246,15 +268,20 @@ void jpo_compute_begin(void) {
     pthread_mutex_unlock(&pool.gate);
 }
 
-void jpo_compute_end(void) {
-    if (--depth) return;
+bool jpo_compute_end(void) {
+    const bool interrupted = computation.interrupted;
+    if (--depth) return interrupted;
+    computation.poll = NULL, computation.interrupted = false;
     pthread_mutex_lock(&pool.gate);
     if (!--pool.computations) {
         apply_asked();
         pthread_cond_broadcast(&pool.idle);
     }
     pthread_mutex_unlock(&pool.gate);
+    return interrupted;
 }
+
+bool jpo_compute_interrupted(void) { return computation.interrupted; }
 
 bool jpo_compute_idle(void (*change)(void *), void *context) {
     pthread_mutex_lock(&pool.gate);
@@ -285,25 +312,69 @@ void jpo_threads_set(int count) {
     pthread_mutex_unlock(&pool.gate);
 }
 
+/* One run over the dealt tasks, to their end or to the pause. */
+static void run_region(jpo_task run, void *context, bool alone) {
+    pool.run = run, pool.context = context;
+    atomic_store_explicit(&pool.pause, false, memory_order_relaxed);
+    if (alone) {
+        drain(0);
+        return;
+    }
+    make_room();
+    atomic_store(&pool.busy, pool.running);
+    announce();
+    drain(0);
+    wait_for_workers();
+}
+
+/* What a pause left, kept while the pool may serve another caller. */
+typedef struct {
+    long next[JPO_MAX_THREADS], end[JPO_MAX_THREADS];
+    int runs;
+} leftover;
+
+static bool save_leftover(leftover *rest) {
+    bool some = false;
+    rest->runs = pool.runs;
+    for (int i = 0; i < rest->runs; i++) {
+        rest->next[i] = atomic_load(&pool.tasks[i].next), rest->end[i] = pool.tasks[i].end;
+        some |= rest->next[i] < rest->end[i];
+    }
+    return some;
+}
+
+static void deal_leftover(const leftover *rest) {
+    pool.runs = rest->runs; /* of more threads than there are now, after a fork in a handler */
+    for (int i = 0; i < rest->runs; i++) {
+        pool.tasks[i].end = rest->end[i];
+        atomic_store(&pool.tasks[i].next, rest->next[i]);
+    }
+}
+
+/* Asks the computation's poll; true where it goes on. */
+static bool go_on(void) {
+    computation.interrupted = computation.poll() != 0;
+    computation.last = now();
+    return !computation.interrupted;
+}
+
 void jpo_parallel(int64_t count, jpo_task run, void *context) {
-    if (count <= 0) return;
+    if (count <= 0 || computation.interrupted) return;
     if (region_thread >= 0) {
         for (int64_t task = 0; task < count; task++) run(context, task, region_thread);
         return;
     }
-    pthread_mutex_lock(&pool.caller);
+    leftover rest;
     make_ready();
+    pthread_mutex_lock(&pool.caller);
     if (!pool.running && pool.wanted > 1 && count > 1) start_workers();
-    pool.run = run, pool.context = context;
     deal((long)count);
-    if (!pool.running || count == 1) {
-        drain(0);
-    } else {
-        make_room();
-        atomic_store(&pool.busy, pool.running);
-        announce();
-        drain(0);
-        wait_for_workers();
+    for (;;) {
+        run_region(run, context, !pool.running || count == 1);
+        bool paused = atomic_load_explicit(&pool.pause, memory_order_relaxed) && save_leftover(&rest);
+        pthread_mutex_unlock(&pool.caller); /* a signal handler may compute, or fork */
+        if (!paused || !go_on()) return;
+        pthread_mutex_lock(&pool.caller);
+        deal_leftover(&rest);
     }
-    pthread_mutex_unlock(&pool.caller);
 }

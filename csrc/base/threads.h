@@ -18,10 +18,16 @@ typedef void (*jpo_task)(void *context, int64_t task, int thread);
  * Calls from several threads are served one after the other. */
 void jpo_parallel(int64_t count, jpo_task run, void *context);
 
+/* Nonzero: stop. Called on the caller's own thread between tasks, about twenty times a second. */
+typedef int (*jpo_poll)(void);
+
 /* A computation: between the two calls, which may nest, jpo_threads_count() stays what it is, so that scratch sized by
- * it fits every region. csrc/bind opens one around every call into the layers below (JPO_COMPUTE_BEGIN). */
-void jpo_compute_begin(void);
-void jpo_compute_end(void);
+ * it fits every region. csrc/bind opens one around every call into the layers below (JPO_COMPUTE_BEGIN). Where poll is
+ * given and says stop, this region and all that follow in the computation leave their tasks undone, and
+ * jpo_compute_end returns true: what was computed must be thrown away. */
+void jpo_compute_begin(jpo_poll poll);
+bool jpo_compute_end(void);
+bool jpo_compute_interrupted(void); /* the poll of this thread's computation has said stop */
 /* Calls change(context) while no computation runs and none can begin; false, without a call, where one runs. */
 bool jpo_compute_idle(void (*change)(void *), void *context);
 

@@ -99,3 +99,10 @@ PyObject *arg_choose_isa(PyObject *name) {
         }
     return PyErr_Format(PyExc_ValueError, "no instruction set is called %R", name);
 }
+
+int arg_poll_signals(void) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    int raised = PyErr_CheckSignals();
+    PyGILState_Release(state);
+    return raised;
+}

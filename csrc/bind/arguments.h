@@ -14,10 +14,22 @@
  * scratch sized by it fits (base/threads.h). Python objects must not be touched in between. */
 #define JPO_COMPUTE_BEGIN  \
     Py_BEGIN_ALLOW_THREADS \
-    jpo_compute_begin();
-#define JPO_COMPUTE_END \
-    jpo_compute_end();  \
+    jpo_compute_begin(NULL);
+#define JPO_COMPUTE_END      \
+    (void)jpo_compute_end(); \
     Py_END_ALLOW_THREADS
+
+/* The same for what Ctrl-C may end at any moment, as its outputs are thrown away then: status and err become those of
+ * an interrupt. Not for updates in place. */
+#define JPO_COMPUTE_BEGIN_POLLED \
+    Py_BEGIN_ALLOW_THREADS       \
+    jpo_compute_begin(arg_poll_signals);
+#define JPO_COMPUTE_END_POLLED(status, err)                                                \
+    if (jpo_compute_end()) (status) = jpo_fail((err), JPO_ERR_INTERRUPTED, "interrupted"); \
+    Py_END_ALLOW_THREADS
+
+/* Runs the signal handlers that are due, with the GIL; nonzero where one raised. */
+int arg_poll_signals(void);
 
 /* An aligned, native, C-contiguous array of the NumPy type and rank (-1: any rank), writable where asked; false with
  * TypeError. Its data may still be changed by other threads: indices are read through arg_copy instead. */

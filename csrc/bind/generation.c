@@ -106,9 +106,9 @@ PyObject *model_decode(model_object *self, PyObject *args) {
     if (out) {
         jpo_error err;
         jpo_status status;
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_model_decode(&self->model, PyArray_DATA((PyArrayObject *)out), &decode, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) {
             jpo_raise(&err);
             Py_CLEAR(out);
@@ -168,11 +168,11 @@ static PyObject *draw(PyObject *self, PyObject *args) {
     scratch_lent = true;
     jpo_error err;
     jpo_status status;
-    JPO_COMPUTE_BEGIN
+    JPO_COMPUTE_BEGIN_POLLED
     status = jpo_sample(tokens, logps, PyArray_DATA((PyArrayObject *)logits), PyArray_DATA((PyArrayObject *)uniforms),
                         &options, n, vocab, scratch, &err);
     if (own) jpo_scratch_free(&other);
-    JPO_COMPUTE_END
+    JPO_COMPUTE_END_POLLED(status, &err)
     if (!own) scratch_lent = false;
     if (status == JPO_OK) return result;
     Py_DECREF(result);

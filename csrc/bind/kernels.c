@@ -62,9 +62,9 @@ static PyObject *logits_logps(PyObject *self, PyObject *args) {
     jpo_error err;
     jpo_status status = JPO_OK;
     if (out) {
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_logits_logps(PyArray_DATA((PyArrayObject *)out), &call.batch, &call.scratch, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
     }
     logits_end(&call);
     if (status == JPO_OK) return out;
@@ -88,10 +88,10 @@ static PyObject *logits_grad(PyObject *self, PyObject *args) {
         PyArray_SIZE((PyArrayObject *)coefficients) != call.batch.count) {
         status = jpo_fail(&err, JPO_ERR_VALUE, "out must have the shape of logits, coefficients the length of rows");
     } else {
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_logits_grad(PyArray_DATA((PyArrayObject *)grad), PyArray_DATA((PyArrayObject *)coefficients),
                                  &call.batch, &call.scratch, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
     }
     logits_end(&call);
     if (status != JPO_OK) return jpo_raise(&err);
@@ -161,10 +161,10 @@ static PyObject *head_logps(PyObject *self, PyObject *args) {
     jpo_error err;
     jpo_status status = JPO_OK;
     if (out) {
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_head_forward(PyArray_DATA((PyArrayObject *)out), call.state, NULL, &call.batch, &call.weight,
                                   false, &call.scratch, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
     }
     head_end(&call);
     if (status == JPO_OK) return out;
@@ -193,13 +193,13 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
         status = jpo_fail(&err, JPO_ERR_VALUE, "coefficients have another length");
     else if (dh && dw && logps && jpo_size_mul3((size_t)n, JPO_HEAD_TILE, sizeof(float), &bytes) &&
              jpo_block_reserve(&tile, bytes + 64, &err) == JPO_OK) {
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_head_forward(logps, call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);
         if (status == JPO_OK)
             status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), PyArray_DATA((PyArrayObject *)dw),
                                             tile.data, PyArray_DATA((PyArrayObject *)coefficients), call.state,
                                             &call.batch, &call.weight, &call.scratch, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
     }
     jpo_block_free(&tile);
     PyMem_Free(logps);

@@ -82,12 +82,12 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     jpo_scratch scratch = {0};
     jpo_error err;
     jpo_status status;
-    JPO_COMPUTE_BEGIN
+    JPO_COMPUTE_BEGIN_POLLED
     status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi,
                                                                         &w, m, accumulate, NULL, &scratch, &err);
     jpo_scratch_free(&scratch);
     jpo_weight_release(&w);
-    JPO_COMPUTE_END
+    JPO_COMPUTE_END_POLLED(status, &err)
     if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
@@ -300,14 +300,14 @@ static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs
     double median = 0;
     jpo_error err;
     jpo_status status;
-    JPO_COMPUTE_BEGIN
+    JPO_COMPUTE_BEGIN_POLLED
     fill_weight(data, w.dtype, bytes);
     w.data = data;
     status = jpo_weight_prepare(&w, &err);
     if (status == JPO_OK) status = measure(&w, m, forward, runs, &median, &err);
     jpo_weight_release(&w);
     free(data);
-    JPO_COMPUTE_END
+    JPO_COMPUTE_END_POLLED(status, &err)
     if (status != JPO_OK) return jpo_raise(&err);
     return PyFloat_FromDouble(2e-9 * (double)n * (double)k * (double)m / median);
 }

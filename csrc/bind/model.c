@@ -22,10 +22,7 @@ void model_leave(model_object *self) { self->busy = false; }
 
 static int check_signals(void *unused) {
     (void)unused;
-    PyGILState_STATE state = PyGILState_Ensure();
-    int raised = PyErr_CheckSignals();
-    PyGILState_Release(state);
-    return raised;
+    return arg_poll_signals();
 }
 
 static bool get_int(PyObject *dict, const char *key, int64_t *out) {
@@ -282,9 +279,9 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     jpo_error err;
     if (logps) {
         jpo_status status;
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK)
             jpo_raise(&err);
         else if (stats)
@@ -308,9 +305,9 @@ static PyObject *model_backward(model_object *self, PyObject *coefficients) {
                      (long long)self->model.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
     } else if (array) {
         jpo_error err;
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) jpo_raise(&err);
     }
     Py_XDECREF(array);
@@ -359,10 +356,10 @@ static PyObject *model_logits(model_object *self, PyObject *rows) {
     if (out) {
         jpo_error err;
         jpo_status status;
-        JPO_COMPUTE_BEGIN
+        JPO_COMPUTE_BEGIN_POLLED
         status = jpo_linear_forward(PyArray_DATA(out), model->config.vocab, PyArray_DATA(hidden), model->config.hidden,
                                     &model->head, PyArray_DIM(hidden, 0), false, NULL, &model->scratch, &err);
-        JPO_COMPUTE_END
+        JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) {
             jpo_raise(&err);
             Py_CLEAR(out);

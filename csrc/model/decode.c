@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "base/threads.h"
 #include "ops/embedding.h"
 #include "ops/rmsnorm.h"
 
@@ -42,7 +43,8 @@ static jpo_status decode(jpo_model *model, float *logits, const jpo_decode *d, j
     jpo_saved_layer saved = jpo_saved_get(model, 0);
     jpo_embedding_forward(saved.x, d->tokens, &model->embedding, d->rows);
     for (int64_t layer = 0; layer < c->layers; layer++) {
-        if (model->poll && model->poll(model->poll_context)) return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
+        if (jpo_compute_interrupted() || (model->poll && model->poll(model->poll_context)))
+            return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
         float *x_next = layer + 1 < c->layers ? saved.x : model->final_x;
         JPO_TRY(jpo_block_forward(model, layer, &saved, x_next, d->rows, d->positions, &attention, &target, err));
     }
@@ -60,6 +62,7 @@ static jpo_status decode(jpo_model *model, float *logits, const jpo_decode *d, j
 
 jpo_status jpo_model_decode(jpo_model *model, float *logits, const jpo_decode *d, jpo_error *err) {
     jpo_status status = decode(model, logits, d, err);
+    if (jpo_compute_interrupted()) status = jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
     if (status != JPO_OK) model->final_x = NULL; /* a pass that ended early leaves no rows */
     return status;
 }

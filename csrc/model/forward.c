@@ -4,11 +4,13 @@
 #include <string.h>
 
 #include "model/model.h"
+#include "base/threads.h"
 #include "ops/embedding.h"
 #include "ops/rmsnorm.h"
 
 static jpo_status poll(jpo_model *model, jpo_error *err) {
-    if (model->poll && model->poll(model->poll_context)) return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
+    if (jpo_compute_interrupted() || (model->poll && model->poll(model->poll_context)))
+        return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
     return JPO_OK;
 }
 
@@ -55,6 +57,7 @@ static jpo_status forward(jpo_model *model, double *logps, const jpo_forest *for
     }
     JPO_TRY(poll(model, err));
     JPO_TRY(head_forward(model, logps, err));
+    if (jpo_compute_interrupted()) return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
     model->kept = options->keep;
     return JPO_OK;
 }
