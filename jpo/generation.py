@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jpo import _core
+from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 
 _STREAMS = 32  # decoded side by side
@@ -62,7 +63,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    max_new_tokens: int = 400,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
     stop: Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),

@@ -15,6 +15,7 @@ import numpy as np
 
 from jpo import _core, profiling
 from jpo.data.forest import Forest, Scope, build_forest
+from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.formats.peft import LORA
@@ -408,7 +409,7 @@ class LanguageModel:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        max_new_tokens: int = 400,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         seed: int = 0,
         stop: Sequence[str] = (),
         **options: Any,

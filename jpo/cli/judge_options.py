@@ -6,6 +6,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from jpo import defaults
+
 BaseUrl = Annotated[
     Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
     typer.Option("--base-url", help="openai: the server, e.g. http://localhost:8000/v1; without credentials."),
@@ -40,15 +42,21 @@ Temperature = Annotated[
 ]
 MaxTokens = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--judge-max-tokens", help="openai: tokens of a reply at most; 0: no bound is sent. (default: 16)"),
+    typer.Option(
+        "--judge-max-tokens",
+        help=f"openai: tokens of a reply at most; 0: no bound is sent. (default: {defaults.MAX_TOKENS})",
+    ),
 ]
 Concurrency = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--concurrency", help="Questions at once. (default: 8; 64 for a function)"),
+    typer.Option(
+        "--concurrency",
+        help=f"Questions at once. (default: {defaults.CONCURRENCY}; {defaults.FUNCTION_CONCURRENCY} for a function)",
+    ),
 ]
 Timeout = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option("--timeout", help="Seconds for one request, its body included. (default: 60)"),
+    typer.Option("--timeout", help=f"Seconds for one request, its body included. (default: {defaults.TIMEOUT:g})"),
 ]
 TotalTimeout = Annotated[
     Optional[float],  # noqa: UP045
@@ -56,7 +64,7 @@ TotalTimeout = Annotated[
 ]
 MaxAttempts = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--max-attempts", help="Attempts for each question. (default: 3)"),
+    typer.Option("--max-attempts", help=f"Attempts for each question. (default: {defaults.MAX_ATTEMPTS})"),
 ]
 JournalFile = Annotated[
     Optional[str],  # noqa: UP045
@@ -87,7 +95,7 @@ def checked_judge(
 ) -> Any:
     """The judge of the flags; JpoError for what cannot be."""
     from jpo.errors import JpoError
-    from jpo.feedback.judges import MAX_TOKENS, TIMEOUT, make_judge
+    from jpo.feedback.judges import make_judge
 
     for name, value in (("--timeout", timeout), ("--total-timeout", total_timeout)):
         if value is not None and not 0 < value < float("inf"):
@@ -100,9 +108,9 @@ def checked_judge(
         spec,
         base_url=base_url,
         model=model,
-        timeout=TIMEOUT if timeout is None else timeout,
+        timeout=defaults.TIMEOUT if timeout is None else timeout,
         temperature=temperature if temperature >= 0 else None,
-        max_tokens=MAX_TOKENS if max_tokens is None else max_tokens or None,
+        max_tokens=defaults.MAX_TOKENS if max_tokens is None else max_tokens or None,
         question=question,
     )
 
@@ -119,14 +127,13 @@ def asking(
     total_timeout: float | None,
 ) -> dict[str, Any]:
     """The options of jpo.feedback.acquire.acquire out of the flags."""
-    from jpo.feedback.acquire import MAX_ATTEMPTS
     from jpo.feedback.judges import slots
 
     return {
         "journal": journal,
         "question": question,
         "concurrency": slots(spec, concurrency),
-        "max_attempts": MAX_ATTEMPTS if max_attempts is None else max_attempts,
+        "max_attempts": defaults.MAX_ATTEMPTS if max_attempts is None else max_attempts,
         "retry_failed": retry_failed,
         "salvage": salvage,
         "total_timeout": total_timeout,

@@ -10,6 +10,7 @@ from jpo.data.readers import Record, iter_records, write_records
 from jpo.data.records import instruction_of, items_to_test, plain, text_key
 from jpo.errors import DataError
 from jpo.evaluate.items import Item, items_of
+from jpo.evaluate.released import Known, generation, known_feedback, untemplated
 from jpo.feedback.acquire import Summary, acquire
 from jpo.feedback.judges import Judge
 
@@ -31,7 +32,8 @@ def beside_gold(
         by_text.setdefault(text_key(item.instruction), []).append(item)
     rows: list[dict[str, Any]] = []
     answered: dict[tuple[Any, ...], set[str]] = {}
-    for index, record in enumerate(generations):
+    for index, given in enumerate(generations):
+        record = generation(given)
         where = record.where if isinstance(record, Record) else f"generations[{index}]"
         item = _partner(record, where, items, by_text)
         if not isinstance(record.get("output"), str):
@@ -56,7 +58,7 @@ def _partner(
 ) -> Item:
     text = text_key(instruction_of(record, where))
     identity = record.get("id", record.get("instruction_id"))
-    alike = by_text.get(text, [])
+    alike = by_text.get(text) or by_text.get(untemplated(text), [])
     if identity is None:
         if len(alike) == 1:
             return alike[0]
@@ -66,7 +68,7 @@ def _partner(
     item = items.get(str(identity))
     if item is None:
         raise DataError(f"{where}: the id {identity!r} is not among the {len(items)} of gold; is it another test set?")
-    if text_key(item.instruction) != text:
+    if text_key(item.instruction) not in (text, untemplated(text)):
         raise DataError(f"{where}: the id {identity!r} has another instruction than in gold, at {item.where}")
     return item
 
@@ -77,23 +79,30 @@ def judge_generations(
     judge: Judge,
     output: str | os.PathLike[str],
     *,
+    known: Known | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], Summary, int]:
     """(judged rows, what the judge was asked, missing outputs); the rows are written to `output` (JSONL) too.
 
     generations, gold: files or iterables of records, as jpo generate writes them and {instruction, gold_response, id?}.
-    The judge compares each output with gold in both orders. A blank output loses unasked. options: those of
+    The judge compares each output with gold in both orders. A blank output loses unasked; what `known` (verdict caches,
+    jpo.evaluate.released.read_known) says of a comparison is not asked again. options: those of
     jpo.feedback.acquire.acquire; its journal (default: output + ".journal.sqlite") lets a killed run go on.
     """
     rows, missing = beside_gold(iter_records(generations), iter_records(gold))
-    asked = [row for row in rows if row["response_0"].strip()]
+    blank = {"feedback": 1, "annotator": "blank output"}
+    unasked = {_identity(row): row | blank for row in rows if not row["response_0"].strip()}
+    for row in rows if known else ():
+        feedback = known_feedback(row, known or {})
+        if feedback is not None:
+            unasked[_identity(row)] = row | {"feedback": feedback, "annotator": "verdict cache"}
+    asked = [row for row in rows if _identity(row) not in unasked]
     summary = acquire(asked, output, judge, progress=progress, **options)
     verdicts = {_identity(row): dict(row) for row in iter_records(output)}
     if len(verdicts) < len(asked):
         raise DataError("generations: an output of one model, temperature, seed and sample stands twice")
-    blank = {"feedback": 1, "annotator": "blank output"}
-    judged = [verdicts.get(_identity(row)) or row | blank for row in rows]
+    judged = [verdicts.get(_identity(row)) or unasked[_identity(row)] for row in rows]
     if len(asked) < len(rows):
         write_records(output, judged)
     return judged, summary, missing

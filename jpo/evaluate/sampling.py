@@ -17,6 +17,7 @@ from typing import Any
 
 from jpo.data import Encoder, Template
 from jpo.data.records import plain, text_key
+from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import Item, digest, items_of
 
@@ -38,7 +39,7 @@ class Sampling:
     n: int = 1
     top_p: float = 1.0
     top_k: int = 0
-    max_new_tokens: int = 400
+    max_new_tokens: int = MAX_NEW_TOKENS
     stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:

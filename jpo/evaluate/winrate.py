@@ -63,6 +63,11 @@ def _unique(path: str) -> Any:
 
 def read_verdicts(path: str | os.PathLike[str]) -> dict[str, WinRate]:
     """model -> WinRate of a verdict cache; DataError names the file, the model and the malformed key or verdict."""
+    return {model: _win_rate(verdicts) for model, verdicts in read_cache(path).items()}
+
+
+def read_cache(path: str | os.PathLike[str]) -> dict[str, dict[tuple[str, str, str], str]]:
+    """model -> (instruction, gold, output) -> verdict, checked; see read_verdicts."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -73,15 +78,13 @@ def read_verdicts(path: str | os.PathLike[str]) -> dict[str, WinRate]:
         raise DataError(f"{name}: not valid JSON ({error})") from None
     if not isinstance(cache, dict) or not cache:
         raise DataError(f"{name}: expected a mapping of models to verdicts, got {type(cache).__name__}")
-    return {model: _win_rate(name, model, verdicts) for model, verdicts in cache.items()}
+    return {model: _checked(name, model, verdicts) for model, verdicts in cache.items()}
 
 
-def _win_rate(name: str, model: str, verdicts: Any) -> WinRate:
+def _checked(name: str, model: str, verdicts: Any) -> dict[tuple[str, str, str], str]:
     if not isinstance(verdicts, dict) or not verdicts:
         raise DataError(f"{name}: model {model!r}: expected a mapping of items to verdicts, got {verdicts!r:.80}")
-    counts = dict.fromkeys(_SCORES, 0)
-    scores: dict[tuple[str, str], float] = {}
-    longer = 0
+    found: dict[tuple[str, str, str], str] = {}
     for key, verdict in verdicts.items():
         parts = key.split(SEPARATOR)
         if len(parts) != 3:
@@ -93,9 +96,18 @@ def _win_rate(name: str, model: str, verdicts: Any) -> WinRate:
             raise DataError(
                 f"{name}: model {model!r}: verdict {verdict!r} of {key[:80]!r} is none of model, gold, equal"
             )
+        found[parts[0], parts[1], parts[2]] = verdict
+    return found
+
+
+def _win_rate(verdicts: Mapping[tuple[str, str, str], str]) -> WinRate:
+    counts = dict.fromkeys(_SCORES, 0)
+    scores: dict[tuple[str, str], float] = {}
+    longer = 0
+    for (instruction, gold, output), verdict in verdicts.items():
         counts[verdict] += 1
-        scores[parts[0], parts[1]] = _SCORES[verdict]
-        longer += len(parts[2]) > len(parts[1])
+        scores[instruction, gold] = _SCORES[verdict]
+        longer += len(output) > len(gold)
     return WinRate(counts["model"], counts["gold"], counts["equal"], longer, scores)
 
 

@@ -22,16 +22,15 @@ from typing import Any
 from jpo.data.readers import Record, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
+from jpo.defaults import CONCURRENCY, MAX_ATTEMPTS
 from jpo.errors import JpoError
 from jpo.feedback.journal import MOST, Entry, GroupCommit, Journal, content_key
-from jpo.feedback.judges import CONCURRENCY
 from jpo.feedback.prompts import Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault
 from jpo.feedback.replies import parse_reply
 from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.files import sync_folder
 
-MAX_ATTEMPTS = 3  # for each question
 _REPLY_KEPT = 200  # characters of a raw reply that the journal keeps
 _MIRROR = {"A": "B", "B": "A", "tie": "tie"}
 Progress = Callable[[int, int | None], None]  # (records done, of how many, if known)

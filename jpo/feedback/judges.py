@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from jpo.defaults import CONCURRENCY, FUNCTION_CONCURRENCY, MAX_TOKENS, TIMEOUT
 from jpo.errors import JpoError
-from jpo.feedback.openai_judge import MAX_TOKENS, OpenAIJudge, retry_after, server_name
+from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
 from jpo.feedback.prompts import VERSION, Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault, Reply
-
-TIMEOUT = 60.0  # seconds for one request
-CONCURRENCY = 8  # questions at once
-FUNCTION_CONCURRENCY = 64  # of a plain function: their verdicts share one sync of the journal
 
 
 def slots(spec: str, concurrency: int | None = None) -> int:
@@ -186,9 +183,6 @@ def make_judge(
 
 
 __all__ = [
-    "CONCURRENCY",
-    "MAX_TOKENS",
-    "TIMEOUT",
     "VERSION",
     "CallableJudge",
     "Judge",

@@ -20,13 +20,13 @@ import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from jpo.defaults import MAX_TOKENS
 from jpo.errors import JpoError, MissingExtra
 from jpo.feedback.protocol import JudgeFault, Reply
 from jpo.feedback.replies import parse_reply
 from jpo.feedback.transport import MAX_REPLY_BYTES, bounded_client
 
 MAX_WAIT = 60.0  # seconds; a server that asks for more is not obeyed (as the openai client does): we back off ourselves
-MAX_TOKENS = 16  # of a reply: enough for "Preferred output: Output (a)"
 MOST_TOKENS = 1 << 40  # that a server may say it used; more is not believed
 _SECRET_RUN = 6  # characters of the key, one after the other, that must not stand in a kept reply
 # what may be refused -> what is sent instead; None: nothing

@@ -8,21 +8,40 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.resources
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jpo.defaults import CONCURRENCY, MAX_NEW_TOKENS, MAX_TOKENS, TIMEOUT
 from jpo.errors import JpoError
 from jpo.feedback.pairs import parse_mix
+from jpo.feedback.prompts import PROTOCOLS, Question, read_wording
 from jpo.study.methods import METHODS
 from jpo.train.config import PreferenceConfig, SFTConfig, option, parse_yaml, read_yaml
 
 WORLD = "world"
 PRESETS = ("demo", "world", "tldr", "helpful")
 # what the study itself decides for each training run
-_DECIDED = ("output", "seed", "compute", "template", "scope", "save_total_limit", "tensorboard", "eval_steps")
+_DECIDED = ("output", "seed", "compute", "template", "scope", "save_total_limit")
 # may differ between a run and the run that goes on with it
-FREE = ("output", "methods", "training_seeds", "amounts", "scaling_methods", "mixing", "concurrency", "timeout")
+FREE = (
+    "output",
+    "methods",
+    "training_seeds",
+    "amounts",
+    "scaling_methods",
+    "mixing",
+    "concurrency",
+    "timeout",
+    "judge_max_tokens",
+    "known_verdicts",
+    "alpaca_eval_difficulty",
+    "prompt_price",
+    "completion_price",
+)
+UNIONS = ("epochs", "steps")
+_DECIDED_PAIRS = 1200  # of each kind, where none are given and no size is
 
 
 def _listed(default: Iterable[Any], text: str) -> Any:
@@ -49,24 +68,64 @@ class StudyConfig:
     sft_data: str | None = option(
         None, "{instruction, response} to fine-tune on; none: the model itself is the policy."
     )
+    policy: str | None = option(
+        None,
+        "An SFT policy that stands already, instead of fine-tuning: a model, or an adapter's directory over model.",
+    )
     instructions: str | None = option(None, "Records with an instruction, to sample candidates for; default: sft_data.")
+    conditional_pairs: str | None = option(
+        None, "Preference pairs that stand already, instead of candidates and conditional feedback."
+    )
+    joint_pairs: str | None = option(
+        None, "Preference pairs of different instructions that stand already, instead of joint feedback."
+    )
     test_data: str | None = option(None, "{instruction, gold_response, id?} for the win-rates.")
     sft_size: int = option(2000, "Examples of supervised fine-tuning at most.")
-    conditional_size: int = option(1200, "Instructions that get two candidates, for conditional feedback, at most.")
-    joint_size: int = option(1200, "Joint candidates at most.")
+    conditional_size: int | None = option(
+        None, f"Decided conditional pairs at most; default: all that are given, else {_DECIDED_PAIRS}."
+    )
+    joint_size: int | None = option(
+        None, f"Decided joint pairs at most; default: all that are given, else {_DECIDED_PAIRS}."
+    )
+    candidates_size: int | None = option(
+        None, "Instructions that get two candidates, at most; default: as many as conditional_size takes."
+    )
+    joint_candidates_size: int | None = option(
+        None, "Joint candidates that are judged, at most; default: as many as joint_size takes."
+    )
     test_size: int = option(500, "Test instructions at most.")
+    alpaca_eval: str | None = option(
+        None, "AlpacaEval 2: an evaluation set with the baseline's outputs, [{instruction, output, generator}]."
+    )
+    alpaca_eval_temperature: float = option(0.7, "Temperature of the samples for alpaca_eval.")
+    alpaca_eval_difficulty: str | None = option(
+        None, "AlpacaEval's instruction_difficulty.csv or df_gamed.csv, for its own length-controlled win-rate."
+    )
     judge: str = option(WORLD, "world (exact), openai, local or module:function.")
     judge_model: str | None = option(None, "openai: the model's name on the server; local: the model to load.")
     base_url: str | None = option(None, "openai: the server, e.g. http://localhost:8000/v1.")
-    concurrency: int = option(8, "openai: requests at once.")
-    timeout: float = option(60.0, "openai: seconds for one request.")
+    protocol: str = option("tie", "tie: the judge says A, B or tie; forced, as in the paper: one of two.")
+    task: str | None = option(
+        None, "What an instruction is to the judge: plain, tldr or a text with {instruction}; default: as the template."
+    )
+    judge_prompt: list[str] = _listed((), "Files of your own wording, as of jpo feedback --prompt.")
+    judge_temperature: float | None = option(0.0, "openai: sent with each request; null: left out.")
+    judge_max_tokens: int | None = option(MAX_TOKENS, "openai: tokens of a reply at most; null: no bound is sent.")
+    concurrency: int = option(CONCURRENCY, "openai: requests at once.")
+    timeout: float = option(TIMEOUT, "openai: seconds for one request.")
+    known_verdicts: list[str] = _listed((), "Verdict caches whose comparisons with gold are not asked again.")
+    prompt_price: float | None = option(None, "Price of a million prompt tokens, for the dry run's cost.")
+    completion_price: float | None = option(None, "Price of a million completion tokens.")
     candidate_temperature: float = option(1.0, "Temperature of the two candidates of an instruction.")
     temperatures: list[float] = _listed((0.001, 0.5, 1.0), "Temperatures of the evaluation's samples.")
     top_k: int = option(0, "Likeliest tokens that sampling keeps; 0: all.")
-    max_new_tokens: int = option(400, "Tokens of a sample at most.")
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "Tokens of a sample at most.")
     mix: str = option("CC=1,RR=1,CR=2", "Shares of chosen-chosen, rejected-rejected, chosen-rejected joint candidates.")
     methods: list[str] = _listed(METHODS, f"Rows of the win-rate table: some of {', '.join(METHODS)}.")
     training_seeds: list[int] = _listed((0, 1, 2), "Each method is trained once with each; fewer than 3: underpowered.")
+    union: str = option(
+        "epochs", "The union trains for as many epochs as DPO's steps are of its own pairs (epochs), or steps (steps)."
+    )
     amounts: list[float] = _listed((), "Further shares of the feedback, below 1, for the data-scaling curve.")
     scaling_methods: list[str] = _listed(("dpo", "jpo_joint", "jpo_union"), "Methods of the data-scaling curve.")
     mixing: list[float] = _listed((), "Shares of joint pairs, 0 to 1, for the mixing study at equal pairs.")
@@ -83,16 +142,27 @@ class StudyConfig:
     overrides: dict[str, Any] = _mapping("Method: its own options of jpo train, over those of train.")
 
     def __post_init__(self) -> None:
+        if self.conditional_size is None and not self.conditional_pairs:
+            self.conditional_size = _DECIDED_PAIRS
+        if self.joint_size is None and not self.joint_pairs:
+            self.joint_size = _DECIDED_PAIRS
         for name, least in (
             ("sft_size", 1),
             ("conditional_size", 2),
             ("joint_size", 1),
+            ("candidates_size", 2),
+            ("joint_candidates_size", 1),
             ("test_size", 2),
             ("top_k", 0),
+            ("judge_max_tokens", 1),
         ):
-            if getattr(self, name) < least:
-                raise JpoError(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise JpoError(f"{name}: expected a whole number of at least {least}, got {value}")
+        if self.policy and self.model in (None, WORLD) and not is_adapter(self.policy):
+            self.model = self.policy
         self._lists()
+        self._asking()
         parse_mix(self.mix)
         if (self.model == WORLD) != (self.judge == WORLD):
             raise JpoError(
@@ -101,12 +171,38 @@ class StudyConfig:
             )
         wanted = {"model": self.model}
         if self.model != WORLD:
-            wanted |= {"test_data": self.test_data, "instructions or sft_data": self.instructions or self.sft_data}
+            wanted["test_data"] = self.test_data
+            if not self.conditional_pairs:
+                wanted["instructions or sft_data"] = self.instructions or self.sft_data
+        else:
+            given = [name for name in _GIVEN if getattr(self, name)]
+            if given:
+                raise JpoError(f"{given[0]}: the embedded world makes its own; give a model beside it")
         if self.judge == "openai":
             wanted["judge_model"] = self.judge_model
         missing = [name for name, value in wanted.items() if not value]
         if missing:
             raise JpoError(f"missing: {', '.join(missing)}; give each in the YAML file or by --set KEY=VALUE")
+
+    def _asking(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise JpoError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if self.judge == WORLD and (self.protocol != "tie" or self.judge_prompt or self.task not in (None, "plain")):
+            raise JpoError(
+                "judge 'world': it is exact and says tie; protocol, task and judge_prompt are for other judges"
+            )
+        if self.union not in UNIONS:
+            raise JpoError(f"union: expected one of {', '.join(UNIONS)}, got {self.union!r}")
+        for name in ("timeout", "alpaca_eval_temperature", "candidate_temperature"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (name == "timeout" and value == 0):
+                raise JpoError(f"{name}: expected a positive number, got {value}")
+
+    @property
+    def question(self) -> Question:
+        """How the judge is asked; JpoError for wording that cannot be."""
+        task = self.task or ("tldr" if self.template == "tldr" else "plain")
+        return Question(self.protocol, task, read_wording(self.judge_prompt))
 
     def _lists(self) -> None:
         for name in ("methods", "training_seeds", "temperatures"):
@@ -141,6 +237,7 @@ class StudyConfig:
         try:
             config = cls(**made)
             config.sft_options()
+            _ = config.question
             for method in METHODS:
                 config.train_options(method)
             if config.model == WORLD:
@@ -175,6 +272,14 @@ def _losses(method: str, given: Any) -> Any:
     own = METHODS[method].options.get("loss", "sigmoid")
     names = given.split(",") if isinstance(given, str) else list(given or [own])
     return ",".join(names if own == "sigmoid" else [own, *names[1:]])
+
+
+_GIVEN = ("policy", "sft_data", "instructions", "conditional_pairs", "joint_pairs", "test_data", "alpaca_eval")
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a policy is an adapter, which needs its model beside it."""
+    return os.path.isfile(os.path.join(folder, "adapter_config.json"))
 
 
 def _checked(values: Any, where: str) -> dict[str, Any]:
@@ -225,7 +330,7 @@ def load_config(
     import yaml
 
     own = read_yaml(path) if path else {}
-    if preset is None and own.get("model", WORLD) == WORLD:
+    if preset is None and own.get("model", WORLD) == WORLD and not any(own.get(name) for name in _GIVEN):
         preset = "demo"
     values: dict[str, Any] = dict(parse_yaml(preset_text(preset))) if preset else {}
     _merge(values, own)

@@ -34,6 +34,7 @@ def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any]
         r=results,
         c=results["settings"],
         methods=METHODS,
+        told_epochs=stages.config.train.get("epochs") is not None,
         is_world=stages.config.model == WORLD,
         degrees=list(next(iter(results["table"].values()))),
         averages={method: _averages(results, method) for method in results["settings"]["methods"]},

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jpo.data.readers import read_records
-from jpo.evaluate.statistics import bootstrap_difference, t_interval
+from jpo.evaluate.alpaca_eval import read_annotations
+from jpo.evaluate.alpaca_regression import read_difficulty
+from jpo.evaluate.statistics import bootstrap_difference, share_interval, t_interval
 from jpo.evaluate.winrate import win_rates
 from jpo.study import world
 from jpo.study.config import WORLD, StudyConfig
@@ -16,14 +18,14 @@ from jpo.study.methods import METHODS
 from jpo.study.stages import Run, Stages, read_json, verdict_rows
 
 Rows = Sequence[Mapping[str, Any]]
-# (method, the method that it is held to, what the paper says of the two)
+# (method, the method that it is held to, what would be said of the two, whether the paper's abstract says it)
 CLAIMS = (
-    ("dpo", "sft", "DPO on conditional feedback improves on the SFT policy"),
-    ("jpo_joint", "sft", "JPO on joint feedback alone improves on the SFT policy"),
-    ("jpo_union", "dpo", "JPO on both kinds of feedback improves on DPO on conditional feedback alone"),
-    ("jpo_union", "jpo_joint", "JPO on both kinds of feedback improves on JPO on joint feedback alone"),
-    ("jpo_joint", "jpo_masked", "scoring the instruction too (JPO) improves on masking it in the same pairs"),
-    ("jpo_union", "kto", "JPO on both kinds of feedback improves on KTO"),
+    ("jpo_union", "dpo", "JPO on both kinds of feedback improves on DPO on conditional feedback alone", True),
+    ("dpo", "sft", "DPO on conditional feedback improves on the SFT policy", False),
+    ("jpo_joint", "sft", "JPO on joint feedback alone improves on the SFT policy", False),
+    ("jpo_union", "jpo_joint", "JPO on both kinds of feedback improves on JPO on joint feedback alone", False),
+    ("jpo_joint", "jpo_masked", "scoring the instruction too (JPO) improves on masking it in the same pairs", False),
+    ("jpo_union", "kto", "JPO on both kinds of feedback improves on KTO", False),
 )
 
 MIXED = ("dpo", "jpo_union", "jpo_joint")  # of the mixing study at equal epochs: joint pairs none, some, all
@@ -46,6 +48,7 @@ def gather(stages: Stages, runs: Sequence[Run], seconds: Mapping[str, float]) ->
         "pooled": {method: _pooled(rows, method) for method in config.methods},
         "comparisons": found["comparisons"],
         "claims": _claims(rows, config.methods),
+        "alpaca_eval": _alpaca(stages, main) if config.alpaca_eval else None,
         "unparsed_share": _share(map(_unparsed(config), rows)),
         "unparsed": _unparsed_table(rows, config),
         "interplay": read_json(stages.path("interplay.json")),
@@ -71,6 +74,31 @@ def _by_seed(table: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | 
     return found
 
 
+def _alpaca(stages: Stages, runs: Sequence[Run]) -> dict[str, Any]:
+    """method -> its figures on the AlpacaEval set: means over training seeds with their intervals, and each seed's."""
+    path = stages.config.alpaca_eval_difficulty
+    difficulty = read_difficulty(path) if path else None
+    found: dict[str, Any] = {}
+    for label, group in _groups(runs).items():
+        seeds = {
+            str(run.seed): next(iter(read_annotations(stages.path(stages.alpaca_verdicts(run)), difficulty).values()))
+            for run in group
+        }
+        own = [row["alpaca_eval"] for row in seeds.values()]
+        rates = [row["win_rate"] for row in seeds.values() if row["win_rate"] is not None]
+        fitted = [row["length_controlled_winrate"] / 100 for row in own if row["length_controlled_winrate"] is not None]
+        found[label] = {
+            "win_rate": share_interval(rates),
+            "length_controlled": {
+                **share_interval(fitted),
+                "glm": own[0]["glm"],
+                "problem": "; ".join(sorted({row["problem"] for row in own if row["problem"]})) or None,
+            },
+            "by_seed": seeds,
+        }
+    return found
+
+
 def _score(row: Mapping[str, Any]) -> float:
     return (1.0, 0.0, 0.5)[int(row["feedback"])]
 
@@ -85,16 +113,17 @@ def _means(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, float]:
 
 
 def _pooled(rows: Rows, model: str) -> dict[str, Any]:
-    """All temperatures together: {mean, low, high, n} over training seeds, and `items` likewise over items."""
+    """All temperatures together: {mean, low, high, n} over training seeds, and `items` likewise over items; intervals of
+    shares, within 0 and 1."""
     own = [row for row in rows if row["model"] == model]
     by_seed = _means(own, "training_seed")
-    return {**t_interval(list(by_seed.values())), "items": t_interval(list(_means(own, "id").values()))}
+    return {**share_interval(list(by_seed.values())), "items": share_interval(list(_means(own, "id").values()))}
 
 
 def _claims(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
     """Each claim's difference over all temperatures, with both intervals, and what they say of it."""
     found = []
-    for better, other, text in CLAIMS:
+    for better, other, text, paper in CLAIMS:
         if better not in methods or other not in methods:
             continue
         sides = [[row for row in rows if row["model"] == model] for model in (better, other)]
@@ -109,7 +138,8 @@ def _claims(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
         verdict = "undecided"
         if None not in lows and len(seeds[0]) > 2:
             verdict = "agrees" if min(lows) > 0 else "disagrees" if max(highs) < 0 else verdict
-        row = {"methods": [better, other], "claim": text, "verdict": verdict, "items": by_item, "seeds": by_seed}
+        row = {"methods": [better, other], "claim": text, "paper": paper, "verdict": verdict}
+        row |= {"items": by_item, "seeds": by_seed}
         found.append(row)
     return found
 

@@ -7,7 +7,9 @@ whose file is missing. Knows the pipeline's functions; never how stages are list
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,27 +18,33 @@ from typing import Any
 
 import jpo
 from jpo.data.batches import permutation
-from jpo.data.readers import read_records, write_records
-from jpo.data.records import items_to_test, plain, sft_examples
+from jpo.data.readers import iter_records, read_records, write_records
+from jpo.data.records import Pair, items_to_test, plain, preference_pairs, sft_examples
 from jpo.data.report import Report
-from jpo.data.templates import DEFAULT
+from jpo.data.templates import DEFAULT, Template
 from jpo.errors import DataError, JpoError
+from jpo.evaluate.alpaca_eval import annotations, read_evaluation_set
 from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
+from jpo.evaluate.released import read_known
 from jpo.evaluate.sampling import Sampling, encoder_of, sample
 from jpo.feedback import pairs as build
 from jpo.feedback.acquire import acquire
 from jpo.feedback.interplay import interplay
 from jpo.feedback.judges import CallableJudge, make_judge
+from jpo.feedback.prompts import Question
 from jpo.formats.files import write_json
+from jpo.formats.peft import read_adapter
 from jpo.model import LanguageModel
 from jpo.study import decoder, world
-from jpo.study.config import WORLD, StudyConfig
+from jpo.study.config import WORLD, StudyConfig, is_adapter
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 from jpo.train import checkpoint
 
+_POOL = 4  # candidates for each decided pair that is wanted, at most
+_DECIDED = {"feedback": 0, "annotator": "given", "verdicts": ["A", "B"]}
 Inner = Callable[[int, int | None, str], None]  # (done, total or None, what) within a stage
-_SFT, _CANDIDATES, _TEST, _TEXTS = range(4)  # streams of the world's texts
+_SFT, _CANDIDATES, _TEST, _TEXTS, _JOINT = range(5)  # streams of the world's texts and of choices
 _WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
 
 
@@ -78,6 +86,7 @@ class Stages:
         self.config, self.folder, self.inner = config, folder, inner
         self._policy: LanguageModel | None = None
         self._local: Any = None  # the local judge: its model is loaded once
+        self._question: Question | None = None
 
     def path(self, *parts: str) -> str:
         """A file or folder of the study."""
@@ -86,7 +95,11 @@ class Stages:
     @property
     def template(self) -> str:
         """The prompt template's name or text."""
-        return self.config.template or (world.TEMPLATE if self.config.model == WORLD else DEFAULT)
+        c = self.config
+        if c.template is None and c.policy and is_adapter(c.policy):
+            stored = read_adapter(c.policy)[0].extra.get("template")
+            return Template.from_dict(stored).name if stored else DEFAULT
+        return c.template or (world.TEMPLATE if c.model == WORLD else DEFAULT)
 
     # data and policy
 
@@ -102,7 +115,8 @@ class Stages:
 
     def _world_data(self) -> tuple[list[Any], list[Any], list[Any]]:
         c = self.config
-        sizes = {_TEST: c.test_size, _CANDIDATES: c.conditional_size, _SFT: c.sft_size}
+        pool = c.candidates_size or _POOL * (c.conditional_size or 0)
+        sizes = {_TEST: c.test_size, _CANDIDATES: pool, _SFT: c.sft_size}
         seen: list[str] = []
         made: dict[int, list[dict[str, Any]]] = {}
         for stream, size in sizes.items():
@@ -125,11 +139,7 @@ class Stages:
             rows = [{**r, "response": r.get("response", r.get("gold_response"))} for r in read_records(c.sft_data)]
             found = sft_examples(rows, c.sft_data)
             sft = [{"instruction": plain(e.instruction), "response": plain(e.response)} for e in found]
-        source = c.instructions or c.sft_data
-        assert source and c.test_data
-        texts = {
-            item.key: {"id": item.id, "instruction": plain(item.instruction)} for item in items_of(read_records(source))
-        }
+        assert c.test_data
         golds = read_records(c.test_data)
         usable = {(str(plain(t.instruction)), str(plain(t.gold_response))) for t in items_to_test(golds, c.test_data)}
         test = [
@@ -139,9 +149,26 @@ class Stages:
         ]
         return (
             self._some(sft, c.sft_size, _SFT),
-            self._some(list(texts.values()), c.conditional_size, _CANDIDATES),
+            self._pool(),
             self._some(test, c.test_size, _TEST),
         )
+
+    def _pool(self) -> list[Any]:
+        """The instructions that candidates may be sampled for: in the file's order where each of them may get some, else
+        in a seeded one, whose beginning is sampled. Of given pairs, theirs."""
+        c = self.config
+        if c.conditional_pairs:
+            pairs = self._given_pairs(c.conditional_pairs, joint=False)
+            listed = dict.fromkeys(json.dumps(plain(pair.i_chosen), sort_keys=True) for pair in pairs)
+            return [{"id": place, "instruction": json.loads(text)} for place, text in enumerate(listed)]
+        source = c.instructions or c.sft_data
+        assert source
+        items = items_of(read_records(source))
+        texts = [{"id": item.id, "instruction": plain(item.instruction)} for item in items]
+        texts = self._some(texts, c.candidates_size or len(texts), _CANDIDATES)
+        if len(texts) <= (c.conditional_size or 0):
+            return texts
+        return [texts[int(at)] for at in permutation(len(texts), c.seed, _CANDIDATES, 1)]
 
     def _some(self, rows: list[Any], size: int, stream: int) -> list[Any]:
         if len(rows) <= size:
@@ -179,6 +206,17 @@ class Stages:
         os.rename(run, self.path("sft"))
         os.rename(whole, self.path("policy"))
 
+    def given_policy(self) -> None:
+        """policy/: the model with the given adapter, as a whole model."""
+        c = self.config
+        assert c.policy
+        lm = jpo.load(c.model, compute=c.compute)
+        lm.load_adapter(c.policy)
+        whole = self.path("policy.part")
+        shutil.rmtree(whole, ignore_errors=True)
+        lm.merge(whole)
+        os.rename(whole, self.path("policy"))
+
     def _train(self, trainer: Any, output: str) -> None:
         """To the end, from the last checkpoint where there is one; the checkpoints go afterwards."""
         resume = bool(checkpoint.finished(output))
@@ -194,7 +232,8 @@ class Stages:
         """The SFT policy, loaded once; its adapter is whichever run is at work."""
         if self._policy is None:
             own = os.path.isdir(self.path("policy"))
-            self._policy = jpo.load(self.path("policy") if own else self.config.model, compute=self.config.compute)
+            given = self.config.policy or self.config.model
+            self._policy = jpo.load(self.path("policy") if own else given, compute=self.config.compute)
         return self._policy
 
     # feedback
@@ -209,13 +248,37 @@ class Stages:
         sample(lm, records, settings, output=part, progress=lambda a, b: self.inner(a, b, "samples"), **options)
         os.replace(part, output)
 
-    def candidates(self) -> None:
-        """feedback/samples.jsonl: two samples of each instruction."""
+    @property
+    def question(self) -> Question:
+        """How the judge is asked."""
+        if self._question is None:
+            self._question = self.config.question
+        return self._question
+
+    def _candidate_settings(self) -> Sampling:
         c = self.config
-        settings = Sampling((c.candidate_temperature,), (c.seed,), 2, 1.0, c.top_k, c.max_new_tokens)
+        return Sampling((c.candidate_temperature,), (c.seed,), 2, 1.0, c.top_k, c.max_new_tokens)
+
+    def _first(self) -> list[Any]:
+        """The instructions of the first round: as many as pairs are wanted."""
+        return self._rows("data", "instructions.jsonl")[: self.config.conditional_size]
+
+    def candidates(self) -> None:
+        """feedback/samples.jsonl: two samples of each instruction of the first round."""
         self.policy.remove_adapter()
         output = self.path("feedback", "samples.jsonl")
-        self._samples(self.policy, self._rows("data", "instructions.jsonl"), settings, output, model="sft")
+        self._samples(self.policy, self._first(), self._candidate_settings(), output, model="sft")
+
+    def _candidates_of(self, instructions: list[Any]) -> list[Any]:
+        """Their samples: the first round's, and those of later ones, which the same file takes up."""
+        path = self.path("feedback", "samples.jsonl")
+        if len(instructions) <= len(self._first()):  # whole in any case; what stands behind may be torn
+            return list(itertools.islice(iter_records(path), 2 * len(instructions)))
+        self.policy.remove_adapter()
+        encoder = encoder_of(self.policy, None, self.template)
+        options: dict[str, Any] = {"output": path, "model": "sft", "encoder": encoder}
+        report = {"progress": lambda a, b: self.inner(a, b, "samples")}
+        return sample(self.policy, instructions, self._candidate_settings(), **options, **report)
 
     def _judge(self) -> Any:
         c = self.config
@@ -223,7 +286,15 @@ class Stages:
             return CallableJudge(_exact, f"world, tie below {world.TIE:g}")
         if self._local is not None:
             return self._local
-        judge = make_judge(c.judge, base_url=c.base_url, model=c.judge_model, timeout=c.timeout)
+        judge = make_judge(
+            c.judge,
+            base_url=c.base_url,
+            model=c.judge_model,
+            timeout=c.timeout,
+            temperature=c.judge_temperature,
+            max_tokens=c.judge_max_tokens,
+            question=self.question,
+        )
         if c.judge == "local":
             self._local = judge
         return judge
@@ -233,20 +304,87 @@ class Stages:
         journal = self.path("feedback", "verdicts.sqlite")
         return {
             "journal": journal,
+            "question": self.question,
             "concurrency": concurrency,
             "progress": lambda a, b: self.inner(a, b, "verdicts"),
         }
 
     def conditional(self) -> None:
-        """feedback/conditional.jsonl: two responses to one instruction, judged."""
-        samples = self._rows("feedback", "samples.jsonl")
-        rows = build.conditional_candidates(samples, 1, self.config.seed, report=Report())
-        if not rows:
-            raise JpoError("the two samples of every instruction are equal; raise candidate_temperature")
-        acquire(rows, self.path("feedback", "conditional.jsonl"), self._judge(), **self._judging())
+        """feedback/conditional.jsonl: two responses to one instruction, judged, until enough pairs are decided or no
+        instruction is left. Equal samples are no candidates."""
+        c = self.config
+        assert c.conditional_size
+        pool = self._rows("data", "instructions.jsonl")
+
+        def rows(count: int) -> list[Any]:
+            found = build.conditional_candidates(self._candidates_of(pool[:count]), 1, c.seed, report=Report())
+            if not found:
+                raise JpoError("the two samples of every instruction are equal; raise candidate_temperature")
+            return found
+
+        self._judged("conditional", rows, c.conditional_size, len(pool))
+
+    def _judged(self, kind: str, rows: Callable[[int], list[Any]], wanted: int, most: int) -> None:
+        """feedback/KIND.jsonl in rounds, each as large as the share of decided verdicts so far makes it, twice the one
+        before at most. What was judged is in the journal, so that a killed study repeats its rounds for nothing."""
+        final, part = self.path("feedback", f"{kind}.jsonl"), self.path("feedback", f"{kind}.part.jsonl")
+        count = min(wanted, most)
+        while True:
+            summary = acquire(rows(count), part, self._judge(), **self._judging())
+            decided = summary.feedback["0"] + summary.feedback["1"]
+            if decided >= wanted or count >= most:
+                break
+            missing = math.ceil((wanted - decided) * count / max(decided, 1))
+            count = min(most, count + max(1, missing), 2 * count)
+        os.replace(part, final)
+
+    def _given_pairs(self, path: str, joint: bool) -> list[Pair]:
+        """A file's preference pairs of the one kind; the others are no mistake in the other kind's file, but here."""
+        report = Report()
+        pairs = preference_pairs(read_records(path), path, report)
+        found = [pair for pair in pairs if pair.joint == joint]
+        if len(found) < len(pairs):
+            kind = "different instructions" if joint else "one instruction"
+            raise DataError(
+                f"{path}: {len(pairs) - len(found)} of {len(pairs)} pairs are not of {kind}; give joint pairs as "
+                "joint_pairs, conditional ones as conditional_pairs"
+            )
+        if not found:
+            raise DataError(f"{path}: holds no preference pair:\n{report}")
+        return found
+
+    def given_conditional(self) -> None:
+        """feedback/conditional.jsonl: the given pairs as decided verdicts, the chosen response first."""
+        c = self.config
+        assert c.conditional_pairs
+        pairs = self._given_pairs(c.conditional_pairs, joint=False)
+        rows = [
+            {
+                "instruction": plain(p.i_chosen),
+                "response_0": plain(p.r_chosen),
+                "response_1": plain(p.r_reject),
+                **_DECIDED,
+            }
+            for p in self._some(pairs, c.conditional_size or len(pairs), _CANDIDATES)
+        ]
+        write_records(self.path("feedback", "conditional.jsonl"), rows)
+
+    def given_joint(self) -> None:
+        """feedback/joint.jsonl: the given pairs as decided verdicts, without labels: decided ones alone say nothing of how
+        often a verdict is decisive."""
+        c = self.config
+        assert c.joint_pairs
+        pairs = self._given_pairs(c.joint_pairs, joint=True)
+        rows = []
+        for pair in self._some(pairs, c.joint_size or len(pairs), _JOINT):
+            chosen = {"instruction_0": plain(pair.i_chosen), "response_0": plain(pair.r_chosen)}
+            rejected = {"instruction_1": plain(pair.i_reject), "response_1": plain(pair.r_reject)}
+            rows.append({**chosen, **rejected, **_DECIDED})
+        write_records(self.path("feedback", "joint.jsonl"), rows)
 
     def joint(self) -> None:
-        """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged."""
+        """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged until enough are decided.
+        The order of the candidates is random, so that each round has about the mix of all."""
         items = build.items_of(self._rows("feedback", "conditional.jsonl"))
         labelled = sum(item.label is not None for item in items)
         most = labelled * (labelled - 2) // 8  # so many pairs there are even of one kind alone
@@ -255,9 +393,11 @@ class Stages:
                 f"{labelled} labelled responses came out of the conditional feedback, too few for joint candidates; "
                 "raise conditional_size, or look at the judge's verdicts in feedback/conditional.jsonl"
             )
-        count = min(self.config.joint_size, most)
-        rows = build.joint_candidates(items, count, self.config.seed, build.parse_mix(self.config.mix))
-        acquire(rows, self.path("feedback", "joint.jsonl"), self._judge(), **self._judging())
+        c = self.config
+        assert c.joint_size
+        count = min(c.joint_candidates_size or _POOL * c.joint_size, most)
+        rows = build.joint_candidates(items, count, c.seed, build.parse_mix(c.mix))
+        self._judged("joint", lambda first: rows[:first], c.joint_size, count)
 
     def interplay(self) -> None:
         """interplay.json, as jpo interplay --json writes it."""
@@ -271,7 +411,8 @@ class Stages:
                 raise DataError(
                     f"{self.path('feedback', kind)}.jsonl: no verdict is decisive; nothing can be trained on"
                 )
-            write_records(self.path("pairs", f"{kind}.jsonl"), found)
+            size = self.config.conditional_size if kind == "conditional" else self.config.joint_size
+            write_records(self.path("pairs", f"{kind}.jsonl"), found[: size or len(found)])
 
     # runs
 
@@ -291,27 +432,36 @@ class Stages:
         lm.remove_adapter()
         rows = self.pairs_of(run)
         decided = {"seed": run.seed, "template": self.template, "output": part, "save_total_limit": 1}
-        if run.epochs:  # as many as the steps take of the conditional pairs
-            told = self.config.train_options(run.method)
-            passes = (told.steps or 1000) * told.batch_size / len(self._rows("pairs", "conditional.jsonl"))
-            decided |= {"steps": None, "epochs": passes}
+        decided |= self._passes(run)
         config = self.config.train_options(run.method, **decided)
         trainer = jpo.PreferenceTrainer(lm, rows, config)
         self._train(trainer, part)
         write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(rows)})
         os.rename(part, final)
 
+    def _passes(self, run: Run) -> dict[str, Any]:
+        """Of a run that is to take as many epochs as DPO's steps are of the conditional pairs, that many; else nothing."""
+        c = self.config
+        told = c.train_options(run.method)
+        union = c.union == "epochs" and run.method == "jpo_union" and run.share is None
+        if told.epochs is not None or not (run.epochs or union):
+            return {}
+        pairs = amount_of(self._rows("pairs", "conditional.jsonl"), run.amount, c.seed)
+        return {"steps": None, "epochs": (told.steps or 1000) * told.batch_size / len(pairs)}
+
     def sample(self, run: Run) -> None:
         """samples/NAME.jsonl: every test instruction at every temperature."""
-        c = self.config
-        lm = self.policy
+        self._sampled(
+            run, self._rows("data", "test.jsonl"), self.config.temperatures, self.path("samples", f"{run.name}.jsonl")
+        )
+
+    def _sampled(self, run: Run, rows: list[Any], temperatures: Sequence[float], output: str) -> None:
+        c, lm = self.config, self.policy
         lm.remove_adapter()
         own = lm.load_adapter(self.path("runs", run.name)) if run.method != "sft" else None
-        settings = Sampling(c.temperatures, (run.seed,), 1, 1.0, c.top_k, c.max_new_tokens)
+        settings = Sampling(temperatures, (run.seed,), 1, 1.0, c.top_k, c.max_new_tokens)
         encoder = encoder_of(lm, own, None if own else self.template)
-        output = self.path("samples", f"{run.name}.jsonl")
         extra = {"training_seed": run.seed}
-        rows = self._rows("data", "test.jsonl")
         self._samples(lm, rows, settings, output, encoder=encoder, model=run.label, extra=extra)
 
     def verdicts(self, run: Run) -> None:
@@ -319,8 +469,37 @@ class Stages:
         final, part = self.path("verdicts", f"{run.name}.jsonl"), self.path("verdicts", f"{run.name}.part.jsonl")
         os.makedirs(os.path.dirname(final), exist_ok=True)
         samples, gold = self.path("samples", f"{run.name}.jsonl"), self.path("data", "test.jsonl")
-        judge_generations(samples, gold, self._judge(), part, **self._judging())
+        known = read_known(self.config.known_verdicts)
+        judge_generations(samples, gold, self._judge(), part, known=known, **self._judging())
         os.replace(part, final)
+
+    # AlpacaEval 2 (the paper's figure 4c)
+
+    def alpaca_samples(self, run: Run) -> str:
+        """The file of a run's samples for the evaluation set, relative to the study's."""
+        return f"alpaca_eval/{run.name}.samples.jsonl"
+
+    def alpaca_verdicts(self, run: Run) -> str:
+        """The file of a run's annotations, in AlpacaEval's form."""
+        return f"alpaca_eval/{run.name}.annotations.json"
+
+    def alpaca_sample(self, run: Run) -> None:
+        """alpaca_eval/NAME.samples.jsonl: every instruction of the evaluation set once, at its own temperature."""
+        assert self.config.alpaca_eval
+        rows = read_evaluation_set(self.config.alpaca_eval)
+        degrees = (self.config.alpaca_eval_temperature,)
+        self._sampled(run, rows, degrees, self.path(self.alpaca_samples(run)))
+
+    def alpaca_judge(self, run: Run) -> None:
+        """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders."""
+        assert self.config.alpaca_eval
+        gold = read_evaluation_set(self.config.alpaca_eval)
+        part = self.path("alpaca_eval", f"{run.name}.part.jsonl")
+        samples = self.path(self.alpaca_samples(run))
+        judged, _, _ = judge_generations(samples, gold, self._judge(), part, **self._judging())
+        generators = {str(row["id"]): row["generator"] for row in gold}
+        write_json(self.path(self.alpaca_verdicts(run)), annotations(judged, generators))
+        os.remove(part)
 
 
 async def _exact(prompt: str) -> str:

@@ -8,9 +8,11 @@ in jpo.study.stages.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 
 from jpo.errors import JpoError
 from jpo.formats.files import write_json, write_text
-from jpo.study.config import FREE, WORLD, StudyConfig
+from jpo.study.config import FREE, WORLD, StudyConfig, is_adapter
 from jpo.study.display import Display
 from jpo.study.results import MIXED, gather
 from jpo.study.stages import Run, Stages
@@ -61,25 +63,48 @@ class Study:
 
     def plan(self) -> list[Stage]:
         """Every stage, in the order in which they run."""
-        s, world = self.stages, self.config.model == WORLD
+        s, c = self.stages, self.config
         plan = [Stage("data", "data/test.jsonl", s.data)]
-        if world:
+        if c.model == WORLD:
             plan.append(Stage("pre-train the decoder", "base", s.pretrain))
-        if world or self.config.sft_data:
+        if c.policy and is_adapter(c.policy):
+            plan.append(Stage("merge the given SFT policy", "policy", s.given_policy))
+        elif c.model == WORLD or (c.sft_data and not c.policy):
             plan.append(Stage("fine-tune the SFT policy", "policy", s.sft))
-        plan += [
-            Stage("sample candidates", "feedback/samples.jsonl", s.candidates),
-            Stage("conditional feedback", "feedback/conditional.jsonl", s.conditional),
-            Stage("joint feedback", "feedback/joint.jsonl", s.joint),
-            Stage("interplay", "interplay.json", s.interplay),
-            Stage("preference pairs", "pairs/joint.jsonl", s.pairs),
-        ]
+        if c.conditional_pairs:
+            plan.append(Stage("given conditional pairs", "feedback/conditional.jsonl", s.given_conditional))
+        else:
+            plan.append(Stage("sample candidates", "feedback/samples.jsonl", s.candidates))
+            plan.append(Stage("conditional feedback", "feedback/conditional.jsonl", s.conditional))
+        if c.joint_pairs:
+            plan.append(Stage("given joint pairs", "feedback/joint.jsonl", s.given_joint))
+        else:
+            plan.append(Stage("joint feedback", "feedback/joint.jsonl", s.joint))
+        plan.append(Stage("interplay", "interplay.json", s.interplay))
+        plan.append(Stage("preference pairs", "pairs/joint.jsonl", s.pairs))
         for run in self.runs:
             if run.method != "sft":
                 plan.append(Stage(f"train {run.name}", f"runs/{run.name}", partial(s.train, run)))
             plan.append(Stage(f"sample {run.name}", f"samples/{run.name}.jsonl", partial(s.sample, run)))
             plan.append(Stage(f"judge {run.name}", f"verdicts/{run.name}.jsonl", partial(s.verdicts, run)))
+        for run in (run for run in self.runs if run.main and c.alpaca_eval):
+            plan.append(Stage(f"AlpacaEval: sample {run.name}", s.alpaca_samples(run), partial(s.alpaca_sample, run)))
+            plan.append(Stage(f"AlpacaEval: judge {run.name}", s.alpaca_verdicts(run), partial(s.alpaca_judge, run)))
         return plan
+
+    def skipped(self) -> list[str]:
+        """What is left out because it is given, a line each."""
+        c = self.config
+        found = []
+        if c.policy:
+            found.append(f"the SFT policy is given ({c.policy}): no fine-tuning")
+        if c.conditional_pairs:
+            found.append(f"conditional pairs are given ({c.conditional_pairs}): no candidates, no conditional feedback")
+        if c.joint_pairs:
+            found.append(
+                f"joint pairs are given ({c.joint_pairs}): no joint feedback; interplay needs verdicts, and has none"
+            )
+        return found
 
     def done(self, stage: Stage) -> bool:
         """Whether a stage has left its output."""
@@ -106,6 +131,7 @@ class Study:
         path, now = os.path.join(self.folder, "study.yaml"), self.config.to_dict()
         if os.path.exists(path):
             before = read_yaml(path)
+            before = {**_defaults(), **before}  # a study of an earlier release lacks the later options
             changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
             if changed:
                 shown = "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
@@ -120,6 +146,8 @@ class Study:
 
         plan = self.plan()
         self.display = Display(show)
+        for line in self.skipped() if show else ():
+            print(line, file=sys.stderr, flush=True)
         with self.display.shown(len(plan)), hidden_bar():
             for number, stage in enumerate(plan, 1):
                 if self.done(stage):
@@ -173,6 +201,14 @@ class Study:
         return "\n".join(lines)
 
 
+def _defaults() -> dict[str, Any]:
+    """Every option as it is where nothing is said, for the options that an older study.yaml lacks."""
+    return {
+        item.name: item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+        for item in dataclasses.fields(StudyConfig)
+    }
+
+
 def planned_runs(config: StudyConfig) -> list[Run]:
     """Every training and sampling: the table's, the scaling curve's, the mixing study's."""
     runs = [Run(method, seed) for method in config.methods for seed in config.training_seeds]
@@ -182,5 +218,7 @@ def planned_runs(config: StudyConfig) -> list[Run]:
     for share in config.mixing:
         runs += [Run("jpo_union", seed, share=share) for seed in config.training_seeds]
     if config.mixing and config.train.get("epochs") is None:
-        runs += [Run(method, seed, epochs=True) for method in MIXED for seed in config.training_seeds]
+        there = [*(["dpo"] if "dpo" in config.methods else []), *(["jpo_union"] if config.union == "epochs" else [])]
+        missing = [method for method in MIXED if method not in there or method not in config.methods]
+        runs += [Run(method, seed, epochs=True) for method in missing for seed in config.training_seeds]
     return runs

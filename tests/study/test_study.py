@@ -23,7 +23,9 @@ from jpo.study.methods import METHODS, amount_of, mixture, swapped
 SMALL = {
     "sft_size": 200,
     "conditional_size": 120,
+    "candidates_size": 120,
     "joint_size": 60,
+    "joint_candidates_size": 60,
     "test_size": 20,
     "max_new_tokens": 14,
     "methods": ["sft", "dpo", "jpo_joint", "jpo_union", "jpo_masked", "kto", "rpo", "iopo"],
@@ -114,7 +116,7 @@ def test_curves_name_their_pairs(undisturbed):
     assert found["scaling"]["dpo"]["1"]["mean"] == found["pooled"]["dpo"]["mean"]
     assert found["mixing"]["equal_pairs"]["0.5"]["pairs"] == min(pairs["conditional"], pairs["joint"])
     steps = [point["steps"] for point in found["mixing"]["equal_epochs"].values()]
-    assert len(steps) == 3 and max(steps) == found["training"]["jpo_union@epochs-seed0"]["steps"] > 4
+    assert len(steps) == 3 and max(steps) == found["training"]["jpo_union-seed0"]["steps"] > 4
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(undisturbed, tmp_path):

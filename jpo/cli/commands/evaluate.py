@@ -29,6 +29,14 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option("--judge", help="openai, local or module:function; asked about each output in both orders."),
     ] = None,
+    known_verdicts: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--known-verdicts", help="Verdict cache whose comparisons are not asked again; may repeat."),
+    ] = None,
+    verdicts_output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--verdicts-output", help="Also add the verdicts to this verdict cache."),
+    ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--output", help="Judged outputs, JSONL; run again to go on. (default: GENERATIONS.judged.jsonl)"),
@@ -105,6 +113,7 @@ def evaluate(
             raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
         from jpo.cli.progress import bar
         from jpo.evaluate.judging import judge_generations
+        from jpo.evaluate.released import read_known, write_verdicts
 
         question = flags.question_of(protocol, task, prompt)
         asked = flags.checked_judge(
@@ -122,8 +131,13 @@ def evaluate(
             salvage=salvage,
             total_timeout=total_timeout,
         )
+        known = read_known(known_verdicts or ())
         with bar("judged") as progress:
-            rows, summary, missing = judge_generations(files, gold, asked, path, progress=progress, **options)
+            rows, summary, missing = judge_generations(
+                files, gold, asked, path, known=known, progress=progress, **options
+            )
+        if verdicts_output:
+            typer.echo(f"{write_verdicts(verdicts_output, rows)} verdicts in {verdicts_output}")
         typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")
         figures = _table(rows) | {"missing": missing, "annotator": asked.name}
     if json:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli.options import Check
+from jpo.defaults import MAX_NEW_TOKENS
 
 
 def _records(input: str | None, prompt: list[str] | None, limit: int | None) -> list[dict[str, Any]]:
@@ -59,7 +60,9 @@ def generate(
     ] = None,
     top_p: Annotated[float, typer.Option("--top-p", help="Cut to the likeliest tokens of this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Cut to this many tokens; 0: no cut. The paper: 50.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="A sample's length at most.")] = 400,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="A sample's length at most.")
+    ] = MAX_NEW_TOKENS,
     seed: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option("--seed", help="May repeat. (default: 0)"),
