@@ -4,9 +4,15 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+# the engine's list stands in csrc/base/dtype.h; tests/typing holds this copy to it
+Compute = Literal["float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3"]
+
 class SystemInfo(TypedDict):
     isa: str
     isa_best: str
+    features: list[str]
+    masked: list[str]
+    isa_unavailable: str | None
     avx512_vnni: bool
     avx512_bf16: bool
     blas: str
@@ -16,8 +22,11 @@ class SystemInfo(TypedDict):
 def system_info() -> SystemInfo: ...
 def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
+def auto_compute() -> Compute: ...
+def compute_types() -> list[tuple[Compute, str, str | None]]: ...
+def product_kernels() -> list[tuple[str, Compute, bool]]: ...
 def measure_gflops(
-    compute: Literal["float32", "int16", "bfloat16"],
+    compute: Compute,
     n: int,
     k: int,
     m: int,

@@ -77,8 +77,9 @@ def extras() -> dict[str, bool]:
 def report(measure: bool = True) -> dict[str, Any]:
     """Everything that `jpo doctor` prints, as a dictionary.
 
-    Keys: version, python, numpy, platform, isa, isa_best, isa_unavailable (what JPO_CPU asked for in vain, or None),
-    avx512_vnni, avx512_bf16, blas, blas_kernel, threads, processors, memory, switches, extras, gflops (empty unless
+    Keys: version, python, numpy, platform, isa, isa_best, features and masked (of the processor: in use; left out
+    by JPO_CPU or the level), isa_unavailable (what JPO_CPU asked for in vain, or None), auto_compute (what compute="auto" is
+    here), kernels (compute type -> the kernel that serves it), avx512_vnni, avx512_bf16, blas, blas_kernel, threads, processors, memory, switches, extras, gflops (empty unless
     `measure`; the measurement takes about a second).
     """
     import numpy
@@ -86,7 +87,6 @@ def report(measure: bool = True) -> dict[str, Any]:
     from jpo import _core
 
     info = dict(_core.system_info())
-    asked = os.environ.get("JPO_CPU", "")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "version": version(),
@@ -94,7 +94,8 @@ def report(measure: bool = True) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         **info,
-        "isa_unavailable": asked if asked and asked != info["isa"] else None,
+        "auto_compute": _core.auto_compute(),
+        "kernels": {compute: name for name, compute, chosen in _core.product_kernels() if chosen},
         "processors": allowed,
         "memory": memory(),
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
@@ -111,7 +112,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         ("jpo", f"{found['version']} (Python {found['python']}, NumPy {found['numpy']})"),
         ("platform", found["platform"]),
         ("instruction set", f"{found['isa']} (the machine's best: {found['isa_best']})"),
-        ("16-bit products", f"VNNI {yes(found['avx512_vnni'])}, BF16 {yes(found['avx512_bf16'])}"),
+        ("features", ", ".join(found["features"]) or "none that products use"),
+        *([("masked", ", ".join(found["masked"]))] if found["masked"] else []),
         ("BLAS", found["blas"]),
         ("BLAS kernel", found["blas_kernel"]),
         ("threads", f"{found['threads']} of {found['processors']} allowed processors"),
@@ -121,12 +123,14 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows.append(("warning", f"JPO_CPU={found['isa_unavailable']} is not available here and was ignored"))
     rows += [("switch", f"{name}={value}") for name, value in found["switches"].items()]
     for compute, speed in found["gflops"].items():
-        rows.append((f"compute {compute}", speed if isinstance(speed, str) else f"{speed:.0f} GF/s"))
+        kernel = found["kernels"].get(compute, "OpenBLAS")
+        rows.append((f"compute {compute}", speed if isinstance(speed, str) else f"{speed:.0f} GF/s ({kernel})"))
+    rows.append(("compute auto", f"is {found['auto_compute']} here"))
     rows.append(("extras present", ", ".join(name for name, there in found["extras"].items() if there) or "none"))
     absent = [name for name, there in found["extras"].items() if not there]
     if absent:
         rows.append(("extras absent", ", ".join(absent)))
-    return [f"{name:<16} {value}" for name, value in rows]
+    return [f"{name:<18} {value}" for name, value in rows]
 
 
 def yes(flag: bool) -> str:

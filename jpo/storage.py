@@ -6,11 +6,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jpo import _core
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
-Compute = Literal["float32", "int16", "bfloat16"]  # types of products with the model's weights, in the engine's order
-COMPUTES: tuple[Compute, ...] = get_args(Compute)
+# types of products with the model's weights, in the engine's order (csrc/base/dtype.h; tests/typing holds this copy to it)
+ProductType = Literal["float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3"]
+Compute = Literal[ProductType, "auto"]
+COMPUTES: tuple[ProductType, ...] = get_args(ProductType)
+COMPUTE_MEANINGS = {name: meaning for name, meaning, _ in _core.compute_types()}
 Storage = Literal["auto", "as-stored", "float32", "bfloat16", "q8_0"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 

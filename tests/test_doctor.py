@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from jpo import doctor
+from jpo import _core, doctor
 
 
 def test_report_prints_what_it_returns():
@@ -18,6 +18,24 @@ def test_report_prints_what_it_returns():
         assert expected in text.getvalue()
 
 
+def test_features_can_be_masked():
+    code = "from jpo import _core; i = _core.system_info(); print(i['isa'], *i['features'], '|', *i['masked'], i['isa_unavailable'])"
+    machine = _core.system_info()
+    for setting in ("-amx", "avx2,-amx", "-avx512", "-amx,-vnni,nonsense"):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "JPO_CPU": setting},
+        )
+        used, left_out = result.stdout.split("|")
+        assert "amx" not in used and ("nonsense" in left_out) == ("nonsense" in setting)
+        if machine["isa_best"] == "avx512":
+            assert used.split()[0] == ("avx2" if "avx" in setting else "avx512")
+            assert ("vnni" in used) == (setting == "-amx")
+
+
 def test_extras_are_found_without_import():
     code = (
         "import sys; from jpo import doctor; doctor.report(False); print({'openai', 'scipy', 'torch'} & {*sys.modules})"
@@ -28,7 +46,7 @@ def test_extras_are_found_without_import():
 
 def test_lowered_and_unknown_instruction_sets():
     code = "from jpo import doctor; print('\\n'.join(doctor.lines(doctor.report(False))))"
-    for asked, expected in (("generic", "instruction set  generic"), ("sse9", "JPO_CPU=sse9 is not available")):
+    for asked, expected in (("generic", "instruction set    generic"), ("sse9", "JPO_CPU=sse9 is not available")):
         result = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,

@@ -1,7 +1,9 @@
-/* How numbers are stored: scalars, and the quantized blocks of GGUF (32 or 256 values along a row each). */
+/* How numbers are stored (scalars, and the quantized blocks of GGUF, 32 or 256 values along a row each), and in which
+ * number types products with them run. */
 #ifndef JPO_BASE_DTYPE_H
 #define JPO_BASE_DTYPE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,8 +34,33 @@ typedef enum {
         JPO_DTYPE_COUNT
 } jpo_dtype;
 
+/* Number types of a product with a weight. X(code, name, what `jpo --help` says of it): the order is that of the
+ * numbers that checkpoints and bindings pass on, new ones come last. */
+#define JPO_COMPUTE_LIST(X)                                                                                           \
+    X(JPO_COMPUTE_FLOAT32, "float32", "exact products, float32 sums; every processor")                                \
+    X(JPO_COMPUTE_INT16, "int16", "blocks of 32 as 16-bit integers and a scale; AVX2 or AVX-512 VNNI")                \
+    X(JPO_COMPUTE_BFLOAT16, "bfloat16", "both sides rounded to bfloat16; AMX tiles, or AVX512_BF16 where it is fast") \
+    X(JPO_COMPUTE_BFLOAT16X2, "bfloat16x2", "activations in two bfloat16 parts, weights in one; AMX tiles")           \
+    X(JPO_COMPUTE_BFLOAT16X3, "bfloat16x3", "both sides in two parts, three products, float32's class; AMX tiles")
+
+typedef enum {
+#define JPO_COMPUTE_CODE(code, name, meaning) code,
+    JPO_COMPUTE_LIST(JPO_COMPUTE_CODE)
+#undef JPO_COMPUTE_CODE
+        JPO_COMPUTE_COUNT
+} jpo_compute;
+
+const char *jpo_compute_name(jpo_compute compute);
+const char *jpo_compute_meaning(jpo_compute compute);
+int jpo_compute_from_name(const char *name); /* -1: no such type */
+
 const char *jpo_dtype_name(jpo_dtype dtype);
 int jpo_dtype_from_name(const char *name); /* -1: no such type */
+
+/* Forms whose blocks are integers times a scale that int16 multiplies as they are. */
+static inline bool jpo_dtype_integers(jpo_dtype dtype) {
+    return dtype == JPO_Q8_0 || dtype == JPO_Q4_0 || dtype == JPO_Q4_1;
+}
 
 static inline int64_t jpo_dtype_block(jpo_dtype dtype) { /* values per block */
     switch (dtype) {

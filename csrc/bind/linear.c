@@ -4,22 +4,32 @@
 #include <time.h>
 
 #include "bind/arguments.h"
+#include "base/cpu.h"
 #include "base/size.h"
-#include "ops/blas.h"
 #include "ops/finite.h"
 #include "ops/linear.h"
 #include "ops/packed.h"
+#include "ops/sgemm.h"
 
-static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
+/* "float32, int16, ..." into text (size). */
+static const char *compute_list(char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < JPO_COMPUTE_COUNT && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "", jpo_compute_name((jpo_compute)i));
+    return text;
+}
 
 static int compute_from_name(const char *name, jpo_compute *out) {
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(name, compute_names[i])) {
-            *out = (jpo_compute)i;
-            return 0;
-        }
-    PyErr_Format(PyExc_ValueError, "compute must be \"float32\", \"int16\" or \"bfloat16\", got \"%s\"", name);
-    return -1;
+    char names[256];
+    const int code = jpo_compute_from_name(name);
+    if (code < 0) {
+        PyErr_Format(PyExc_ValueError, "compute must be one of %s, got \"%s\"", compute_list(names, sizeof names),
+                     name);
+        return -1;
+    }
+    *out = (jpo_compute)code;
+    return 0;
 }
 
 static int dtype_from_name(const char *name, jpo_dtype *out) {
@@ -112,7 +122,8 @@ static PyObject *packed_tile(PyObject *self, PyObject *args) {
     if (!arg_range("row0", row0, 0, n - 1) || !arg_range("rows", rows, 1, n - row0) ||
         !arg_range("column0", column0, 0, k - 1) || !arg_range("columns", columns, 1, k - column0))
         return NULL;
-    const int64_t block = w.compute == JPO_COMPUTE_INT16 || jpo_dtype_block(w.dtype) > 1 ? JPO_GEMM_BLOCK : 1;
+    const bool blocks = w.compute != JPO_COMPUTE_FLOAT32 || jpo_dtype_block(w.dtype) > 1;
+    const int64_t block = blocks ? JPO_GEMM_BLOCK : 1;
     if (PyArray_DIM(out, 0) != m || PyArray_DIM(in, 1) != depth || PyArray_DIM(out, 1) != width || column0 % block)
         return PyErr_Format(PyExc_ValueError, "out, in and the tile do not agree");
     void *memory = aligned_alloc(64, jpo_packed_tile_bytes(&w, depth, width) + 64);
@@ -312,10 +323,68 @@ static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs
     return PyFloat_FromDouble(2e-9 * (double)n * (double)k * (double)m / median);
 }
 
-static void allow_portable(void *allow) { jpo_packed_allow_portable(*(int *)allow); }
+static void allow_portable(void *allow) { jpo_gemm_allow_portable(*(int *)allow); }
 static void prefer_openblas(void *prefer) { jpo_packed_prefer_openblas(*(int *)prefer); }
 
-/* _linear_portable(allow): int16 and bfloat16 by portable C where the instructions are missing or not chosen. */
+typedef struct {
+    const jpo_gemm_kernel *kernel;
+    bool done;
+} force_job;
+static void force_kernel(void *context) {
+    force_job *job = context;
+    job->done = jpo_gemm_force(job->kernel);
+}
+
+/* _linear_force(name): this kernel serves its compute type from now on, "" none by force; False where the machine
+ * cannot run it. */
+static PyObject *linear_force(PyObject *self, PyObject *argument) {
+    (void)self;
+    const char *name = PyUnicode_AsUTF8(argument);
+    if (!name) return NULL;
+    force_job job = {NULL, false};
+    for (int i = 0; *name && jpo_gemm_at(i) && !job.kernel; i++)
+        if (!strcmp(jpo_gemm_at(i)->name, name)) job.kernel = jpo_gemm_at(i);
+    if (*name && !job.kernel) return PyErr_Format(PyExc_ValueError, "no product kernel is called \"%s\"", name);
+    if (!arg_when_idle("other kernels are chosen", force_kernel, &job)) return NULL;
+    return PyBool_FromLong(job.done);
+}
+
+/* product_kernels() -> list of (name, compute type, chosen here). */
+static PyObject *product_kernels(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && jpo_gemm_at(i); i++) {
+        const jpo_gemm_kernel *kernel = jpo_gemm_at(i);
+        PyObject *row = Py_BuildValue("(ssO)", kernel->name, jpo_compute_name(kernel->compute),
+                                      jpo_gemm_find(kernel->compute) == kernel ? Py_True : Py_False);
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+/* auto_compute() -> the compute type that "auto" is on this processor. */
+static PyObject *auto_compute(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(jpo_compute_name(jpo_gemm_auto()));
+}
+
+/* compute_types() -> list of (name, meaning, what it lacks here or None), in the engine's order. */
+static PyObject *compute_types(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < JPO_COMPUTE_COUNT; i++) {
+        const jpo_compute compute = (jpo_compute)i;
+        const bool there = compute == JPO_COMPUTE_FLOAT32 || jpo_gemm_find(compute);
+        PyObject *row = Py_BuildValue("(ssz)", jpo_compute_name(compute), jpo_compute_meaning(compute),
+                                      there ? NULL : jpo_gemm_lacking(compute));
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+/* _linear_portable(allow): compute types that no kernel of the chosen level serves run by portable C. */
 static PyObject *linear_portable(PyObject *self, PyObject *argument) {
     (void)self;
     int allow = PyObject_IsTrue(argument);
@@ -341,6 +410,13 @@ static PyMethodDef methods[] = {
     {"first_nonfinite", first_nonfinite, METH_VARARGS,
      "first_nonfinite(data, dtype) -> int: the first value whose block holds NaN or infinity, or -1."},
     {"_linear_openblas", linear_openblas, METH_O, "Private: for the benchmarks."},
+    {"_linear_force", linear_force, METH_O, "Private: for the tests."},
+    {"product_kernels", product_kernels, METH_NOARGS,
+     "product_kernels() -> list of (name, compute type, chosen here): the kernels of products, fastest first."},
+    {"auto_compute", auto_compute, METH_NOARGS,
+     "auto_compute() -> the compute type that \"auto\" is on this processor."},
+    {"compute_types", compute_types, METH_NOARGS,
+     "compute_types() -> list of (name, meaning, what it lacks here or None), in the engine's order."},
     {"_linear_portable", linear_portable, METH_O, "Private: for the tests."},
     {"measure_gflops", (PyCFunction)(void *)measure_gflops, METH_VARARGS | METH_KEYWORDS,
      "measure_gflops(compute, n, k, m, dtype=\"F32\", direction=\"forward\"|\"backward\", runs=11) -> float: GF/s of "

@@ -3,8 +3,11 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
+#include <stdbool.h>
 #include <string.h>
 
+#include "base/cpu.h"
+#include "kernels/gemm_int16.h"
 #include "kernels/integers.h"
 #include "kernels/lanes_x86.inc"
 #include "kernels/panels.inc"
@@ -174,7 +177,7 @@ INLINE void transpose8(float *out, int64_t ldo, const float *in, int64_t ldi) {
     }
 }
 
-static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
+static void transpose(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += 8)
         for (int64_t j = 0; j < columns; j += 8) {
             if (rows - i >= 8 && columns - j >= 8) {
@@ -239,11 +242,12 @@ static void backward_float32(void *panel, const jpo_gemm_source *s) {
 #undef CALL
 }
 
-static void tile_float32(float *c, int64_t ldc, const float *a, int64_t lda, const void *panel, int64_t depth, int rows,
-                         int columns, bool accumulate) {
+static void tile_float32(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
+                         int64_t depth, int rows, int columns, bool accumulate) {
+    const float *a = all->x + row0 * all->ldx + d0;
     for (int half = 0; half * HALF < columns; half++) {
         int width = columns - half * HALF < HALF ? columns - half * HALF : HALF;
-        float32_tile(c + half * HALF, ldc, a, lda, (const float *)panel + half * depth * HALF, depth, rows, width,
+        float32_tile(c + half * HALF, ldc, a, all->ldx, (const float *)panel + half * depth * HALF, depth, rows, width,
                      accumulate);
     }
 }
@@ -311,7 +315,7 @@ INLINE void add_up(float *total, const float *scale, const uint32_t *pairs, int6
     }
 }
 
-static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
+static void quantize_row(const jpo_int16_rows *to, const float *x, int64_t count, float most) {
     const int64_t blocks = (count + BLOCK - 1) / BLOCK, whole = count / (8 * BLOCK) * 8;
     for (int64_t i = 0; i < whole; i += 8)
         quantize_blocks(to->pairs + i * PAIRS, PAIRS, to->scale + i, x + i * BLOCK, most);
@@ -324,6 +328,13 @@ static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t coun
         memcpy(to->scale + whole, scales, (size_t)(blocks - whole) * sizeof scales[0]);
     }
     if (to->total) add_up(to->total, to->scale, to->pairs, blocks);
+}
+
+static void convert_int16(const jpo_gemm_rows *rows, int64_t row0, int64_t count) {
+    for (int64_t i = row0; i < row0 + count; i++) {
+        const jpo_int16_rows to = jpo_int16_rows_at(rows, i, 0);
+        quantize_row(&to, rows->x + i * rows->ldx, rows->depth, jpo_int16_rows_max(rows));
+    }
 }
 
 /* A stored block as 16 pairs, scale and constant. */
@@ -427,7 +438,7 @@ INLINE void multiply_add(__m256i *sum, __m256i x, __m256i b) {
 /* sum (rows, 2 vectors) of half a panel: 8 integer sums stay in registers, the float sums pass through memory once in a
  * block. */
 static inline __attribute__((always_inline)) void half_tile(const int rows, const bool constants,
-                                                            __m256 sum[INT16_ROWS][2], const jpo_gemm_rows *a,
+                                                            __m256 sum[INT16_ROWS][2], const jpo_int16_rows *a,
                                                             const uint32_t *b, int64_t blocks) {
     UNROLLED for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t block = 0; block < blocks; block++, b += HALF) {
@@ -466,8 +477,10 @@ static void put_half(float *c, int64_t ldc, __m256 sum[INT16_ROWS][2], int rows,
     }
 }
 
-static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
-                       int columns, bool accumulate) {
+static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
+                       int64_t depth, int rows, int columns, bool accumulate) {
+    const jpo_int16_rows at = jpo_int16_rows_at(all, row0, d0 / BLOCK), *a = &at;
+    const int64_t blocks = jpo_gemm_blocks(depth);
     __m256 sum[INT16_ROWS][2];
     for (int half = 0; half * HALF < columns; half++) {
         const uint32_t *b = (const uint32_t *)panel + half * blocks * (PAIRS + 1 + (a->total != NULL)) * HALF;
@@ -501,23 +514,44 @@ static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void
     }
 }
 
-const jpo_gemm_table jpo_gemm_avx2 = {
+static size_t float32_panel_bytes(jpo_dtype dtype, bool backward, int64_t depth) {
+    (void)dtype, (void)backward;
+    return (size_t)depth * PANEL * 4;
+}
+
+const jpo_gemm_kernel jpo_gemm_avx2_float32 = {
+    .name = "avx2_float32",
+    .compute = JPO_COMPUTE_FLOAT32,
+    .needs = JPO_CPU_AVX2,
     .panel = PANEL,
-    .rows_float32 = TILE_ROWS,
-    .rows_int16 = INT16_ROWS,
-    .tile_float32 = tile_float32,
-    .tile_int16 = tile_int16,
-    .forward = {forward_float32, forward_int16, NULL},
-    .backward = {backward_float32, backward_int16, NULL},
-    .quantize_int16 = quantize_int16,
-    .few_rows = 128,
-    .few_stored_rows = 128,
-    .widen = widen,
-    .turn = turn,
-    .dot_rows = 16,
-    .dot = few,
-    .integer_rows = 24,
-    .integers_take = jpo_integers_take_avx2,
-    .integers_dot = jpo_integers_dot_avx2,
+    .rows = TILE_ROWS,
+    .align = 1,
+    .range = 576,
+    .panel_bytes = float32_panel_bytes,
+    .pack = {forward_float32, backward_float32},
+    .tile = tile_float32,
 };
+
+static const jpo_integer_kernel integers = {24, jpo_integers_quantize_avx2, jpo_integers_dot_avx2};
+
+const jpo_gemm_kernel jpo_gemm_avx2_int16 = {
+    .name = "avx2_int16",
+    .compute = JPO_COMPUTE_INT16,
+    .needs = JPO_CPU_AVX2,
+    .panel = PANEL,
+    .rows = INT16_ROWS,
+    .align = 1,
+    .range = 576,
+    .small_rows = 128,
+    .small_stored_rows = 128,
+    .integers = &integers,
+    .panel_bytes = jpo_int16_panel_bytes,
+    .rows_bytes = jpo_int16_rows_bytes,
+    .convert = convert_int16,
+    .pack = {forward_int16, backward_int16},
+    .tile = tile_int16,
+};
+
+const jpo_gemv_kernel jpo_gemv_avx2 = {
+    .needs = JPO_CPU_AVX2, .widen = widen, .transpose = transpose, .rows = 16, .dot = few};
 #endif

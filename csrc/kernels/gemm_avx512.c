@@ -6,12 +6,10 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "kernels/integers.h"
+#include "base/cpu.h"
+#include "kernels/gemm_avx512.h"
+#include "kernels/gemm_int16.h"
 #include "kernels/lanes_x86.inc"
-
-#include "kernels/blocks.inc"
-
-#include "kernels/blocks_x86.inc"
 
 #define VEC __m512
 #define LANES 16
@@ -24,113 +22,7 @@
 #define VEC_ADD(a, b) _mm512_add_ps(a, b)
 #include "kernels/gemm_float32.inc"
 
-enum { PANEL = 32, BLOCK = JPO_GEMM_BLOCK };
-#define INLINE static inline __attribute__((always_inline))
-
-typedef struct {
-    __m512 low, high; /* values 0..15, 16..31 */
-} wide32;
-
-INLINE __m512 half_scalar(const uint8_t *p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si16(p))); }
-
-/* A 4-bit block is at most 16 different values: they are computed once and looked up by nibble (vpermps reads the low
- * four bits of each lane). */
-INLINE wide32 decode_nibbles(const uint8_t *bytes, __m512 values) {
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
-    return (wide32){_mm512_permutexvar_ps(index, values), _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), values)};
-}
-
-INLINE __m512 ramp(float first) {
-    return _mm512_add_ps(_mm512_set1_ps(first), _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-
-/* 32 values of a row that is stored by pieces (kernels/blocks.inc). */
-INLINE wide32 decode_piece(const jpo_dtype dtype, const uint8_t *row, int64_t column) {
-    int part;
-    float d[2], m[2];
-    const uint8_t *block = piece_block(dtype, row, column, &part);
-    piece_scales(dtype, block, part, d, m);
-    const __m256i q = piece_integers(dtype, block, part);
-    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
-    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));
-    return (wide32){_mm512_fmadd_ps(low, _mm512_set1_ps(d[0]), _mm512_set1_ps(m[0])),
-                    _mm512_fmadd_ps(high, _mm512_set1_ps(d[1]), _mm512_set1_ps(m[1]))};
-}
-
-/* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
- * count 32. */
-INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
-    const __mmask16 low = count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1);
-    const __mmask16 high = count >= 32 ? 0xffff : count > 16 ? (__mmask16)((1u << (count - 16)) - 1) : 0;
-    const uint8_t *p;
-    switch (dtype) {
-    case JPO_F32:
-        p = row + 4 * column;
-        return (wide32){_mm512_maskz_loadu_ps(low, p), _mm512_maskz_loadu_ps(high, p + 64)};
-    case JPO_BF16:
-        p = row + 2 * column;
-        return (wide32){
-            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, p)), 16)),
-            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(high, p + 32)), 16))};
-    case JPO_F16:
-        p = row + 2 * column;
-        return (wide32){_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(low, p)),
-                        _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(high, p + 32))};
-    case JPO_Q8_0: {
-        p = row + column / 32 * 34;
-        __m512 d = half_scalar(p);
-        __m512i q0 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
-        __m512i q1 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
-        return (wide32){_mm512_mul_ps(d, _mm512_cvtepi32_ps(q0)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(q1))};
-    }
-    case JPO_Q4_0:
-        p = row + column / 32 * 18;
-        return decode_nibbles(p + 2, _mm512_mul_ps(half_scalar(p), ramp(-8)));
-    case JPO_Q4_1: { /* d q is exact, so that the fused form rounds once, as the sum of the definition does */
-        p = row + column / 32 * 20;
-        __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadu_si32(p)));
-        __m512 d = _mm512_permutexvar_ps(_mm512_setzero_si512(), both),
-               m = _mm512_permutexvar_ps(_mm512_set1_epi32(1), both);
-        return decode_nibbles(p + 4, _mm512_fmadd_ps(d, ramp(0), m));
-    }
-    default:
-        return decode_piece(dtype, row, column);
-    }
-}
-
-static const uint8_t *source_row(const jpo_gemm_source *s, int64_t row) {
-    return (const uint8_t *)s->data + (size_t)(s->row0 + row) * jpo_dtype_row_bytes(s->dtype, s->k);
-}
-INLINE int left(int64_t total, int64_t done) { return total - done < 32 ? (int)(total - done) : 32; }
-
-/* out (16, 16; ldo) = the transpose of in (16, 16; ldi), in dwords. */
-INLINE void transpose16(uint32_t *out, int64_t ldo, const uint32_t *in, int64_t ldi) {
-    __m512i r[16], t[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(in + i * ldi);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) { /* r[4 i + j]: columns 4 l + j of rows 4 i..4 i + 3 in 128-bit lane l */
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
-                d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-        _mm512_storeu_si512(out + (0 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0x88));
-        _mm512_storeu_si512(out + (8 + j) * ldo, _mm512_shuffle_i32x4(a, c, 0xdd));
-        _mm512_storeu_si512(out + (4 + j) * ldo, _mm512_shuffle_i32x4(b, d, 0x88));
-        _mm512_storeu_si512(out + (12 + j) * ldo, _mm512_shuffle_i32x4(b, d, 0xdd));
-    }
-}
+#include "kernels/decode_avx512.inc"
 
 static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
     int64_t i = 0;
@@ -148,7 +40,7 @@ static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0,
     if (count - i > 16) _mm512_mask_storeu_ps(out + i + 16, (__mmask16)((1u << (count - i - 16)) - 1), x.high);
 }
 
-static void turn(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
+static void transpose(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += 16)
         for (int64_t j = 0; j < columns; j += 16) {
             if (rows - i >= 16 && columns - j >= 16) {
@@ -227,7 +119,7 @@ INLINE void quantize_blocks(__m512i pairs[4], float scales[4], const wide32 x[4]
 }
 
 /* Four blocks of x from block `first` on; those past `count` values are zero. */
-INLINE void quantize_part(const jpo_gemm_rows *to, const float *x, int64_t first, const int64_t count, float most) {
+INLINE void quantize_part(const jpo_int16_rows *to, const float *x, int64_t first, const int64_t count, float most) {
     wide32 wide[4];
     __m512i pairs[4];
     float scales[4];
@@ -249,11 +141,18 @@ INLINE void quantize_part(const jpo_gemm_rows *to, const float *x, int64_t first
         }
 }
 
-static void quantize_int16(const jpo_gemm_rows *to, const float *x, int64_t count, float most) {
+static void quantize_row(const jpo_int16_rows *to, const float *x, int64_t count, float most) {
     int64_t first = 0;
     for (; count - first * BLOCK >= 4 * BLOCK; first += 4)
         quantize_part(to, x, first, INT64_MAX, most); /* whole blocks */
     if (first * BLOCK < count) quantize_part(to, x, first, count, most);
+}
+
+void jpo_int16_convert_avx512(const jpo_gemm_rows *rows, int64_t row0, int64_t count) {
+    for (int64_t i = row0; i < row0 + count; i++) {
+        const jpo_int16_rows to = jpo_int16_rows_at(rows, i, 0);
+        quantize_row(&to, rows->x + i * rows->ldx, rows->depth, jpo_int16_rows_max(rows));
+    }
 }
 
 static void round_bfloat16(uint32_t *out, const float *x, int64_t count) {
@@ -264,6 +163,12 @@ static void round_bfloat16(uint32_t *out, const float *x, int64_t count) {
     int pairs = (left(count, i) + 1) / 2;
     _mm512_mask_storeu_epi32(out, (__mmask16)((1u << pairs) - 1),
                              pack_bf16(decode32(JPO_F32, (const uint8_t *)x, i, left(count, i))));
+}
+
+void jpo_bfloat16_convert_avx512(const jpo_gemm_rows *rows, int64_t row0, int64_t count) {
+    const int64_t pairs = (rows->depth + 1) / 2;
+    for (int64_t i = row0; i < row0 + count; i++)
+        round_bfloat16((uint32_t *)rows->memory + i * pairs, rows->x + i * rows->ldx, rows->depth);
 }
 
 /* ---- packing: forward, B = W^T ---- */
@@ -445,8 +350,8 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
 #define TO_INT16_OF(dtype) FORWARD_OF(dtype, TO_INT16, forward_int16_of)
 #define TO_BFLOAT16_OF(dtype) FORWARD_OF(dtype, TO_BFLOAT16, forward_bfloat16_of)
 static void forward_float32(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_FLOAT32_OF) }
-static void forward_int16(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_INT16_OF) }
-static void forward_bfloat16(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s -> dtype, TO_BFLOAT16_OF)}
+void jpo_int16_forward_avx512(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_INT16_OF) }
+void jpo_bfloat16_forward_avx512(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s -> dtype, TO_BFLOAT16_OF)}
 #undef FORWARD_OF
 
 /* ---- packing: backward, B = W ---- */
@@ -495,12 +400,12 @@ static void backward_float32(void *panel, const jpo_gemm_source *s) {
     JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
-static void backward_int16(void *panel, const jpo_gemm_source *s) {
+void jpo_int16_backward_avx512(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_int16_of(dtype, panel, s)
     JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
-static void backward_bfloat16(void *panel, const jpo_gemm_source *s){
+void jpo_bfloat16_backward_avx512(void *panel, const jpo_gemm_source *s){
 #define CALL(dtype) backward_bfloat16_of(dtype, panel, s)
     JPO_FOR_DTYPE(s -> dtype, CALL)
 #undef CALL
@@ -523,26 +428,29 @@ INLINE float sum_across(__m512 v) { /* in the order of sum_four_512 */
 #define DIRECT_M 4
 #include "kernels/gemm_direct.inc"
 
-const jpo_gemm_table jpo_gemm_avx512 = {
+static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
+                 int64_t depth, int count, int columns, bool accumulate) {
+    float32_tile(c, ldc, rows->x + row0 * rows->ldx + d0, rows->ldx, panel, depth, count, columns, accumulate);
+}
+
+static size_t panel_bytes(jpo_dtype dtype, bool backward, int64_t depth) {
+    (void)dtype, (void)backward;
+    return (size_t)depth * PANEL * 4;
+}
+
+const jpo_gemm_kernel jpo_gemm_avx512_float32 = {
+    .name = "avx512_float32",
+    .compute = JPO_COMPUTE_FLOAT32,
+    .needs = JPO_CPU_AVX512,
     .panel = PANEL,
-    .rows_float32 = TILE_ROWS,
-    .rows_bfloat16 = 12,
-    .rows_int16 = 6,
-    .tile_float32 = float32_tile,
-    .tile_bfloat16 = jpo_gemm_bfloat16_avx512,
-    .tile_int16 = jpo_gemm_int16_avx512,
-    .forward = {forward_float32, forward_int16, forward_bfloat16},
-    .backward = {backward_float32, backward_int16, backward_bfloat16},
-    .round_bfloat16 = round_bfloat16,
-    .quantize_int16 = quantize_int16,
-    .few_rows = 32,
-    .few_stored_rows = 8,
-    .widen = widen,
-    .turn = turn,
-    .dot_rows = 32,
-    .dot = few,
-    .integer_rows = 8,
-    .integers_take = jpo_integers_take_avx2,
-    .integers_dot = jpo_integers_dot_avx512,
+    .rows = TILE_ROWS,
+    .align = 1,
+    .range = 576,
+    .panel_bytes = panel_bytes,
+    .pack = {forward_float32, backward_float32},
+    .tile = tile,
 };
+
+const jpo_gemv_kernel jpo_gemv_avx512 = {
+    .needs = JPO_CPU_AVX512, .widen = widen, .transpose = transpose, .rows = 32, .dot = few};
 #endif

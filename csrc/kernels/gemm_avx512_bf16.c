@@ -3,7 +3,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 #include <immintrin.h>
 
-#include "kernels/gemm.h"
+#include "base/cpu.h"
+#include "kernels/gemm_avx512.h"
 
 enum { PANEL = 32, TILE_ROWS = 12 };
 #define UNROLLED _Pragma("GCC unroll 12")
@@ -35,13 +36,45 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, floa
     }
 }
 
-#define ROWS(R)                                                          \
-    case R:                                                              \
-        tile_rows(R, c, ldc, a, lda, panel, pairs, columns, accumulate); \
+#define ROWS(R)                                                                      \
+    case R:                                                                          \
+        tile_rows(R, c, ldc, a, pairs, panel, pairs_of(depth), columns, accumulate); \
         return;
 
-void jpo_gemm_bfloat16_avx512(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs,
-                              int rows, int columns, bool accumulate) {
-    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) }
+static int64_t pairs_of(int64_t depth) { return (depth + 1) / 2; }
+
+/* a (rows, pairs; lda in pairs): pairs of bfloat16, the last one padded with zero. */
+static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
+                 int64_t depth, int count, int columns, bool accumulate) {
+    const int64_t pairs = pairs_of(rows->depth);
+    const uint32_t *a = (const uint32_t *)rows->memory + row0 * pairs + d0 / 2;
+    switch (count) {
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+    }
 }
+
+static size_t panel_bytes(jpo_dtype dtype, bool backward, int64_t depth) {
+    (void)dtype, (void)backward;
+    return (size_t)pairs_of(depth) * PANEL * 4;
+}
+
+static size_t rows_bytes(int64_t m, int64_t depth) { return (size_t)(m * pairs_of(depth)) * 4; }
+
+const jpo_gemm_kernel jpo_gemm_avx512_bfloat16 = {
+    .name = "avx512_bfloat16",
+    .compute = JPO_COMPUTE_BFLOAT16,
+    .needs = JPO_CPU_AVX512 | JPO_CPU_BF16,
+    .wants = JPO_CPU_BF16_FAST,
+    .panel = PANEL,
+    .rows = TILE_ROWS,
+    .align = 1,
+    .range = 576,
+    .small_rows = 32,
+    .small_stored_rows = 32,
+    .panel_bytes = panel_bytes,
+    .rows_bytes = rows_bytes,
+    .convert = jpo_bfloat16_convert_avx512,
+    .pack = {jpo_bfloat16_forward_avx512, jpo_bfloat16_backward_avx512},
+    .tile = tile,
+};
 #endif

@@ -3,7 +3,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 #include <immintrin.h>
 
-#include "kernels/gemm.h"
+#include "base/cpu.h"
+#include "kernels/gemm_avx512.h"
+#include "kernels/gemm_int16.h"
+#include "kernels/integers.h"
 
 enum { PANEL = 32, PAIRS = JPO_GEMM_BLOCK / 2, TILE_ROWS = 6 };
 #define UNROLLED _Pragma("GCC unroll 6")
@@ -17,7 +20,7 @@ static inline __attribute__((always_inline)) __m512i dot_pairs(__m512i sum, __m5
 
 /* 12 integer sums and 12 float sums stay in registers: a block's integers are widened once in 16 steps. */
 static inline __attribute__((always_inline)) void tile_rows(const int rows, float *c, int64_t ldc,
-                                                            const jpo_gemm_rows *a, const uint32_t *b, int64_t blocks,
+                                                            const jpo_int16_rows *a, const uint32_t *b, int64_t blocks,
                                                             int columns, bool accumulate) {
     __m512 sum[TILE_ROWS][2];
     const int64_t lda = a->ldp, lds = a->lds;
@@ -68,13 +71,32 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, floa
     }
 }
 
-#define ROWS(R)                                                      \
-    case R:                                                          \
-        tile_rows(R, c, ldc, a, panel, blocks, columns, accumulate); \
+#define ROWS(R)                                                                       \
+    case R:                                                                           \
+        tile_rows(R, c, ldc, &a, panel, jpo_gemm_blocks(depth), columns, accumulate); \
         return;
 
-void jpo_gemm_int16_avx512(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
-                           int columns, bool accumulate) {
-    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
+static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
+                 int64_t depth, int count, int columns, bool accumulate) {
+    const jpo_int16_rows a = jpo_int16_rows_at(rows, row0, d0 / JPO_GEMM_BLOCK);
+    switch (count) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 }
+
+static const jpo_integer_kernel integers = {8, jpo_integers_quantize_avx2, jpo_integers_dot_avx512};
+
+const jpo_gemm_kernel jpo_gemm_avx512_vnni_int16 = {.name = "avx512_vnni_int16",
+                                                    .compute = JPO_COMPUTE_INT16,
+                                                    .needs = JPO_CPU_AVX512 | JPO_CPU_VNNI,
+                                                    .panel = PANEL,
+                                                    .rows = TILE_ROWS,
+                                                    .align = 1,
+                                                    .range = 576,
+                                                    .small_rows = 32,
+                                                    .small_stored_rows = 8,
+                                                    .integers = &integers,
+                                                    .panel_bytes = jpo_int16_panel_bytes,
+                                                    .rows_bytes = jpo_int16_rows_bytes,
+                                                    .convert = jpo_int16_convert_avx512,
+                                                    .pack = {jpo_int16_forward_avx512, jpo_int16_backward_avx512},
+                                                    .tile = tile};
 #endif

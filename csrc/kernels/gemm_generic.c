@@ -1,7 +1,9 @@
-/* Packed products in portable C: the definition that every other table is held to (integers bit for bit). */
+/* int16 products and the small batch in portable C: the definition that every other kernel is held to (integers bit for
+ * bit). */
 #include <math.h>
 #include <string.h>
 
+#include "kernels/gemm_int16.h"
 #include "kernels/integers.h"
 #include "kernels/panels.h"
 #include "kernels/panels.inc"
@@ -27,41 +29,6 @@ enum { TILE_ROWS = 4 };
 
 /* ---- tiles: one output at a time ---- */
 
-static float bf16_value(uint32_t half) {
-    half <<= 16;
-    float x;
-    memcpy(&x, &half, sizeof x);
-    return x;
-}
-
-static void put(float *c, float sum, bool accumulate) { *c = accumulate ? *c + sum : sum; }
-
-static void tile_float32(float *c, int64_t ldc, const float *a, int64_t lda, const void *panel, int64_t depth, int rows,
-                         int columns, bool accumulate) {
-    const float *b = panel;
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < columns; j++) {
-            float sum = 0;
-            for (int64_t d = 0; d < depth; d++) sum = fmaf(a[r * lda + d], b[d * PANEL + j], sum);
-            put(c + r * ldc + j, sum, accumulate);
-        }
-}
-
-static void tile_bfloat16(float *c, int64_t ldc, const uint32_t *a, int64_t lda, const void *panel, int64_t pairs,
-                          int rows, int columns, bool accumulate) {
-    const uint32_t *b = panel;
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < columns; j++) {
-            float sum = 0;
-            for (int64_t p = 0; p < pairs; p++) { /* products are exact in float32; the sum rounds twice */
-                uint32_t x = a[r * lda + p], w = b[p * PANEL + j];
-                sum += bf16_value(x & 0xffff) * bf16_value(w & 0xffff);
-                sum += bf16_value(x >> 16) * bf16_value(w >> 16);
-            }
-            put(c + r * ldc + j, sum, accumulate);
-        }
-}
-
 static int32_t dot_block(const uint32_t *a, const uint32_t *b) {
     int32_t sum = 0; /* exact: kernels/gemm.h */
     for (int p = 0; p < PAIRS; p++) {
@@ -78,8 +45,12 @@ static float float_at(const uint32_t *p) {
     return value;
 }
 
-static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void *panel, int64_t blocks, int rows,
-                       int columns, bool accumulate) {
+static void put(float *c, float sum, bool accumulate) { *c = accumulate ? *c + sum : sum; }
+
+static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
+                       int64_t depth, int rows, int columns, bool accumulate) {
+    const jpo_int16_rows at = jpo_int16_rows_at(all, row0, d0 / BLOCK), *a = &at;
+    const int64_t blocks = jpo_gemm_blocks(depth);
     const int lines = PAIRS + 1 + (a->total != NULL);
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < columns; j++) {
@@ -94,24 +65,30 @@ static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *a, const void
         }
 }
 
-const jpo_gemm_table jpo_gemm_generic = {
+static void convert(const jpo_gemm_rows *rows, int64_t row0, int64_t count) {
+    for (int64_t i = row0; i < row0 + count; i++) {
+        const jpo_int16_rows to = jpo_int16_rows_at(rows, i, 0);
+        quantize_row(&to, rows->x + i * rows->ldx, rows->depth, jpo_int16_rows_max(rows));
+    }
+}
+
+static const jpo_integer_kernel integers = {24, jpo_integers_quantize, jpo_integers_dot};
+
+const jpo_gemm_kernel jpo_gemm_portable_int16 = {
+    .name = "portable_int16",
+    .compute = JPO_COMPUTE_INT16,
     .panel = PANEL,
-    .rows_float32 = TILE_ROWS,
-    .rows_bfloat16 = TILE_ROWS,
-    .rows_int16 = TILE_ROWS,
-    .tile_float32 = tile_float32,
-    .tile_bfloat16 = tile_bfloat16,
-    .tile_int16 = tile_int16,
-    .forward = {forward_float32, forward_int16, forward_bfloat16},
-    .backward = {backward_float32, backward_int16, backward_bfloat16},
-    .round_bfloat16 = round_bfloat16,
-    .quantize_int16 = quantize_int16,
-    .few_rows = 32,
-    .few_stored_rows = 32,
-    .widen = widen_row,
-    .dot_rows = 8,
-    .dot = dot,
-    .integer_rows = 24,
-    .integers_take = jpo_integers_take,
-    .integers_dot = jpo_integers_dot,
+    .rows = TILE_ROWS,
+    .align = 1,
+    .range = 576,
+    .small_rows = 32,
+    .small_stored_rows = 32,
+    .integers = &integers,
+    .panel_bytes = jpo_int16_panel_bytes,
+    .rows_bytes = jpo_int16_rows_bytes,
+    .convert = convert,
+    .pack = {forward_int16, backward_int16},
+    .tile = tile_int16,
 };
+
+const jpo_gemv_kernel jpo_gemv_generic = {.widen = widen_row, .rows = 8, .dot = dot};

@@ -41,7 +41,7 @@ static void take_block(int16_t *q, float *scale, float *total, const float *in) 
     for (int lane = 0; lane < LANES / QUAD; lane++) scale[lane] = factor, total[lane] = factor * (float)sum[lane];
 }
 
-void jpo_integers_take(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
+void jpo_integers_quantize(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
     const int64_t blocks = k / BLOCK, quads = (blocks + QUAD - 1) / QUAD;
     for (int64_t block = 0; block < QUAD * quads; block++) {
         static const float zero[BLOCK];

@@ -8,7 +8,7 @@
 #ifndef JPO_KERNELS_INTEGERS_H
 #define JPO_KERNELS_INTEGERS_H
 
-#include "kernels/gemm.h"
+#include "kernels/gemm_int16.h"
 
 enum {
     JPO_INTEGERS_QUAD = 4,                                   /* blocks of a quad */
@@ -24,11 +24,11 @@ struct jpo_gemm_integers {
 };
 
 /* Row i of x = in (k), k a multiple of 32. */
-void jpo_integers_take(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);
+void jpo_integers_quantize(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);
 void jpo_integers_dot(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *source,
                       bool accumulate);
 #if defined(__x86_64__)
-void jpo_integers_take_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);
+void jpo_integers_quantize_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);
 void jpo_integers_dot_avx2(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m, const jpo_gemm_source *source,
                            bool accumulate);
 void jpo_integers_dot_avx512(float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t m,

@@ -56,7 +56,7 @@ INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) 
     _mm_storeu_ps(total, _mm_mul_ps(_mm_set1_ps(factor), _mm_cvtepi32_ps(sum)));
 }
 
-void jpo_integers_take_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
+void jpo_integers_quantize_avx2(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k) {
     static const float zero[JPO_GEMM_BLOCK];
     const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + QUAD - 1) / QUAD;
     for (int64_t block = 0; block < QUAD * quads; block++) {
@@ -160,5 +160,5 @@ INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, cons
 }
 
 #define DOT jpo_integers_dot_avx2
-#include "kernels/integers_walk.inc"
+#include "kernels/integers_loop.inc"
 #endif

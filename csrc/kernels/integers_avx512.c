@@ -99,5 +99,5 @@ INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, cons
 }
 
 #define DOT jpo_integers_dot_avx512
-#include "kernels/integers_walk.inc"
+#include "kernels/integers_loop.inc"
 #endif

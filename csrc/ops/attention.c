@@ -8,7 +8,7 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
-#include "ops/blas.h"
+#include "ops/sgemm.h"
 
 enum { QUERY_BLOCK = 32, KEY_BLOCK = 256 };
 

@@ -6,16 +6,13 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/integers.h"
-#include "ops/blas.h"
 #include "ops/packed.h"
+#include "ops/sgemm.h"
 
 void jpo_scratch_free(jpo_scratch *scratch) {
     jpo_block_free(&scratch->shared);
     jpo_block_free(&scratch->thread);
 }
-
-static const char *const compute_names[] = {"float32", "int16", "bfloat16"};
-static const char *const compute_needs[] = {"", "avx2 or avx512_vnni", "avx512_bf16"};
 
 /* Nothing is stored: panels are packed from W on the way, which costs less than reading them back would. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
@@ -23,11 +20,10 @@ jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
     if (w->k % jpo_dtype_block(w->dtype))
         return jpo_fail(err, JPO_ERR_VALUE, "a %s weight needs rows of a multiple of %lld values, got %lld",
                         jpo_dtype_name(w->dtype), (long long)jpo_dtype_block(w->dtype), (long long)w->k);
-    if (w->compute != JPO_COMPUTE_FLOAT32 && !jpo_packed_table(w->compute))
+    if (w->compute != JPO_COMPUTE_FLOAT32 && !jpo_gemm_find(w->compute))
         return jpo_fail(err, JPO_ERR_UNSUPPORTED,
-                        "compute=\"%s\" needs the processor's %s instructions (in use: %s, best here: %s); use "
-                        "compute=\"float32\"",
-                        compute_names[w->compute], compute_needs[w->compute], jpo_isa_name(jpo_cpu_get()->chosen),
+                        "compute=\"%s\" %s (in use: %s, best here: %s); use compute=\"float32\" or \"auto\"",
+                        jpo_compute_name(w->compute), jpo_gemm_lacking(w->compute), jpo_isa_name(jpo_cpu_get()->chosen),
                         jpo_isa_name(jpo_cpu_get()->best));
     return JPO_OK;
 }
@@ -46,13 +42,13 @@ typedef struct {
     bool accumulate, backward;
     const jpo_addition *plus;
     jpo_packed_rows rows;
-    const jpo_gemm_table *table; /* of integers */
+    const jpo_gemm_kernel *kernel; /* NULL: OpenBLAS */
     jpo_gemm_integers integers;
     char *scratch;
     size_t part; /* bytes of one thread's scratch */
 } product;
 
-enum { CONVERT_ROWS = 16, PLUS_ROWS = 192, TILE_PANELS = 4 };
+enum { CONVERT_ROWS = 32, PLUS_ROWS = 192, TILE_PANELS = 4 };
 
 static jpo_status reserve_parts(product *p, size_t part, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
@@ -77,16 +73,17 @@ static int64_t panels_of_tile(int64_t panels) {
     return best;
 }
 
-/* Tiles of the output, and fewer rows where there are less than two tiles a thread, down to 128, as each
- * tile packs its panels anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its cut is one of shape
- * alone: four tiles or more. */
+/* Tiles of the output, and fewer rows where there are less than two tiles a thread, down to 128, as each tile packs its
+ * panels anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its cut is one of shape alone: four
+ * tiles or more. */
 static void cut(product *p) {
-    const jpo_gemm_table *table = jpo_packed_table(p->w->compute);
-    p->tile = table ? panels_of_tile(jpo_ceil_div(p->width, table->panel)) * table->panel
-                    : jpo_min64(jpo_round_up(jpo_ceil_div(p->width, 4), 32), 128);
+    const jpo_gemm_kernel *kernel = p->kernel;
+    p->tile = kernel ? panels_of_tile(jpo_ceil_div(p->width, kernel->panel)) * kernel->panel
+                     : jpo_min64(jpo_round_up(jpo_ceil_div(p->width, 4), 32), 128);
     p->tiles = jpo_ceil_div(p->width, p->tile);
-    int64_t chunks = table ? jpo_max64(jpo_min64(2 * jpo_threads_count() / p->tiles, p->m / 128), 1) : 1;
+    int64_t chunks = kernel ? jpo_max64(jpo_min64(2 * jpo_threads_count() / p->tiles, p->m / 128), 1) : 1;
     p->chunk = jpo_ceil_div(p->m, chunks);
+    if (kernel) p->chunk = jpo_round_up(p->chunk, kernel->align);
 }
 
 static void convert_rows(void *context, int64_t task, int thread) {
@@ -101,8 +98,7 @@ static void add_low_rank(const product *p, int64_t row0, int64_t count, int64_t 
     const jpo_addition *a = p->plus;
     const float *u = a->u + row0 * a->ldu, *v = a->v + (a->transposed ? c0 * a->ldv : c0);
     float *out = p->out + row0 * p->ldo + c0;
-    if (!jpo_packed_add(out, p->ldo, u, a->ldu, v, a->ldv, a->transposed, count, columns, a->r, a->scale))
-        jpo_sgemm(false, a->transposed, count, columns, a->r, a->scale, u, a->ldu, v, a->ldv, 1, out, p->ldo);
+    jpo_sgemm_add_low_rank(out, p->ldo, u, a->ldu, v, a->ldv, a->transposed, count, columns, a->r, a->scale);
 }
 
 /* The last range of the depth, in chunks of rows that are still in the second cache when the addition follows. */
@@ -137,7 +133,7 @@ static void packed_tile(void *context, int64_t task, int thread) {
 
 static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *err) {
     cut(p);
-    p->range = jpo_packed_range(p->depth);
+    p->range = jpo_packed_range(p->kernel, p->depth);
     JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));
     size_t converted = jpo_packed_scratch_bytes(p->w, p->m, p->depth);
     if (converted) JPO_TRY(jpo_block_reserve(&scratch->shared, converted, err));
@@ -167,23 +163,17 @@ static void dot_tile(void *context, int64_t task, int thread) {
     const product *p = context;
     int64_t n0 = task * p->tile;
     jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(p->tile, p->w->n - n0), 0, p->w->k};
-    jpo_packed_dot_table()->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate,
-                                (float *)(p->scratch + (size_t)thread * p->part));
+    jpo_gemv_find()->dot(p->out + n0, p->ldo, p->in, p->ldi, p->m, &source, p->accumulate,
+                         (float *)(p->scratch + (size_t)thread * p->part));
     if (p->plus) add_to_few(p, n0, source.rows);
 }
 
 /* ---- few rows of x, in 16 bits, times stored integers ---- */
 
-static const jpo_gemm_table *integers_table(const jpo_weight *w, int64_t m) {
-    const jpo_gemm_table *table = w->compute == JPO_COMPUTE_INT16 ? jpo_packed_table(w->compute) : NULL;
-    if (!table || !table->integers_dot || m > table->integer_rows) return NULL;
-    return w->dtype == JPO_Q8_0 || w->dtype == JPO_Q4_0 || w->dtype == JPO_Q4_1 ? table : NULL;
-}
-
-static void take_integers(void *context, int64_t task, int thread) {
+static void quantize_row(void *context, int64_t task, int thread) {
     const product *p = context;
     (void)thread;
-    p->table->integers_take(&p->integers, task, p->in + task * p->ldi, p->w->k);
+    p->kernel->integers->quantize(&p->integers, task, p->in + task * p->ldi, p->w->k);
 }
 
 static void integers_tile(void *context, int64_t task, int thread) {
@@ -191,7 +181,7 @@ static void integers_tile(void *context, int64_t task, int thread) {
     (void)thread;
     int64_t n0 = task * p->tile;
     jpo_gemm_source source = {p->w->data, p->w->dtype, p->w->k, n0, jpo_min64(p->tile, p->w->n - n0), 0, p->w->k};
-    p->table->integers_dot(p->out + n0, p->ldo, &p->integers, p->m, &source, p->accumulate);
+    p->kernel->integers->dot(p->out + n0, p->ldo, &p->integers, p->m, &source, p->accumulate);
     if (p->plus) add_to_few(p, n0, source.rows);
 }
 
@@ -203,23 +193,40 @@ static jpo_status integers_product(product *p, jpo_scratch *scratch, jpo_error *
     p->integers.scale = scratch->shared.data;
     p->integers.total = p->integers.scale + places * JPO_INTEGERS_LANES;
     p->integers.q = (int16_t *)(p->integers.total + places * JPO_INTEGERS_LANES);
-    jpo_parallel(p->m, take_integers, p);
+    jpo_parallel(p->m, quantize_row, p);
     jpo_parallel(jpo_ceil_div(p->w->n, p->tile), integers_tile, p);
     return JPO_OK;
 }
 
-/* W as few rows see it: in float32, which is faster there, and exact. */
-static jpo_weight weight_for_rows(const jpo_weight *w, int64_t m, bool backward) {
-    jpo_weight view = *w;
-    const jpo_gemm_table *table = jpo_packed_table(w->compute);
-    const bool stored = w->compute == JPO_COMPUTE_INT16 && jpo_gemm_stored(w->dtype, backward);
-    if (table && m <= (stored ? table->few_stored_rows : table->few_rows)) view.compute = JPO_COMPUTE_FLOAT32;
-    return view;
+/* ---- the choice ---- */
+
+typedef enum { BY_PANELS, BY_DOTS, BY_INTEGERS } way;
+
+/* Which kernel serves m rows, and how: the one rule of shape, storage, compute type and processor. Where a small batch
+ * runs in float32, `view` is W in that compute type. */
+static way choose(product *p, jpo_weight *view, const jpo_weight *w, bool backward) {
+    const jpo_gemm_kernel *kernel = jpo_packed_kernel(w);
+    const bool stored = !backward && w->compute == JPO_COMPUTE_INT16 && jpo_dtype_integers(w->dtype);
+    *view = *w, p->w = view, p->kernel = kernel;
+    if (kernel && stored && kernel->integers && p->m <= kernel->integers->rows) return BY_INTEGERS;
+    if (w->compute != JPO_COMPUTE_FLOAT32) {
+        if (p->m > (stored ? kernel->small_stored_rows : kernel->small_rows)) return BY_PANELS;
+        view->compute = JPO_COMPUTE_FLOAT32;
+        p->kernel = jpo_packed_kernel(view);
+    }
+    return !backward && p->m <= jpo_gemv_find()->rows ? BY_DOTS : BY_PANELS;
+}
+
+static jpo_status dots_product(product *p, jpo_scratch *scratch, jpo_error *err) {
+    JPO_TRY(reserve_parts(p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
+    jpo_parallel(jpo_ceil_div(p->w->n, p->tile), dot_tile, p);
+    return JPO_OK;
 }
 
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err) {
-    const jpo_weight view = weight_for_rows(w, m, false);
+    if (m == 0) return JPO_OK;
+    jpo_weight view;
     product p = {.out = y,
                  .in = x,
                  .ldo = ldy,
@@ -227,26 +234,24 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
                  .m = m,
                  .width = w->n,
                  .depth = w->k,
-                 .w = &view,
+                 .tile = few_tile(w->n),
                  .accumulate = accumulate,
                  .plus = plus};
-    if (m == 0) return JPO_OK;
-    p.tile = few_tile(w->n);
-    if ((p.table = integers_table(w, m))) {
-        p.w = w;
+    switch (choose(&p, &view, w, false)) {
+    case BY_INTEGERS:
         return integers_product(&p, scratch, err);
-    }
-    if (view.compute != JPO_COMPUTE_FLOAT32 || m > jpo_packed_dot_table()->dot_rows)
+    case BY_DOTS:
+        return dots_product(&p, scratch, err);
+    default:
         return packed_product(&p, scratch, err);
-    JPO_TRY(reserve_parts(&p, JPO_GEMM_DOT_SCRATCH * sizeof(float), scratch, err));
-    jpo_parallel(jpo_ceil_div(w->n, p.tile), dot_tile, &p);
-    return JPO_OK;
+    }
 }
 
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
                                      int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
                                      jpo_error *err) {
-    const jpo_weight view = weight_for_rows(w, m, true);
+    if (m == 0) return JPO_OK;
+    jpo_weight view;
     product p = {.out = dx,
                  .in = dy,
                  .ldo = lddx,
@@ -254,11 +259,11 @@ jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, i
                  .m = m,
                  .width = w->k,
                  .depth = w->n,
-                 .w = &view,
                  .accumulate = accumulate,
                  .backward = true,
                  .plus = plus};
-    return m == 0 ? JPO_OK : packed_product(&p, scratch, err);
+    choose(&p, &view, w, true);
+    return packed_product(&p, scratch, err);
 }
 
 /* ---- gradient of a weight ---- */

@@ -1,9 +1,9 @@
 /* Products with a weight W (N, K). Every product with a frozen weight goes through these functions: they know how W is
- * stored (dtype) and how it is multiplied (compute), and cut the output into fixed tiles, so that results do not
- * depend on the number of threads. Few rows do not pay in int16 and bfloat16 and are taken in float32 (up to 32; 128 on
- * AVX2); but int16's forward products of at most 24 rows with Q8_0, Q4_0 and Q4_1, those of decoding, run on the stored
- * integers on AVX2 (kernels/integers.h), at up to twice float32's speed. kernels/gemm.h holds the numerical contract,
- * ops/packed.h the products that a task can call. */
+ * stored (dtype) and how it is multiplied (compute), choose a kernel (kernels/gemm.h, where the numerical contract
+ * stands) and cut the output into fixed tiles, so that results do not depend on the number of threads. Small batches of
+ * rows are faster in float32 and run there, up to the kernel's small_rows; but int16's forward products with Q8_0, Q4_0
+ * and Q4_1 of as many rows as decoding has run on the stored integers (kernels/integers.h), at up to twice float32's
+ * speed. ops/packed.h has the products that a task can call. */
 #ifndef JPO_OPS_LINEAR_H
 #define JPO_OPS_LINEAR_H
 
@@ -13,8 +13,6 @@
 #include "base/dtype.h"
 #include "base/memory.h"
 #include "base/status.h"
-
-typedef enum { JPO_COMPUTE_FLOAT32, JPO_COMPUTE_INT16, JPO_COMPUTE_BFLOAT16, JPO_COMPUTE_COUNT } jpo_compute;
 
 typedef struct {
     int64_t n, k;     /* rows (outputs), columns (inputs) */

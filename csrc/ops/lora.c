@@ -5,7 +5,7 @@
 
 #include "base/size.h"
 #include "base/threads.h"
-#include "ops/blas.h"
+#include "ops/sgemm.h"
 
 enum { ROW_BLOCK = 64, COLUMN_BLOCK = 192 };
 

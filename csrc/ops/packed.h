@@ -9,7 +9,7 @@
  *         ...
  *         jpo_packed_multiply(dh, ldd, p, ldp, m, &down, true, scratch);
  *
- * The weight's compute type decides what a tile holds (kernels/gemm.h has the numerical contract). Where no table
+ * The weight's compute type decides what a tile holds (kernels/gemm.h has the numerical contract). Where no kernel
  * offers the product (generic, NEON), a tile is a widened float32 rectangle (or W itself where it is stored so) and
  * OpenBLAS multiplies. An output's sums run in an order that depends on the depth alone: not on m, on the cut of rows
  * or columns, or on threads. (OpenBLAS: on the shape of the call.) */
@@ -20,35 +20,25 @@
 #include "ops/linear.h"
 
 typedef struct {
-    const jpo_gemm_table *table; /* NULL: OpenBLAS */
-    jpo_compute compute;
-    int64_t depth, columns; /* of B: sums run over `depth`, outputs are (m, columns) */
-    const jpo_weight *w;    /* not owned, as `memory` */
-    int64_t row0, column0;  /* of W */
+    const jpo_gemm_kernel *kernel; /* NULL: OpenBLAS */
+    int64_t depth, columns;        /* of B: sums run over `depth`, outputs are (m, columns) */
+    const jpo_weight *w;           /* not owned, as `memory` */
+    int64_t row0, column0;         /* of W */
     bool backward;
     void *memory;
 } jpo_packed_tile;
 
-/* Rows of activations in the form that a compute type multiplies: x itself, or pairs and scales in memory of the
- * caller. */
+/* Rows of activations and, in memory of the caller, their form for a kernel. */
 typedef struct {
-    const jpo_gemm_table *table;
-    jpo_compute compute;
-    int64_t depth;
-    const float *x; /* (m, depth; ldx) */
-    int64_t ldx;
-    float most;         /* int16: largest magnitude of a row's integers */
-    jpo_gemm_rows in16; /* int16; pairs alone: bfloat16 */
+    const jpo_gemm_kernel *kernel; /* NULL: OpenBLAS */
+    jpo_gemm_rows x;
 } jpo_packed_rows;
 
-/* The table that serves `compute` with the chosen instruction set; NULL where OpenBLAS has to (float32 only), or where
- * the compute type is not offered at all. */
-const jpo_gemm_table *jpo_packed_table(jpo_compute compute);
-const jpo_gemm_table *jpo_packed_dot_table(void); /* whose `dot` serves up to dot_rows rows */
+/* The kernel that serves w's compute type here; NULL where OpenBLAS has to (float32 only; elsewhere jpo_weight_prepare
+ * has refused). */
+const jpo_gemm_kernel *jpo_packed_kernel(const jpo_weight *w);
 /* out (columns) = a part of one row of W in float32. */
 void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t column0, int64_t columns);
-/* For the tests: int16 and bfloat16 by portable C where the instructions are missing or JPO_CPU is below them. */
-void jpo_packed_allow_portable(bool allow);
 /* For the benchmarks: float32 products of more than a few rows by OpenBLAS, to stand beside ours. */
 void jpo_packed_prefer_openblas(bool prefer);
 
@@ -80,14 +70,6 @@ void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows
                               int64_t depth0, const jpo_packed_tile *tile, bool accumulate);
 
 /* The depth is cut into equal ranges, each packed and summed for itself: the length of all but the last. */
-int64_t jpo_packed_range(int64_t depth);
-
-/* jpo_sgemm (ops/blas.h) by the float32 table; false, with nothing done, where OpenBLAS serves better. */
-bool jpo_packed_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-                      const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-/* c (m, n; ldc) += alpha a (m, k; lda) op(b) by the same table, always by panels, so that a row's result does not
- * depend on the rows beside it; false where OpenBLAS has to. */
-bool jpo_packed_add(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, bool tb, int64_t m,
-                    int64_t n, int64_t k, float alpha);
+int64_t jpo_packed_range(const jpo_gemm_kernel *kernel, int64_t depth);
 
 #endif

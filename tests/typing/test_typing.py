@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jpo import _core
+from jpo.storage import COMPUTES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -33,6 +34,14 @@ def test_wrong_uses_fail_line_by_line(tmp_path, monkeypatch):
     lines = (HERE / "wrong.py").read_text(encoding="utf-8").splitlines()
     wrong = {number for number, line in enumerate(lines, 1) if line.endswith("# wrong")}
     assert {int(re.search(r"wrong\.py:(\d+)", error).group(1)) for error in errors} == wrong
+
+
+def test_stub_knows_every_compute_type():
+    tree = ast.parse((ROOT / "jpo" / "_core.pyi").read_text(encoding="utf-8"))
+    (names,) = (
+        node.value.slice for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "Compute"
+    )
+    assert [name.value for name in names.elts] == [name for name, _, _ in _core.compute_types()] == [*COMPUTES]
 
 
 def test_stub_names_are_the_module_s():
