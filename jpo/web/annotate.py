@@ -1,0 +1,323 @@
+"""The pages of `jpo annotate`: entering, one item after the other, an overview, and the records at any moment.
+
+Knows HTTP and HTML; what a verdict means stands in jpo.web.project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import io
+import json
+import os
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import anyio
+import jinja2
+from markdown_it import MarkdownIt
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from jpo.errors import JpoError
+from jpo.web.project import Project, item_of
+from jpo.web.security import COOKIE, Bucket, Guard, cookie_of, session_of, signed
+from jpo.web.store import VERDICTS, Showing
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+_WRITE_SECONDS = 20.0  # between two writings of the output file while verdicts come
+_NAME_LIMIT = 60  # characters
+
+
+class Pages:
+    """The application over one project. key: what the link must carry (None: nothing, loopback); links: annotators with
+    links of their own, to whom entering is then limited; output: written while verdicts come and at the end."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        output: str | None = None,
+        key: str | None = None,
+        links: dict[str, str] | None = None,
+        prefix: str = "",
+    ):
+        self.project, self.output, self.key, self.links, self.prefix = project, output, key, dict(links or {}), prefix
+        self.secret = project.store.secret("cookies")
+        self.entries = Bucket(rate=0.2, burst=10)  # names and passcodes that may be tried
+        self.written = -1
+        self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+        self.markdown.disable("image")
+        self.templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(os.path.join(HERE, "templates")),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+
+    # requests
+
+    def name_of(self, request: Request) -> str | None:
+        """The annotator whose session this is."""
+        return session_of(self.secret, request.cookies.get(COOKIE))
+
+    def annotator(self, request: Request) -> str:
+        """The same; 401 without one."""
+        name = self.name_of(request)
+        if name is None:
+            raise HTTPException(401, "enter your name first")
+        return name
+
+    def csrf(self, name: str) -> str:
+        """The token that every change must carry."""
+        return signed(self.secret, "csrf", name)
+
+    def checked(self, request: Request, given: str | None) -> str:
+        """The annotator of a request that changes something; 403 without the right token."""
+        name = self.annotator(request)
+        if not hmac.compare_digest((given or "").encode(), self.csrf(name).encode()):
+            raise HTTPException(403, "the page is out of date: load it again")
+        return name
+
+    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """A filled-in template."""
+        text = self.templates.get_template(template).render(prefix=self.prefix, **values)
+        return HTMLResponse(text, status)
+
+    def shown(self, text: str) -> dict[str, str]:
+        """A text as people read it: Markdown without HTML or images; everything else is escaped."""
+        return {"html": self.markdown.render(text), "plain": text}
+
+    def state(self, name: str, showing: Showing | None, before: Any = None) -> dict[str, Any]:
+        """What the page of this annotator shows now."""
+        done, total, seconds = self.project.progress(name)
+        values: dict[str, Any] = {
+            "name": name,
+            "csrf": self.csrf(name),
+            "guideline": self.project.guideline,
+            "done": done,
+            "total": total,
+            "minutes": None if seconds is None else max(1, round((total - done) * seconds / 60)),
+            "showing": showing,
+            "before": before,
+        }
+        if showing is not None:
+            item = item_of(self.project, showing)
+            order = (1, 0) if showing.swapped else (0, 1)
+            values |= {
+                "joint": item.joint,
+                "instructions": [self.shown(item.instruction(side)) for side in order],
+                "responses": [self.shown(item.response(side)) for side in order],
+            }
+        return values
+
+    async def home(self, request: Request) -> Response:
+        """GET /: the item that stands before the annotator, or the form to enter."""
+        name = self.name_of(request)
+        if name is None:
+            return self.page("enter.html", key=request.query_params.get("key", ""), problem="", closed=bool(self.links))
+        showing = await anyio.to_thread.run_sync(self.project.showing, name)
+        return self.page("item.html", **self.state(name, showing))
+
+    async def enter(self, request: Request) -> Response:
+        """POST /enter: name and passcode for a session."""
+        form = await request.form()
+        name, passcode = (str(form.get(field) or "").strip() for field in ("name", "passcode"))
+        key = str(form.get("key") or "")
+        problem, status = "", 403
+        if not self.entries.take(request.client.host if request.client else ""):
+            problem, status = "Too many tries; wait half a minute.", 429
+        elif self.key is not None and not hmac.compare_digest(key.encode(), self.key.encode()):
+            problem = "This link is not complete: use the one that you were given."
+        elif self.links:
+            problem = "Use the link that you were given."
+        elif not name or len(name) > _NAME_LIMIT or any(ord(letter) < 32 for letter in name):
+            problem, status = f"Give a name of 1 to {_NAME_LIMIT} characters.", 400
+        elif len(passcode) < 4:
+            problem, status = "Choose a passcode of at least 4 characters.", 400
+        elif not await anyio.to_thread.run_sync(self.project.store.enter, name, passcode):
+            problem = "This name is taken, and its passcode is another one."
+        if problem:
+            return self.page("enter.html", status, key=key, problem=problem, closed=bool(self.links))
+        return self.session(request, name)
+
+    async def link(self, request: Request) -> Response:
+        """GET /a/LINK: the session of an annotator with a link of his own."""
+        given = request.path_params["link"]
+        for name, secret in self.links.items():
+            if hmac.compare_digest(given.encode(), secret.encode()):
+                await anyio.to_thread.run_sync(self.project.store.enter, name, secret)
+                return self.session(request, name)
+        if not self.entries.take(request.client.host if request.client else ""):
+            raise HTTPException(429, "too many tries")
+        raise HTTPException(404, "no annotator has this link")
+
+    def session(self, request: Request, name: str) -> Response:
+        """Home with the annotator's cookie."""
+        response = RedirectResponse(f"{self.prefix}/", 303)
+        response.set_cookie(
+            COOKIE, cookie_of(self.secret, name), max_age=30 * 86400, path=f"{self.prefix}/", httponly=True,
+            samesite="strict", secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    async def leave(self, request: Request) -> Response:
+        """POST /leave: ends the session."""
+        form = await request.form()
+        self.checked(request, str(form.get("csrf") or ""))
+        response = RedirectResponse(f"{self.prefix}/", 303)
+        response.delete_cookie(COOKIE, path=f"{self.prefix}/")
+        return response
+
+    async def verdict(self, request: Request) -> Response:
+        """POST /verdict: keeps one verdict, then gives the next item as a fragment of HTML."""
+        given = await _json_object(request)
+        name = self.checked(request, request.headers.get("x-csrf-token"))
+        showing, seconds = given.get("showing"), given.get("seconds", 0)
+        if isinstance(showing, bool) or not isinstance(showing, int) or abs(showing) >= 1 << 62:
+            raise HTTPException(400, "showing: expected a whole number")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e7:
+            raise HTTPException(400, "seconds: expected a number from 0")
+        words, tags = given.get("rationale", ""), given.get("tags", [])
+        if given.get("verdict") not in VERDICTS or not isinstance(words, str) or not isinstance(tags, list):
+            raise HTTPException(400, f"verdict: expected one of {', '.join(VERDICTS)}, with a text and tags")
+        keep = partial(self.project.answer, name, showing, given["verdict"], words, tags, seconds)
+        new = await anyio.to_thread.run_sync(keep)
+        following = await anyio.to_thread.run_sync(self.project.showing, name)
+        return self.fragment(self.state(name, following), kept=new)
+
+    async def undo(self, request: Request) -> Response:
+        """POST /undo: the annotator's last verdict is taken back and stands before him again."""
+        name = self.checked(request, request.headers.get("x-csrf-token"))
+        last = await anyio.to_thread.run_sync(self.project.undo, name)
+        showing = await anyio.to_thread.run_sync(self.project.showing, name)
+        return self.fragment(self.state(name, showing, last), kept=last is not None)
+
+    def fragment(self, values: dict[str, Any], kept: bool) -> JSONResponse:
+        """The changed part of the page."""
+        html = self.templates.get_template("work.html").render(prefix=self.prefix, **values)
+        return JSONResponse({"kept": kept, "html": html})
+
+    # the overview
+
+    def owner(self, request: Request) -> None:
+        """The overview and the records are for whoever holds the key; on loopback (no key) for everybody there."""
+        given = request.query_params.get("key") or request.headers.get("x-key") or ""
+        if self.key is not None and not hmac.compare_digest(given.encode(), self.key.encode()):
+            raise HTTPException(403, "the overview needs the key that jpo annotate printed")
+
+    async def overview(self, request: Request) -> Response:
+        """GET /overview: progress, quality of each annotator, agreement and interplay."""
+        self.owner(request)
+        quality = await anyio.to_thread.run_sync(self.project.quality)
+        agreement = await anyio.to_thread.run_sync(self.project.agreement)
+        interplay = await anyio.to_thread.run_sync(self.project.interplay)
+        done = len({answer.showing.item for answer in self.project.answers()})
+        return self.page(
+            "overview.html", quality=quality, agreement=agreement, interplay=interplay, done=done,
+            total=len(self.project.items), key=request.query_params.get("key", ""), rules=self.project.rules,
+        )  # fmt: skip
+
+    async def figure(self, request: Request) -> Response:
+        """GET /interplay.svg: the paper's figures 2 and 3 over what has come in."""
+        self.owner(request)
+        found = await anyio.to_thread.run_sync(self.project.interplay)
+        if found is None:
+            raise HTTPException(404, "no joint verdict between labelled items yet")
+        return Response(await anyio.to_thread.run_sync(_svg, found), media_type="image/svg+xml")
+
+    async def export(self, request: Request) -> Response:
+        """GET /feedback.jsonl: the records at this moment."""
+        self.owner(request)
+        rows = await anyio.to_thread.run_sync(lambda: list(self.project.rows()))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        name = os.path.basename(self.output or "feedback.jsonl").replace('"', "")
+        return Response(
+            text.encode("utf-8", "backslashreplace"),
+            media_type="application/jsonl; charset=utf-8",
+            headers={"content-disposition": f'attachment; filename="{name}"'},
+        )
+
+    async def health(self, request: Request) -> Response:
+        """GET /health."""
+        return JSONResponse({"status": "ok", "items": len(self.project.items)})
+
+    # the output file
+
+    def save(self) -> None:
+        """Writes the output file where it is behind."""
+        version = self.project.version
+        if self.output is not None and self.written != version:
+            self.project.write(self.output)
+            self.written = version
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Writes the output file from time to time and once more at the end."""
+
+        async def now_and_then() -> None:
+            while True:
+                await anyio.sleep(_WRITE_SECONDS)
+                await anyio.to_thread.run_sync(self.save)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(now_and_then)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+        self.save()
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    try:
+        given = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "expected JSON") from None
+    if not isinstance(given, dict):
+        raise HTTPException(400, "expected a JSON object")
+    return given
+
+
+def _svg(interplay: dict[str, Any]) -> bytes:
+    from jpo import plots
+
+    file = io.BytesIO()
+    figure = plots.interplay(interplay)
+    figure.savefig(file, format="svg")
+    return file.getvalue()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 400
+    return PlainTextResponse(str(getattr(error, "detail", error)), status)
+
+
+def build(pages: Pages, hosts: list[str]) -> Starlette:
+    """The ASGI application; requests for other hosts than these are refused (DNS rebinding)."""
+    routes = [
+        Route("/", pages.home),
+        Route("/enter", pages.enter, methods=["POST"]),
+        Route("/a/{link}", pages.link),
+        Route("/leave", pages.leave, methods=["POST"]),
+        Route("/verdict", pages.verdict, methods=["POST"]),
+        Route("/undo", pages.undo, methods=["POST"]),
+        Route("/overview", pages.overview),
+        Route("/interplay.svg", pages.figure),
+        Route("/feedback.jsonl", pages.export),
+        Route("/health", pages.health),
+        Mount("/static", StaticFiles(directory=os.path.join(HERE, "static"))),
+    ]
+    inner = Starlette(
+        routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
+        lifespan=pages.lifespan,
+        exception_handlers={HTTPException: _refused, JpoError: _refused},
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)],
+    )
+    return inner

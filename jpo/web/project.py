@@ -1,0 +1,184 @@
+"""A project: items, store and rules together; what the pages show and what the output file holds.
+
+Knows everything about annotation but HTTP and HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jpo.errors import JpoError, MissingExtra
+from jpo.formats.files import write_atomic
+from jpo.web.assignment import Choice, Rules, next_choice, progress
+from jpo.web.items import Item, Items
+from jpo.web.store import Answer, Showing, Store
+
+GUIDELINE = (
+    "Which side is better? Weigh accuracy first, then coherence, then harmlessness. Length alone is no merit. Where the two "
+    "sides answer different instructions, judge which response serves its own instruction better."
+)
+_LIMITS = {"rationale": 4000, "tag": 40, "tags": 12}  # characters, characters, number
+
+
+@dataclass
+class Project:
+    """One annotation project. Safe to call from several threads."""
+
+    items: Items
+    store: Store
+    rules: Rules = field(default_factory=Rules)
+    guideline: str = GUIDELINE
+
+    def __post_init__(self) -> None:
+        self._lock = threading.RLock()
+        self._showings: list[Showing] = self.store.showings()
+        self._answers: dict[int, Answer] = {answer.showing.id: answer for answer in self.store.answers()}
+        self.version = 0  # rises with every verdict: the output file is behind where it differs
+
+    # what one annotator does
+
+    def showing(self, annotator: str) -> Showing | None:
+        """What now stands before the annotator: the open item, or a new one; None when all is done."""
+        with self._lock:
+            found = next_choice(self.rules, annotator, self.items.by_key, self._showings, list(self._answers.values()))
+            if isinstance(found, Choice):
+                found = self.store.show(found.item, annotator, found.swapped, found.again)
+                self._showings.append(found)
+            return found
+
+    def answer(
+        self,
+        annotator: str,
+        showing: int,
+        verdict: str,
+        rationale: str = "",
+        tags: Sequence[str] = (),
+        seconds: float = 0,
+    ) -> bool:
+        """Keeps a verdict; False where it was kept before. JpoError names what is wrong with it."""
+        for name, text in (("rationale", rationale), *(("tag", tag) for tag in tags)):
+            if not isinstance(text, str) or len(text) > _LIMITS[name]:
+                raise JpoError(f"{name}: expected a text of at most {_LIMITS[name]} characters")
+        if len(tags) > _LIMITS["tags"]:
+            raise JpoError(f"tags: expected at most {_LIMITS['tags']}, got {len(tags)}")
+        with self._lock:
+            new = self.store.answer(showing, annotator, verdict, rationale, tags, seconds)
+            if new is not None:
+                self._answers[showing] = new
+                self.version += 1
+            return new is not None
+
+    def undo(self, annotator: str) -> Answer | None:
+        """Takes the annotator's last verdict back; it stands before him again."""
+        with self._lock:
+            last = self.store.undo(annotator)
+            if last is not None:
+                del self._answers[last.showing.id]
+                self.version += 1
+                self._showings.remove(last.showing)
+                self._showings.insert(0, last.showing)  # before a newer open showing
+            return last
+
+    def progress(self, annotator: str) -> tuple[int, int, float | None]:
+        """(answered, of how many, median seconds an item)."""
+        with self._lock:
+            answers = list(self._answers.values())
+            done, total = progress(self.rules, annotator, self.items.by_key, self._showings, answers)
+        seconds = [answer.seconds for answer in answers if answer.showing.annotator == annotator and answer.seconds > 0]
+        return done, total, statistics.median(seconds) if seconds else None
+
+    # what comes out
+
+    def answers(self) -> list[Answer]:
+        """The standing verdicts on items that the input holds, in the order of their showings."""
+        with self._lock:
+            answers = sorted(self._answers.values(), key=lambda answer: answer.showing.id)
+        return [answer for answer in answers if answer.showing.item in self.items.by_key]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Feedback records, one a verdict: the candidate, feedback 0, 1, 2 or null (skipped), annotator, words. Gold items
+        and repetitions measure the annotator and are left out; jpo interplay, pairs and train read the rest."""
+        for answer in self.answers():
+            item = self.items.by_key[answer.showing.item]
+            if answer.showing.again == 0 and item.gold is None:
+                yield {**item.record, **self._verdict(answer)}
+
+    def _verdict(self, answer: Answer) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "feedback": answer.feedback,
+            "annotator": answer.showing.annotator,
+            "annotator_kind": "human",
+            "swapped": answer.showing.swapped,
+            "seconds": round(answer.seconds, 1),
+        }
+        if answer.verdict == "skip":
+            row["failure"] = "skipped"
+        if answer.rationale:
+            row["rationale"] = answer.rationale
+        if answer.tags:
+            row["tags"] = list(answer.tags)
+        return row
+
+    def write(self, path: str | os.PathLike[str]) -> int:
+        """Writes the feedback records aside and renames; returns their number."""
+        rows = list(self.rows())
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+        def put(part: str) -> None:
+            with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                file.write(text)
+
+        write_atomic(os.fspath(path), put)
+        return len(rows)
+
+    # what the overview shows
+
+    def quality(self) -> list[dict[str, Any]]:
+        """Each annotator: verdicts, skipped, median seconds, gold {right, of}, self-consistency {same, of}."""
+        answers = self.answers()
+        return [
+            self._quality(name, [a for a in answers if a.showing.annotator == name]) for name in self.store.annotators()
+        ]
+
+    def _quality(self, name: str, answers: Sequence[Answer]) -> dict[str, Any]:
+        first = {answer.showing.item: answer for answer in answers if answer.showing.again == 0}
+        again = [answer for answer in answers if answer.showing.again and answer.showing.item in first]
+        gold = [(self.items.by_key[key].gold, answer.feedback) for key, answer in first.items()]
+        gold = [pair for pair in gold if pair[0] is not None]
+        seconds = [answer.seconds for answer in answers if answer.seconds > 0]
+        return {
+            "annotator": name,
+            "verdicts": len(first),
+            "skipped": sum(answer.verdict == "skip" for answer in first.values()),
+            "seconds": statistics.median(seconds) if seconds else None,
+            "gold": {"right": sum(known == given for known, given in gold), "of": len(gold)},
+            "consistency": {"same": sum(a.feedback == first[a.showing.item].feedback for a in again), "of": len(again)},
+        }
+
+    def agreement(self) -> dict[str, Any]:
+        """jpo.feedback.agreement over the output's records; {"missing": what to install} without its package."""
+        from jpo.feedback.agreement import agreement
+
+        rows = [row for row in self.rows() if row["feedback"] is not None]
+        try:
+            return agreement(rows)
+        except MissingExtra as error:
+            return {"missing": str(error)}
+
+    def interplay(self) -> dict[str, Any] | None:
+        """jpo.feedback.interplay over the joint records that carry labels; None where there are none."""
+        from jpo.feedback.interplay import interplay
+
+        rows = [row for row in self.rows() if row["feedback"] is not None and row.get("label_0") and row.get("label_1")]
+        return interplay(rows) if rows else None
+
+
+def item_of(project: Project, showing: Showing) -> Item:
+    """The item that a showing shows."""
+    return project.items.by_key[showing.item]

@@ -1,0 +1,124 @@
+"""Who may ask: signed session cookies, CSRF tokens, headers, and bounds on the rate and size of requests.
+
+Knows names and secrets; never items or verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+
+COOKIE = "jpo_session"
+BODY_LIMIT = 64 << 10  # bytes of a request
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+def signed(secret: str, purpose: str, text: str) -> str:
+    """A short signature of `text` for one purpose."""
+    return hmac.new(secret.encode(), f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:40]
+
+
+def session_of(secret: str, cookie: str | None) -> str | None:
+    """The annotator's name in a cookie that `cookie_of` made, else None."""
+    encoded, _, signature = (cookie or "").partition(".")
+    if not hmac.compare_digest(signature.encode(), signed(secret, "session", encoded).encode()):
+        return None
+    try:
+        return bytes.fromhex(encoded).decode()
+    except ValueError:
+        return None
+
+
+def cookie_of(secret: str, name: str) -> str:
+    """The session cookie of an annotator."""
+    encoded = name.encode().hex()
+    return f"{encoded}.{signed(secret, 'session', encoded)}"
+
+
+class Bucket:
+    """At most `burst` requests at once and `rate` a second, by address; the longest unseen addresses are forgotten."""
+
+    def __init__(self, rate: float, burst: int, addresses: int = 4096):
+        self.rate, self.burst, self.addresses = rate, burst, addresses
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, address: str, now: float | None = None) -> bool:
+        """Whether one more request of this address is served."""
+        now = time.monotonic() if now is None else now
+        left, at = self._left.pop(address, (float(self.burst), now))
+        left = min(self.burst, left + (now - at) * self.rate)
+        self._left[address] = (left - 1 if left >= 1 else left, now)
+        while len(self._left) > self.addresses:
+            self._left.popitem(last=False)
+        return left >= 1
+
+
+class Guard:
+    """ASGI middleware: security headers on every response, bounds on size (413) and rate (429)."""
+
+    def __init__(self, app: Any, rate: float = 30.0, burst: int = 300):
+        self.app, self.bucket = app, Bucket(rate, burst)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in names]
+                if b"cache-control" not in names:
+                    added.append((b"cache-control", b"no-store"))
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        address = (scope.get("client") or ("",))[0]
+        if not self.bucket.take(address):
+            refused = PlainTextResponse("too many requests: wait a moment", 429, {"retry-after": "2"})
+            await refused(scope, receive, guarded)
+            return
+        body = await _bounded(receive)
+        if body is None:
+            await PlainTextResponse(f"a request holds at most {BODY_LIMIT} bytes", 413)(scope, receive, guarded)
+            return
+        given = False
+
+        async def once() -> Any:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, once, guarded)
+
+
+async def _bounded(receive: Any) -> bytes | None:
+    """The request's body, or None where it exceeds BODY_LIMIT."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b"".join(parts)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > BODY_LIMIT:
+            return None
+        if not message.get("more_body"):
+            return b"".join(parts)
