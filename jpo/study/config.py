@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jpo.data.readers import EXAMPLE
 from jpo.defaults import CONCURRENCY, MAX_NEW_TOKENS, MAX_TOKENS, TIMEOUT
 from jpo.errors import JpoError
 from jpo.feedback.pairs import parse_mix
@@ -21,7 +22,7 @@ from jpo.study.methods import METHODS
 from jpo.train.config import PreferenceConfig, SFTConfig, option, parse_yaml, read_yaml
 
 WORLD = "world"
-PRESETS = ("demo", "world", "tldr", "helpful")
+PRESETS = ("demo", "world", "tldr", "helpful", "alpaca_eval")
 # what the study itself decides for each training run
 _DECIDED = ("output", "seed", "compute", "template", "scope", "save_total_limit")
 # may differ between a run and the run that goes on with it
@@ -182,7 +183,11 @@ class StudyConfig:
             wanted["judge_model"] = self.judge_model
         missing = [name for name, value in wanted.items() if not value]
         if missing:
-            raise JpoError(f"missing: {', '.join(missing)}; give each in the YAML file or by --set KEY=VALUE")
+            helps = {item.name: item.metadata["help"] for item in fields(self)}
+            shown = "".join(f"\n  {name}: {helps[name.split(' ')[0]]}" for name in missing)
+            raise JpoError(
+                f"missing: {', '.join(missing)}; give each in the YAML file or by --set KEY=VALUE. To be filled in:{shown}"
+            )
 
     def _asking(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -245,6 +250,15 @@ class StudyConfig:
         except JpoError as error:
             raise JpoError(f"{where}: {error}") from None
         return config
+
+    def check_files(self) -> None:
+        """JpoError where a given file is not there: before the first stage, not before the one that reads it."""
+        names = [name for name in _GIVEN if getattr(self, name)]
+        given = [(name, getattr(self, name)) for name in (*names, "alpaca_eval_difficulty") if getattr(self, name)]
+        given += [(name, path) for name in ("known_verdicts", "judge_prompt") for path in getattr(self, name)]
+        for name, path in given:
+            if not os.path.exists(path) and not (name == "policy" or path == EXAMPLE):
+                raise JpoError(f"{name}: no such file: {path}")
 
     def to_dict(self) -> dict[str, Any]:
         """Every option, as YAML and JSON hold them."""
@@ -323,16 +337,23 @@ def preset_text(name: str) -> str:
 def load_config(
     path: str | None = None, preset: str | None = None, assignments: Iterable[str] = (), **flags: Any
 ) -> StudyConfig:
-    """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags.
+    """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags. A
+    file may name its preset itself, by the key `preset`.
 
     Without a preset, what a file leaves open on the embedded world is as in the preset demo, whose options suit so small a
     model; on any other model it is StudyConfig's default."""
     import yaml
 
     own = read_yaml(path) if path else {}
-    if preset is None and own.get("model", WORLD) == WORLD and not any(own.get(name) for name in _GIVEN):
+    if (
+        preset is None
+        and "preset" not in own
+        and own.get("model", WORLD) == WORLD
+        and not any(own.get(name) for name in _GIVEN)
+    ):
         preset = "demo"
-    values: dict[str, Any] = dict(parse_yaml(preset_text(preset))) if preset else {}
+    values = _preset_values(own.pop("preset", preset) if preset is None else preset)
+    own.pop("preset", None)
     _merge(values, own)
     for text in assignments:
         key, equals, shown = text.partition("=")
@@ -347,6 +368,16 @@ def load_config(
         _merge(values, {key.split(".")[0]: value})
     values.update({key: value for key, value in flags.items() if value is not None})
     return StudyConfig.from_dict(values, path or f"preset {preset}")
+
+
+def _preset_values(preset: str | None) -> dict[str, Any]:
+    """A preset's options, over those of the preset that it names itself."""
+    if preset is None:
+        return {}
+    own = dict(parse_yaml(preset_text(preset)))
+    values = _preset_values(own.pop("preset", None))
+    _merge(values, own)
+    return values
 
 
 def _merge(values: dict[str, Any], above: Mapping[str, Any]) -> None:

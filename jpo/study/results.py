@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jpo.data.readers import read_records
+from jpo.data.readers import iter_records, read_records
 from jpo.evaluate.alpaca_eval import read_annotations
 from jpo.evaluate.alpaca_regression import read_difficulty
 from jpo.evaluate.statistics import bootstrap_difference, share_interval, t_interval
@@ -177,7 +177,7 @@ def _verdicts(stages: Stages, kind: str) -> dict[str, int]:
 
 def _sizes(stages: Stages) -> dict[str, int]:
     names = {"sft": "data", "instructions": "data", "test": "data", "conditional": "pairs", "joint": "pairs"}
-    return {name: len(read_records(stages.path(folder, f"{name}.jsonl"))) for name, folder in names.items()}
+    return {name: sum(1 for _ in iter_records(stages.path(folder, f"{name}.jsonl"))) for name, folder in names.items()}
 
 
 # --- curves -------------------------------------------------------------------------------------------------------

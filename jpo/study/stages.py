@@ -40,6 +40,7 @@ from jpo.study import decoder, world
 from jpo.study.config import WORLD, StudyConfig, is_adapter
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 from jpo.train import checkpoint
+from jpo.train.config import DEFAULT_STEPS
 
 _POOL = 4  # candidates for each decided pair that is wanted, at most
 _DECIDED = {"feedback": 0, "annotator": "given", "verdicts": ["A", "B"]}
@@ -447,7 +448,8 @@ class Stages:
         if told.epochs is not None or not (run.epochs or union):
             return {}
         pairs = amount_of(self._rows("pairs", "conditional.jsonl"), run.amount, c.seed)
-        return {"steps": None, "epochs": (told.steps or 1000) * told.batch_size / len(pairs)}
+        steps = told.steps or min(DEFAULT_STEPS, math.ceil(len(pairs) / told.batch_size))
+        return {"steps": None, "epochs": steps * told.batch_size / len(pairs)}
 
     def sample(self, run: Run) -> None:
         """samples/NAME.jsonl: every test instruction at every temperature."""

@@ -23,6 +23,7 @@ from jpo.errors import JpoError
 from jpo.formats.files import write_json, write_text
 from jpo.study.config import FREE, WORLD, StudyConfig, is_adapter
 from jpo.study.display import Display
+from jpo.study.estimate import describe, estimate
 from jpo.study.results import MIXED, gather
 from jpo.study.stages import Run, Stages
 from jpo.train.config import read_yaml
@@ -45,6 +46,7 @@ def run_study(config: StudyConfig, show: bool = True) -> dict[str, Any]:
     """
     if not config.output:
         raise JpoError("output: missing; it is the directory of the study")
+    config.check_files()
     study = Study(config)
     with study.locked():
         study.check_settings()
@@ -198,7 +200,9 @@ class Study:
         )
         if len(c.training_seeds) < 3:
             lines.append("underpowered: fewer than 3 training seeds")
-        return "\n".join(lines)
+        finished = [stage.name for stage, there in zip(plan, done, strict=True) if there]
+        c.check_files()
+        return "\n".join([*self.skipped(), *lines, *describe(estimate(c, self.runs, finished), c)])
 
 
 def _defaults() -> dict[str, Any]:

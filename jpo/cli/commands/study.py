@@ -27,7 +27,10 @@ def study(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training_seeds=[0,1,2] or train.beta=0.2.")
     ] = None,  # noqa: UP045
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the stages and what is done; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="List the stages, the questions to the judge, tokens, hours here and cost; write nothing."
+        ),
     ] = False,
     write_preset: Annotated[
         str | None, typer.Option("--write-preset", help="Write the preset's YAML file here, to edit, and stop.")
