@@ -1,0 +1,177 @@
+"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR]
+
+Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends by
+a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100 MB,
+or raises what is no answer (for files: anything but JpoError). Failing cases are written to --keep, one line each is
+printed, and the exit status is 1. --case I runs one case in this process: for the debugger.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import resource
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+HANG_CPU, HANG_WALL, SPARE = 10.0, 60.0, 100 << 20
+LIMIT = 3 << 30  # bytes of address space beyond what the child begins with
+BATCH = 2000  # cases of one child, so that what one leaves behind does not reach all
+STATE = struct.Struct("<qdd")  # case, its start by the clock and by processor time
+
+
+def options():
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile.fuzz", description=__doc__.split("\n\n")[1])
+    parser.add_argument("target")
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop a target after this time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int)
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "jpo-fuzz")
+    return parser.parse_args()
+
+
+def run_case(target, seed, index, folder):
+    """None, or (kind, text) of the failure."""
+    from . import targets
+
+    rng = targets.generator(seed, index)
+    case = target.make(rng)
+    target.write(case, targets.emptied(folder))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    try:
+        target.run(folder, case, rng)
+    except target.allowed:
+        pass
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - PanicException and SystemExit are findings too
+        place = traceback.extract_tb(error.__traceback__)
+        ours = next((frame for frame in reversed(place) if f"{os.sep}jpo{os.sep}" in frame.filename), place[-1])
+        where = f"{Path(ours.filename).name}:{ours.lineno}"
+        return f"{type(error).__name__} at {where}", str(error)[:200]
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
+    if grown > 4 * target.size(case) + SPARE:
+        return "memory", f"grew by {grown >> 20} MB for {target.size(case)} bytes"
+    return None
+
+
+def child(name, seed, first, last, state, folder, report):
+    """The cases [first, last); failures go to `report` as JSON lines."""
+    from . import targets
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    target = targets.TARGETS[name]()
+    with open(report, "a", encoding="utf-8") as file:
+        for index in range(first, last):
+            state[: STATE.size] = STATE.pack(index, time.monotonic(), time.process_time())
+            failure = run_case(target, seed, index, folder)
+            if failure:
+                file.write(json.dumps([index, *failure]) + "\n")
+                file.flush()
+    state[: STATE.size] = STATE.pack(last, time.monotonic(), time.process_time())
+
+
+def processor_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watched(pid, state):
+    """(wait status, whether it was ended for hanging)."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status, False
+        time.sleep(0.02)
+        _, began, processor = STATE.unpack_from(state)
+        if not began:
+            continue
+        if time.monotonic() - began > HANG_WALL or processor_seconds(pid) - processor > HANG_CPU:
+            os.kill(pid, 9)
+            return os.waitpid(pid, 0)[1], True
+
+
+def fuzz(name, arguments, scratch):
+    """(cases run, failures [(index, kind, text)])."""
+    state, failures, at = mmap.mmap(-1, 4096), [], 0
+    report = scratch / "report"
+    end = time.monotonic() + arguments.seconds
+    while at < arguments.cases and time.monotonic() < end:
+        report.write_text("")
+        last = min(arguments.cases, at + BATCH)
+        state[: STATE.size] = STATE.pack(at, 0.0, 0.0)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                child(name, arguments.seed, at, last, state, scratch / "case", report)
+                status = 0
+            except BaseException:  # noqa: BLE001 - the child must never return into the parent's loop
+                traceback.print_exc()
+            os._exit(status)
+        status, hung = watched(pid, state)
+        failures += [tuple(json.loads(line)) for line in report.read_text().splitlines()]
+        reached = STATE.unpack_from(state)[0]
+        if hung:
+            failures.append((reached, "hang", "over its time"))
+        elif os.WIFSIGNALED(status):
+            failures.append((reached, f"signal {os.WTERMSIG(status)}", ""))
+        elif status:
+            failures.append((reached, "the target itself failed", f"status {status}"))
+        at = last if reached >= last else reached + 1
+        if status and not hung and not os.WIFSIGNALED(status):
+            break
+    return at, failures
+
+
+def keep(name, arguments, index):
+    """Writes the case's files to the folder of failures."""
+    from . import targets
+
+    place = targets.emptied(arguments.keep / f"{name}-{arguments.seed}-{index}")
+    target = targets.TARGETS[name]()
+    case = target.make(targets.generator(arguments.seed, index))
+    targets.Target.write(target, case, place)
+
+
+def main():
+    arguments = options()
+    os.environ.setdefault("JPO_NUM_THREADS", "2")
+    os.environ.setdefault("JPO_PIN", "0")
+    os.environ.setdefault("RUST_BACKTRACE", "0")
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as scratch:
+        os.environ["JPO_FUZZ_SEEDS"] = str(Path(scratch) / "seeds")
+        (Path(scratch) / "seeds").mkdir()
+        from . import targets
+
+        names = list(targets.TARGETS) if arguments.target == "all" else [arguments.target]
+        if arguments.case is not None:
+            found = run_case(targets.TARGETS[names[0]](), arguments.seed, arguments.case, Path(scratch) / "case")
+            sys.exit(f"{names[0]} {arguments.case}: {found}" if found else 0)
+        failed = 0
+        for name in names:
+            began = time.monotonic()
+            cases, failures = fuzz(name, arguments, Path(scratch))
+            kinds = {}
+            for index, kind, text in failures:
+                kinds.setdefault(kind, []).append((index, text))
+            rate = cases / (time.monotonic() - began)
+            print(f"{name}: {cases} cases, {len(failures)} failures, {rate:.0f} cases/s", flush=True)
+            for kind, found in sorted(kinds.items()):
+                print(f"  {kind}: {len(found)}, first case {found[0][0]}: {ascii(found[0][1])}", flush=True)
+                keep(name, arguments, found[0][0])
+            failed += len(failures)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
