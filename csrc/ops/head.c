@@ -106,6 +106,7 @@ static void forward_task(void *context, int64_t task, int thread) {
  * multiplies. */
 static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight *w = job->w;
+    JPO_TRY(jpo_weight_check(w, err));
     size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
     size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
     job->scratch_part = (ROW_BLOCK + 1) * TILE * sizeof(float) + (up > down ? up : down);

@@ -17,6 +17,10 @@ void jpo_scratch_free(jpo_scratch *scratch) {
 /* Nothing is stored: panels are packed from W on the way, which costs less than reading them back would. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
     w->packed = NULL;
+    return jpo_weight_check(w, err);
+}
+
+jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err) {
     if (w->k % jpo_dtype_block(w->dtype))
         return jpo_fail(err, JPO_ERR_VALUE, "a %s weight needs rows of a multiple of %lld values, got %lld",
                         jpo_dtype_name(w->dtype), (long long)jpo_dtype_block(w->dtype), (long long)w->k);
@@ -132,6 +136,7 @@ static void packed_tile(void *context, int64_t task, int thread) {
 }
 
 static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *err) {
+    JPO_TRY(jpo_weight_check(p->w, err)); /* another instruction set may have been chosen since W was prepared */
     cut(p);
     p->range = jpo_packed_range(p->kernel, p->depth);
     JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));

@@ -31,6 +31,8 @@ void jpo_scratch_free(jpo_scratch *scratch);
 /* Checks that W can be multiplied in w->compute; panels are packed on the way, so that nothing is stored.
  * JPO_ERR_UNSUPPORTED names the missing instructions. */
 jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
+/* The same for the instruction set that is chosen now, which the tests change; every product asks. */
+jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err);
 void jpo_weight_release(jpo_weight *w);
 
 /* A product of low rank that is added to an output while its tile is in the cache: scale u (M, R; ldu) times v. */

@@ -78,9 +78,13 @@ def number(where: str, config: dict[str, Any], key: str, default: float) -> floa
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise FormatError(f"{where}: key {key}: expected a number, got {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
     if not math.isfinite(value) or value <= 0:
         raise FormatError(f"{where}: key {key}: expected a finite number above 0, got {value!r}")
-    return float(value)
+    return value
 
 
 def boolean(where: str, config: dict[str, Any], key: str) -> bool:

@@ -113,6 +113,19 @@ def test_sizes_out_of_range(parts, key, value):
         _core.Model(config, tensors)
 
 
+def test_a_compute_type_that_the_chosen_instructions_lack(parts, set_isa):
+    """Found by the fuzz target `core`: a model prepared for int16, then an instruction set without it: a null table."""
+    try:
+        model = _core.Model(*parts, 1)
+    except NotImplementedError:
+        pytest.skip("this machine has no int16 products")
+    set_isa("generic")
+    tokens = np.arange(1, 200, dtype=INT)
+    roots, last = np.array([[0, len(tokens), -1, 0]], dtype=INT), np.array([len(tokens) - 1], dtype=INT)
+    with pytest.raises(NotImplementedError, match="int16"):
+        model.forward(tokens, roots, last, np.array([1], dtype=INT), True, False, False, False, 0)
+
+
 def test_a_model_that_was_never_made(parts):
     empty = _core.Model.__new__(_core.Model)
     one = np.array([0], dtype=INT)
