@@ -2,9 +2,10 @@
 #include "kernels/integers.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
-#include "kernels/panels.h"
+#include "kernels/blocks.inc"
 
 enum {
     BLOCK = JPO_GEMM_BLOCK,
@@ -51,37 +52,62 @@ void jpo_integers_quantize(const jpo_gemm_integers *x, int64_t i, const float *i
     }
 }
 
-static float half_at(const uint8_t *bytes) {
-    uint16_t half;
-    memcpy(&half, bytes, sizeof half);
-    return jpo_half_widen(half);
+/* One block of 32 for four lanes: its integers, factor and constant; from `part` on in a K block. */
+static void read_block(int16_t value[BLOCK], float *d, float *m, jpo_dtype dtype, const uint8_t *w, int part) {
+    int8_t q[BLOCK];
+    float factor[2], offset[2];
+    *m = 0;
+    if (dtype == JPO_Q8_0 || dtype == JPO_Q4_0 || dtype == JPO_Q4_1) {
+        if (dtype == JPO_Q8_0)
+            memcpy(q, w + 2, sizeof q);
+        else
+            nibble_integers(q, w + (dtype == JPO_Q4_1 ? 4 : 2), 0);
+        *d = half_at(w);
+        if (dtype != JPO_Q8_0) *m = dtype == JPO_Q4_1 ? half_at(w + 2) : -8 * *d;
+        for (int v = 0; v < BLOCK; v++) value[v] = q[v];
+        return;
+    }
+    plain_integers(q, dtype, w, part);
+    piece_scales(dtype, w, part, factor, offset);
+    *d = factor[0];
+    if (dtype == JPO_Q5_0)
+        *m = -16 * *d;
+    else if (dtype == JPO_Q6_K)
+        *d = half_at(w + 208);
+    else
+        *m = offset[0];
+    for (int v = 0; v < BLOCK; v++) {
+        value[v] = (int16_t)(dtype == JPO_Q5_0 ? q[v] + 16 : q[v]);
+        if (dtype == JPO_Q6_K) value[v] = (int16_t)(q[v] * (int8_t)w[192 + 2 * part + v / 16]);
+    }
 }
 
 /* Adds the products of one block to four lanes. */
-static void add_block(float *sum, jpo_dtype dtype, const uint8_t *w, const int16_t *q, const float *scale,
-                      const float *total) {
-    const int offset = dtype == JPO_Q4_1 ? 4 : 2;
-    const float d = half_at(w), m = dtype == JPO_Q4_1 ? half_at(w + 2) : -8 * d;
+static void add_block(float *sum, jpo_dtype dtype, const uint8_t *w, int block_part, const int16_t *q,
+                      const float *scale, const float *total) {
+    int16_t value[BLOCK];
+    float d, m;
     int32_t part[LANES / QUAD] = {0};
+    read_block(value, &d, &m, dtype, w, block_part);
     for (int v = 0; v < BLOCK; v++) {
-        int word = word_of(v), stored = v < 16 ? w[offset + v] & 15 : w[offset + v - 16] >> 4;
-        if (dtype == JPO_Q8_0) stored = (int8_t)w[offset + v];
-        part[word % 8 / 2] += stored * q[word / 8 * (8 * QUAD) + word % 8];
+        int word = word_of(v);
+        part[word % 8 / 2] += value[v] * q[word / 8 * (8 * QUAD) + word % 8];
     }
     for (int lane = 0; lane < LANES / QUAD; lane++) {
         sum[lane] = fmaf((float)part[lane], d * scale[lane], sum[lane]);
-        if (dtype != JPO_Q8_0) sum[lane] = fmaf(m, total[lane], sum[lane]);
+        if (dtype != JPO_Q8_0 && dtype != JPO_Q6_K) sum[lane] = fmaf(m, total[lane], sum[lane]);
     }
 }
 
 static float dot_row(const jpo_gemm_integers *x, int64_t i, jpo_dtype dtype, const uint8_t *w, int64_t k) {
     const int64_t blocks = k / BLOCK, quads = (blocks + QUAD - 1) / QUAD;
-    const size_t bytes = jpo_dtype_row_bytes(dtype, BLOCK);
     float sum[LANES] = {0};
     for (int64_t block = 0; block < QUAD * quads; block++) {
         const int64_t place = i * quads + block / QUAD, part = block % QUAD;
         const int64_t stored = block < blocks ? block : blocks - 1; /* the last block again: beside zeros of x */
-        add_block(sum + part * 4, dtype, w + (size_t)stored * bytes, x->q + place * WORDS + part * 8,
+        int within;
+        const uint8_t *at = piece_block(dtype, w, stored * BLOCK, &within);
+        add_block(sum + part * 4, dtype, at, within, x->q + place * WORDS + part * 8,
                   x->scale + place * LANES + part * 4, x->total + place * LANES + part * 4);
     }
     for (int half = LANES / 2; half > 0; half /= 2)

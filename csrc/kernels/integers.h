@@ -1,10 +1,11 @@
-/* Few rows of x times a weight's stored integers (Q8_0, Q4_0, Q4_1): weights are exact, x is rounded to 16-bit
- * integers, |q| <= 32767, with a scale for each block of 32; what decoding in int16 uses.
- * Numerical contract. Four blocks, a quad, give sixteen integer sums, four a block, each at most 8 * 128 * 32767 <
- * 2^25, exact in an int32; rounded to float32 they are added to sixteen float32 sums, quad after quad, by one fused
- * multiply-add with the rounded product of the scales, then (Q4_0, Q4_1) one of the block's constant and `total`; at
- * the end the sixteen are added in halves. NaN, infinity and tiny blocks: as for int16 in kernels/gemm.h. The same bits
- * from every implementation. */
+/* A small batch of rows of x times a weight's stored integers (Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q5_K, Q6_K): weights are
+ * exact, x is rounded to 16-bit integers, |q| <= 32767, with a scale for each block of 32; what decoding in int16 uses.
+ * Numerical contract. Four blocks, a quad, give sixteen integer sums, four a block, each of 8 products, exact in an
+ * int32: weights are at most 128, those of Q6_K, whose 8-bit scales are multiplied into them, 32 * 128, so that
+ * 8 * 4096 * 32767 < 2^30. Rounded to float32 the sums are added to sixteen float32 sums, quad after quad, by one fused
+ * multiply-add with the rounded product of the scales, then (all but Q8_0 and Q6_K) one of the block's constant and
+ * `total`; at the end the sixteen are added in halves. NaN, infinity and tiny blocks: as for int16 in kernels/gemm.h.
+ * The same bits from every implementation. */
 #ifndef JPO_KERNELS_INTEGERS_H
 #define JPO_KERNELS_INTEGERS_H
 
@@ -22,6 +23,11 @@ struct jpo_gemm_integers {
     float *scale; /* (m, quads, 16): that of each block four times */
     float *total; /* (m, quads, 16): scale times the sum of the values that a lane takes */
 };
+
+static inline bool jpo_integers_serve(jpo_dtype dtype) {
+    return dtype == JPO_Q8_0 || dtype == JPO_Q4_0 || dtype == JPO_Q4_1 || dtype == JPO_Q5_0 || dtype == JPO_Q4_K ||
+           dtype == JPO_Q5_K || dtype == JPO_Q6_K;
+}
 
 /* Row i of x = in (k), k a multiple of 32. */
 void jpo_integers_quantize(const jpo_gemm_integers *x, int64_t i, const float *in, int64_t k);

@@ -3,10 +3,15 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/integers.h"
 #include "kernels/lanes_x86.inc"
+
+#include "kernels/blocks.inc"
+
+#include "kernels/k_scales.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 enum { QUAD = JPO_INTEGERS_QUAD, WORDS = JPO_INTEGERS_WORDS, LANES = JPO_INTEGERS_LANES, GROUP = 6, AHEAD = 2048 };
@@ -94,6 +99,20 @@ INLINE __m256 take_d(const uint8_t *a, const uint8_t *b) {
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(both), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 }
 
+/* The fifth bits of Q5_0: bit j of 32 is that of value j. */
+INLINE void put_fifth_bits(block_pair *pair, const uint8_t *a, const uint8_t *b) {
+    const __m256i head = side_by_side(a, b), sixteen = _mm256_set1_epi16(16);
+    const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi16(1, 4, 16, 64, 256, 1024, 4096, 16384));
+    const __m256i odd = _mm256_slli_epi16(even, 1);
+    for (int which = 0; which < 2; which++) {
+        const __m256i bits = _mm256_shuffle_epi8(head, _mm256_set1_epi16(which ? 0x0504 : 0x0302));
+        const __m256i first = _mm256_cmpeq_epi16(_mm256_and_si256(bits, even), even);
+        const __m256i second = _mm256_cmpeq_epi16(_mm256_and_si256(bits, odd), odd);
+        pair->word[which] = _mm256_or_si256(pair->word[which], _mm256_and_si256(first, sixteen));
+        pair->word[2 + which] = _mm256_or_si256(pair->word[2 + which], _mm256_and_si256(second, sixteen));
+    }
+}
+
 INLINE block_pair take_pair(const jpo_dtype dtype, const uint8_t *a, const uint8_t *b) {
     block_pair pair;
     if (dtype == JPO_Q8_0) {
@@ -111,6 +130,13 @@ INLINE block_pair take_pair(const jpo_dtype dtype, const uint8_t *a, const uint8
         pair.m = _mm256_mul_ps(pair.d, _mm256_set1_ps(-8));
         return pair;
     }
+    if (dtype == JPO_Q5_0) {
+        take_nibbles(&pair, a + 6, b + 6);
+        put_fifth_bits(&pair, a, b);
+        pair.d = take_d(a, b);
+        pair.m = _mm256_mul_ps(pair.d, _mm256_set1_ps(-16));
+        return pair;
+    }
     int first, second;
     memcpy(&first, a, 4), memcpy(&second, b, 4);
     const __m128 all = _mm_cvtph_ps(_mm_insert_epi32(_mm_cvtsi32_si128(first), second, 1)); /* d m d m */
@@ -120,6 +146,60 @@ INLINE block_pair take_pair(const jpo_dtype dtype, const uint8_t *a, const uint8
     return pair;
 }
 
+/* ---- K blocks: four pairs each ---- */
+
+INLINE __m256i twice(const uint8_t *bytes) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
+}
+
+/* 16 bytes in both lanes, shifted to the right by `first` and `second`. */
+INLINE __m256i shift_lanes(__m256i bytes, int first, int second) {
+    return _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(first, first, second, second));
+}
+
+/* Words of two pieces of Q6_K, 2 pair and 2 pair + 1, times their scales. */
+INLINE void take_q6(__m256i word[4], const uint8_t *block, int pair) {
+    const int half = pair / 2, upper = pair % 2;
+    const __m256i nibble = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48), zero = _mm256_set1_epi8(32);
+    const uint8_t *low = block + 64 * half, *high = block + 128 + 32 * half;
+    for (int which = 0; which < 2; which++) {
+        const __m256i bytes =
+            _mm256_srl_epi16(side_by_side(low + 16 * which, low + 32 + 16 * which), _mm_cvtsi32_si128(4 * upper));
+        const __m256i bits = _mm256_slli_epi16(shift_lanes(twice(high + 16 * which), 4 * upper, 4 * upper + 2), 4);
+        const __m256i q =
+            _mm256_sub_epi8(_mm256_or_si256(_mm256_and_si256(bytes, nibble), _mm256_and_si256(bits, two)), zero);
+        const int8_t *scales = (const int8_t *)block + 192 + 4 * pair + which;
+        const __m256i scale = _mm256_inserti128_si256(_mm256_set1_epi16(scales[0]), _mm_set1_epi16(scales[2]), 1);
+        word[which] = _mm256_mullo_epi16(_mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), scale);
+        word[2 + which] = _mm256_mullo_epi16(_mm256_srai_epi16(q, 8), scale);
+    }
+}
+
+/* Two pieces of a K block; scales (2, 8): factors and constants of its eight. */
+INLINE block_pair take_k_pair(const jpo_dtype dtype, const uint8_t *block, int pair, const float scales[2][8]) {
+    block_pair w;
+    if (dtype == JPO_Q6_K) {
+        take_q6(w.word, block, pair);
+        w.d = w.m = _mm256_set1_ps(scales[0][0]);
+        return w;
+    }
+    const __m256i mask = _mm256_set1_epi16(15), bit = _mm256_set1_epi16(16);
+    const uint8_t *bytes = block + (dtype == JPO_Q4_K ? 16 : 48) + 32 * pair;
+    for (int which = 0; which < 2; which++) {
+        const __m256i nibbles = shift_lanes(twice(bytes + 16 * which), 0, 4);
+        w.word[which] = _mm256_and_si256(nibbles, mask);
+        w.word[2 + which] = _mm256_and_si256(_mm256_srli_epi16(nibbles, 8), mask);
+        if (dtype == JPO_Q4_K) continue;
+        const __m256i fifth = shift_lanes(twice(block + 16 + 16 * which), 2 * pair, 2 * pair + 1);
+        w.word[which] = _mm256_or_si256(w.word[which], _mm256_and_si256(_mm256_slli_epi16(fifth, 4), bit));
+        w.word[2 + which] = _mm256_or_si256(w.word[2 + which], _mm256_and_si256(_mm256_srli_epi16(fifth, 4), bit));
+    }
+    const float *d = scales[0] + 2 * pair, *m = scales[1] + 2 * pair;
+    w.d = _mm256_setr_m128(_mm_set1_ps(d[0]), _mm_set1_ps(d[1]));
+    w.m = _mm256_setr_m128(_mm_set1_ps(m[0]), _mm_set1_ps(m[1]));
+    return w;
+}
+
 INLINE __m256 add_pair(const jpo_dtype dtype, __m256 sum, const block_pair *w, const int16_t *q, const float *scale,
                        const float *total) {
     __m256i part = _mm256_madd_epi16(w->word[0], _mm256_loadu_si256((const __m256i *)q));
@@ -127,23 +207,37 @@ INLINE __m256 add_pair(const jpo_dtype dtype, __m256 sum, const block_pair *w, c
     part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[2], _mm256_loadu_si256((const __m256i *)(q + 64))));
     part = _mm256_add_epi32(part, _mm256_madd_epi16(w->word[3], _mm256_loadu_si256((const __m256i *)(q + 96))));
     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part), _mm256_mul_ps(w->d, _mm256_loadu_ps(scale)), sum);
-    return dtype == JPO_Q8_0 ? sum : _mm256_fmadd_ps(w->m, _mm256_loadu_ps(total), sum);
+    return dtype == JPO_Q8_0 || dtype == JPO_Q6_K ? sum : _mm256_fmadd_ps(w->m, _mm256_loadu_ps(total), sum);
+}
+
+/* Two blocks of a row: half of a quad. */
+INLINE block_pair pair_at(const jpo_dtype dtype, const uint8_t *row, int64_t quad, int half, int64_t blocks,
+                          float scales[2][8]) {
+    const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype), last = blocks - 1;
+    if (jpo_dtype_block(dtype) > JPO_GEMM_BLOCK) {
+        const uint8_t *block = row + quad / 2 * bytes;
+        if (quad % 2 == 0 && half == 0) k_scales(dtype, scales, block);
+        return take_k_pair(dtype, block, (int)(quad % 2) * 2 + half, (const float(*)[8])scales);
+    }
+    const int64_t a = QUAD * quad + 2 * half, b = a + 1; /* past the end the last block again: beside zeros of x */
+    return take_pair(dtype, row + (a < last ? a : last) * bytes, row + (b < last ? b : last) * bytes);
 }
 
 /* y (m) = or += x times one row of W, so that W is read from one end to the other; what lies AHEAD is fetched. */
 INLINE void tile(const jpo_dtype dtype, const int m, float *y, int64_t ldy, const jpo_gemm_integers *x, int64_t first,
                  const uint8_t *row, int64_t blocks, bool accumulate) {
-    const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype), quads = (blocks + QUAD - 1) / QUAD, last = blocks - 1;
+    const int64_t quads = (blocks + QUAD - 1) / QUAD;
+    const int64_t bytes = WORDS / 2 * (int64_t)jpo_dtype_block_bytes(dtype) / jpo_dtype_block(dtype); /* of a pair */
     __m256 sum[GROUP][2];
+    float scales[2][8] = {{0}};
 #pragma GCC unroll 6
     for (int i = 0; i < m; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
     for (int64_t quad = 0; quad < quads; quad++) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            const int64_t a = QUAD * quad + 2 * half, b = a + 1; /* the last block again: beside zeros of x */
-            const uint8_t *at = row + (a < last ? a : last) * bytes;
-            const block_pair w = take_pair(dtype, at, row + (b < last ? b : last) * bytes);
-            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+            const block_pair w = pair_at(dtype, row, quad, half, blocks, scales);
+            for (int line = 0; line < bytes; line += 64)
+                _mm_prefetch((const char *)row + (2 * quad + half) * bytes + AHEAD + line, _MM_HINT_T0);
 #pragma GCC unroll 6
             for (int i = 0; i < m; i++) {
                 const int64_t place = (first + i) * quads + quad, lanes = place * LANES + 8 * half;

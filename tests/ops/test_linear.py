@@ -357,31 +357,22 @@ def test_small_batches_run_in_float32(kernel, direction, dtype):
 
 # int16 products of at most so many rows are decoding's (kernels/integers.h)
 INTEGER_ROWS = {"avx512_vnni_int16": 8, "avx2_int16": 24, "portable_int16": 24}
+INTEGERS = (*STORED, "Q5_0", "Q4_K", "Q5_K", "Q6_K")  # whose integers they take as they are stored
 
 
-@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_stored_integers_are_exact_and_rows_keep_16_bits(int16_kernel, dtype):
     rng = np.random.default_rng(21)
-    for m, n, k in [
-        (1, 1, 32),
-        (1, 7, 96),
-        (2, 33, 576),
-        (5, 64, 1536),
-        (7, 40, 64),
-        (min(16, INTEGER_ROWS[int16_kernel]), 31, 608),
-        (INTEGER_ROWS[int16_kernel], 9, 1248),
-    ]:
+    shapes = [(1, 1, 32), (1, 7, 96), (2, 33, 576), (5, 64, 1536), (7, 40, 64)]
+    most = INTEGER_ROWS[int16_kernel]
+    for m, n, k in shapes_of(dtype, [*shapes, (min(16, most), 31, 608), (most, 9, 1248)]):
         data, w = make_weight(rng, dtype, n, k)
         x = (rng.standard_normal((m, k)) * np.exp(rng.standard_normal((m, 1)) * 3)).astype(np.float32)
         wide, weights = x.astype(np.float64), np.abs(w.T)
         exact, scale = wide @ w.T, np.abs(wide) @ weights
         step = np.repeat(np.abs(wide).reshape(m, -1, 32).max(-1), 32, 1) / 32767 * 0.51
-        # Q4: sums of q x and of x are taken apart: each may be larger than their difference
-        apart = (
-            scale
-            if dtype == "Q8_0"
-            else np.abs(wide) @ (weights + 16 * np.repeat(largest_d(data, n, k, dtype), 32, 1).T)
-        )
+        # sums of q x and of x are taken apart: each may be larger than their difference
+        apart = scale if dtype in ("Q8_0", "Q6_K") else np.abs(wide) @ (weights + widest(w).T)
         bound = step @ weights + (k / 64 + 12) * 2.0**-24 * apart
         got = product(x, data, n, k, dtype, "int16")
         assert (np.abs(got - exact) <= bound).all()
@@ -423,41 +414,51 @@ def test_a_row_of_a_few_does_not_depend_on_its_fellows(isa, dtype):
             assert np.array_equal(product(x[:m], data, n, k, dtype), whole[:m]), (n, k, m)
 
 
+def widest(w):
+    """Bound of |d q| + |m| in each block of 32 of (n, k) values d q + m: thrice their range and their largest."""
+    blocks = w.reshape(len(w), -1, 32)
+    span = 3 * (blocks.max(-1) - blocks.min(-1)) + np.abs(blocks).max(-1)
+    return np.repeat(span, 32, 1)
+
+
 def largest_d(data, n, k, dtype):
     """|d| of each block, (n, k / 32)."""
     blocks = data.reshape(n, k // 32, BLOCKS[dtype][1])
     return np.abs(np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float64))
 
 
-@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_stored_integers_at_their_extremes(int16_kernel, dtype):
     """Every integer at its largest, on both sides: lanes stay exact."""
     for fill in (0x00, 0x80, 0x7F, 0xFF):
+        k = 3 * BLOCKS[dtype][0]
         blocks = np.full((4, 3, BLOCKS[dtype][1]), fill, np.uint8)
-        blocks[..., :2] = np.ones(1, np.float16).view(np.uint8)
-        if dtype == "Q4_1":
-            blocks[..., 2:4] = 0
+        for number, at in zip((1, 0), BLOCKS[dtype][2], strict=False):
+            blocks[..., at : at + 2] = np.full(1, number, np.float16).view(np.uint8)
         data = blocks.reshape(-1)
-        w = np.empty((4, 96), np.float32)
-        _core.widen_rows(w, data, 4, 96, dtype, 0)
+        w = np.empty((4, k), np.float32)
+        _core.widen_rows(w, data, 4, k, dtype, 0)
         for value in (32767.0, -32767.0):
-            x = np.full((2, 96), value, np.float32)
+            x = np.full((2, k), value, np.float32)
             exact = x.astype(np.float64) @ w.T.astype(np.float64)
-            np.testing.assert_allclose(product(x, data, 4, 96, dtype, "int16"), exact, rtol=2e-6, atol=0)
-            many = np.full((FEW + 1, 96), value, np.float32)
-            np.testing.assert_allclose(product(many, data, 4, 96, dtype, "int16")[:2], exact, rtol=2e-6, atol=0)
+            np.testing.assert_allclose(product(x, data, 4, k, dtype, "int16"), exact, rtol=2e-6, atol=0)
+            if dtype not in STORED:
+                continue  # many rows round the weights
+            many = np.full((FEW + 1, k), value, np.float32)
+            np.testing.assert_allclose(product(many, data, 4, k, dtype, "int16")[:2], exact, rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_stored_integers_with_zero_tiny_and_bad_rows(int16_kernel, dtype):
     rng = np.random.default_rng(22)
-    data, _ = make_weight(rng, dtype, 10, 96)
-    x = rng.standard_normal((6, 96)).astype(np.float32)
-    sound = product(x, data, 10, 96, dtype, "int16")
+    k = shapes_of(dtype, [(0, 0, 96)])[0][2]
+    data, _ = make_weight(rng, dtype, 10, k)
+    x = rng.standard_normal((6, k)).astype(np.float32)
+    sound = product(x, data, 10, k, dtype, "int16")
     x[1] = 0
     x[2] *= 2.0**-130
     x[3, 40], x[4, 95], x[5, 0] = np.nan, np.inf, -np.inf
-    got = product(x, data, 10, 96, dtype, "int16")
+    got = product(x, data, 10, k, dtype, "int16")
     assert np.array_equal(got[0], sound[0]) and (got[1:3] == 0).all() and np.isnan(got[3:]).all()
 
 
