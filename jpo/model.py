@@ -19,7 +19,8 @@ from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.formats.peft import LORA
-from jpo.storage import COMPUTES, Compute, Storage, stored_as
+from jpo.memory import free_bytes, size
+from jpo.storage import COMPUTES, Compute, Storage, stored_as, stored_bytes
 
 MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
 _SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
@@ -120,6 +121,8 @@ class LanguageModel:
         self.full = False
         self._checkpoint = checkpoint
         self._adapter_on = True
+        if storage not in ("auto", "as-stored"):
+            self._check_memory(storage)
         tensors = {name: stored_as(tensor, storage) for name, tensor in checkpoint.tensors.items()}
         try:
             self._core = _core.Model(self.config, tensors, COMPUTES.index(compute))
@@ -127,6 +130,43 @@ class LanguageModel:
             raise JpoError(f"compute={compute!r}: {error}") from None
         if profiling.requested():
             profiling.watch(f"{self.source} ({compute})", self._core)
+
+    # sizes, before anything is taken
+
+    def _check_memory(self, storage: Storage) -> None:
+        needed, free = self.stored_bytes(storage), free_bytes()
+        if needed > free:
+            raise JpoError(
+                f"model {self.source!r}: storage {storage!r} takes {size(needed)}, and {size(free)} are free; as stored it "
+                f"takes {size(self.stored_bytes('auto'))} of its file's own pages (storage='auto')"
+            )
+
+    def values(self) -> int:
+        """Number of weights."""
+        return sum(int(np.prod(tensor.shape)) for tensor in self._checkpoint.tensors.values())
+
+    def stored_bytes(self, storage: Storage, must: bool = True) -> int:
+        """Bytes of the weights held as `storage`; must=False: tensors that cannot be held so count as they are stored."""
+        return sum(stored_bytes(tensor, storage, must) for tensor in self._checkpoint.tensors.values())
+
+    def target_names(self, target_modules: Sequence[str] | str) -> tuple[str, ...]:
+        """The modules that an adapter's target_modules name."""
+        return self._targets(target_modules)
+
+    def adapter_values(self, r: int, target_modules: Sequence[str] | str) -> int:
+        """Number of values of such a LoRA adapter."""
+        return sum(
+            r * sum(self._module_shape(layer, short))
+            for layer in range(self.config["num_hidden_layers"])
+            for short in self._targets(target_modules)
+        )
+
+    def _module_shape(self, layer: int, short: str) -> tuple[int, ...]:
+        return self._checkpoint.tensors[f"model.layers.{layer}.{MODULES[_SHORT[short]]}.weight"].shape
+
+    def set_recompute(self, on: bool) -> None:
+        """Whether passes keep each layer's input alone and repeat its forward in backward (gradient checkpointing)."""
+        self._core.set_recompute(on)
 
     # passes over forests: what the trainers use
 
@@ -279,9 +319,7 @@ class LanguageModel:
         for layer in range(self.config["num_hidden_layers"]):
             for short in settings.target_modules:
                 full_name = f"base_model.model.model.layers.{layer}.{MODULES[_SHORT[short]]}"
-                outputs, inputs = self._checkpoint.tensors[
-                    f"model.layers.{layer}.{MODULES[_SHORT[short]]}.weight"
-                ].shape
+                outputs, inputs = self._module_shape(layer, short)
                 shapes[f"{full_name}.lora_A.weight"] = (settings.r, inputs)
                 shapes[f"{full_name}.lora_B.weight"] = (outputs, settings.r)
                 places.append((layer, _SHORT[short], full_name))

@@ -37,6 +37,20 @@ def _q8_0(values: np.ndarray) -> np.ndarray:
     return out.ravel()
 
 
+def stored_bytes(tensor: StoredTensor, storage: Storage, must: bool = True) -> int:
+    """Bytes of a tensor under `storage`, as stored_as makes them; must=False: where it cannot be, as it is stored."""
+    count = 1
+    for extent in tensor.shape:
+        count *= extent
+    if len(tensor.shape) < 2 or storage == "float32":
+        return 4 * count
+    if storage == "bfloat16":
+        return 2 * count
+    if storage == "q8_0" and (must or tensor.shape[-1] % 32 == 0):
+        return count // 32 * 34
+    return tensor.data.nbytes
+
+
 def stored_as(tensor: StoredTensor, storage: str) -> tuple[str, np.ndarray]:
     """(dtype, bytes (uint8)) of a tensor under `storage`; vectors (norms, biases) are always float32."""
     if storage not in STORAGES:

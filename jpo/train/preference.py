@@ -23,9 +23,11 @@ from jpo.data.records import Pair, preference_pairs
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import JpoError
+from jpo.memory import free_bytes
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
 from jpo.profiling import compute_costs
+from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.config import DEFAULT_STEPS, DEFAULT_WARMUP, PreferenceConfig, TrainingConfig
 from jpo.train.loop import Loop, fingerprint
@@ -68,12 +70,17 @@ def settled(lm: LanguageModel, config: C) -> C:
             )
     if lm.lora is not None:
         brought |= dataclasses.asdict(lm.lora)
-    lm._core.set_recompute(config.gradient_checkpointing)
+    lm.set_recompute(config.gradient_checkpointing)
     return dataclasses.replace(config, **brought)
 
 
 def probe(
-    lm: LanguageModel, forests: Sequence[Forest], total: int, per_epoch: int, step: Callable[[], Any]
+    lm: LanguageModel,
+    forests: Sequence[Forest],
+    total: int,
+    per_epoch: int,
+    step: Callable[[], Any],
+    needed: memory.Estimate,
 ) -> dict[str, Any]:
     """What a dry run says of `total` steps: rows and memory of the first one's forests by the plan, times by running it."""
     assert lm.trainable is not None
@@ -87,6 +94,8 @@ def probe(
         "step_seconds": round(seconds, 4),
         "total_seconds": round(seconds * total, 1),
         "trained_values": int(lm.trainable.params.size),
+        "memory_gb": {name: round(count / 2**30, 4) for name, count in needed.parts().items()},
+        "free_gb": round(free_bytes() / 2**30, 2),
         "step_seconds_by_compute": costs,
     }
 
@@ -159,6 +168,7 @@ class PreferenceTrainer:
         )  # what is trained, to print before a run
         self.told = self.report.then(self.encoder.report())  # what became of the training records
         self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_pairs).items()}
+        self.memory = memory.check(lm, self.config, [pair.tokens for pair in self.pairs])
         ensure_adapter(lm, self.config)
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.needs_reference = any(info.reference for info in self.infos)
@@ -476,7 +486,7 @@ class PreferenceTrainer:
         forests = [self._forest([step[i] for i in members]) for members in cut]
         tokens = sum(pair.tokens for pair in self.pairs)
         return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | probe(
-            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True)
+            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
 
 

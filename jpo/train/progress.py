@@ -49,7 +49,9 @@ def make_callbacks(given: Callbacks | None, config: TrainingConfig) -> list[Call
 
 
 def duration(seconds: float) -> str:
-    """2.1 s, 34 s, 4 min 31 s, 2 h 5 min."""
+    """0.034 s, 2.1 s, 34 s, 4 min 31 s, 2 h 5 min."""
+    if 0 < seconds < 0.1:
+        return f"{seconds:.2g} s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -15,6 +15,7 @@ from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.model import LanguageModel
+from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
@@ -48,6 +49,7 @@ class SFTTrainer:
         self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
         self.told = self.report.then(self.encoder.report())  # what became of the training records
         self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_examples).items()}
+        self.memory = memory.check(lm, self.config, [len(example) for example in self.examples])
         if self.config.full:
             lm.enable_full()
         else:
@@ -130,7 +132,7 @@ class SFTTrainer:
         cut = micro_batches([(example,) for example in step], self.config.token_budget)
         forests = [build_forest([(step[i].prompt, step[i].response) for i in members], "response") for members in cut]
         return {"examples": len(self.examples), "tokens_per_epoch": sum(map(len, self.examples))} | probe(
-            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True)
+            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
 
     def save(self, folder: str) -> None:

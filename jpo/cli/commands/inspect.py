@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from jpo.cli.tables import show
 
 
 def _adapter(path: str) -> None:
     from jpo.formats.peft import read_adapter
 
     config, tensors = read_adapter(path)
-    typer.echo(
-        f"adapter {path}: r {config.r}, lora_alpha {config.lora_alpha:g}, targets {', '.join(config.target_modules)}"
-    )
-    typer.echo(
-        f"base model: {config.base_model_name_or_path}; {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} values"
-    )
-    for key, value in config.extra.items():
-        typer.echo(f"{key}: {value}")
+    rows = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "targets": config.target_modules,
+        "base model": config.base_model_name_or_path,
+        "tensors": len(tensors),
+        "values": sum(tensor.size for tensor in tensors.values()),
+    }
+    show(f"adapter {path}", rows | config.extra)
 
 
 def _model(path: str) -> None:
@@ -29,10 +35,15 @@ def _model(path: str) -> None:
     checkpoint = load_checkpoint(path)
     kinds = Counter(tensor.dtype for tensor in checkpoint.tensors.values())
     size = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values())
-    typer.echo(f"model {checkpoint.source}: {len(checkpoint.tensors)} tensors, {size / 2**20:.1f} MiB, {dict(kinds)}")
-    for key, value in checkpoint.config.items():
-        if key not in ("inv_freq", "hf"):
-            typer.echo(f"{key}: {value}")
+    values = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    rows = {
+        "tensors": len(checkpoint.tensors),
+        "values": values,
+        "MiB": round(size / 2**20, 1),
+        "stored as": dict(kinds),
+    }
+    own = {key: value for key, value in checkpoint.config.items() if key not in ("inv_freq", "hf")}
+    show(f"model {checkpoint.source}", rows | own)
 
 
 def _data(path: str) -> None:
@@ -41,18 +52,18 @@ def _data(path: str) -> None:
     from jpo.errors import DataError
 
     records = read_records(path)
-    typer.echo(
-        f"data {path}: {len(records)} records, keys {', '.join(sorted({key for record in records for key in record}))}"
-    )
+    rows: dict[str, Any] = {
+        "records": len(records),
+        "keys": sorted({key for record in records for key in record}),
+    }
     try:
         report = Report()
         pairs = preference_pairs(records, report=report)
     except DataError as error:
-        typer.echo(f"not preference pairs: {error}")
+        show(f"data {path}", rows | {"preference pairs": f"none: {error}"})
         return
-    typer.echo(
-        f"{len(pairs)} preference pairs, {sum(pair.joint for pair in pairs)} of them over different instructions\n{report}"
-    )
+    rows |= {"preference pairs": len(pairs), "over different instructions": sum(pair.joint for pair in pairs)}
+    show(f"data {path}", rows | {"read": str(report)})
 
 
 def inspect(

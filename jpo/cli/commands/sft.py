@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jpo.cli.dry_run import show_plan
 from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
 from jpo.train.config import SFTConfig
 
@@ -48,12 +49,13 @@ def sft(
             raise JpoError(f"--{name} is missing")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
-    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check)
+    lm = jpo.load(
+        own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check and not dry_run
+    )
     trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
     typer.echo(f"{trainer.told}\n{trainer.shown}")
     if dry_run:
-        for key, value in trainer.dry_run().items():
-            typer.echo(f"{key}: {value}")
+        show_plan(trainer.dry_run())
         return
     history = trainer.train(resume=resume)
     typer.echo(f"step {history['step'][-1]}: loss {history['loss'][-1]:.4f}; written to {config.output}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jpo.cli.dry_run import show_plan
 from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
 from jpo.train.config import PreferenceConfig
 
@@ -55,14 +56,15 @@ def train(
             raise JpoError(f"--{name} is missing; for a first try: --model tiny --data example")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the adapter")
-    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check)
+    lm = jpo.load(
+        own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check and not dry_run
+    )
     if own["adapter"]:
         lm.load_adapter(own["adapter"])
     trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
     typer.echo(f"{trainer.told}\n{trainer.shown}")
     if dry_run:
-        for key, value in trainer.dry_run().items():
-            typer.echo(f"{key}: {value}")
+        show_plan(trainer.dry_run())
         return
     history = trainer.train(resume=resume)
     if history:

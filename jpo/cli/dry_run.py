@@ -1,0 +1,27 @@
+"""What --dry-run of a training command prints: amounts, memory, time and what another compute type would take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jpo.cli.tables import show
+from jpo.memory import size
+
+_APART = {"memory_gb", "free_gb", "buffers_gb", "step_seconds", "total_seconds", "step_seconds_by_compute"}
+
+
+def show_plan(found: dict[str, Any]) -> None:
+    """The mapping of a trainer's dry_run() as a table."""
+    from jpo.train.progress import duration
+
+    gb = 2**30
+    rows = {key.replace("_", " "): value for key, value in found.items() if key not in _APART}
+    rows["memory"] = {name: size(value * gb) for name, value in found["memory_gb"].items()}
+    rows["memory"]["free"] = size(found["free_gb"] * gb)
+    rows["time of a step"] = duration(found["step_seconds"])
+    rows["time together"] = duration(found["total_seconds"])
+    rows["time of a step by compute"] = {
+        name: value if isinstance(value, str) else duration(value)
+        for name, value in found["step_seconds_by_compute"].items()
+    }
+    show("dry run: nothing was written", rows)
