@@ -20,7 +20,7 @@ from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.formats.peft import LORA
 from jpo.memory import free_bytes, size
-from jpo.storage import COMPUTES, Compute, Storage, stored_as, stored_bytes
+from jpo.storage import COMPUTES, Compute, ProductType, Storage, stored_as, stored_bytes
 
 MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
 _SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
@@ -95,8 +95,9 @@ def load(
     directory, a GGUF file.
 
     storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
-    compute: the number type of products with the model's weights: "float32", "int16" (block-scaled) or "bfloat16"; gradients of
-        weights, adapters and all sums stay float32.
+    compute: the number type of products with the model's weights: "float32", "int16" (block-scaled), "bfloat16", "bfloat16x2" and
+        "bfloat16x3" (in one, two and three products of bfloat16 parts), or "auto", which is replaced by the fastest that this
+        processor has with at most bfloat16x2's or int16's error (`jpo doctor` names it); adapters and all sums stay float32.
     check: weights with NaN or infinity are refused by tensor name.
     JpoError names what is missing or malformed and the remedy. Weights are read from the file while the model is in use:
     replace files by renaming; one that became shorter is refused at the next call.
@@ -108,14 +109,14 @@ class LanguageModel:
     """A decoder LM on the CPU. Not for several threads at once: one call at a time."""
 
     def __init__(self, checkpoint: Checkpoint, *, storage: Storage = "auto", compute: Compute = "float32"):
-        if compute not in COMPUTES:
-            raise JpoError(f"compute: expected one of {', '.join(COMPUTES)}, got {compute!r}")
+        if compute not in (*COMPUTES, "auto"):
+            raise JpoError(f"compute: expected one of {', '.join(COMPUTES)} or auto, got {compute!r}")
         self.config: dict[str, Any] = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.source = checkpoint.source
         self.generation = checkpoint.generation
         self.storage: Storage = storage
-        self.compute: Compute = compute
+        self.compute: ProductType = _core.auto_compute() if compute == "auto" else compute
         self.trainable: Trainable | None = None
         self.lora: LoraSettings | None = None
         self.full = False
@@ -125,11 +126,11 @@ class LanguageModel:
             self._check_memory(storage)
         tensors = {name: stored_as(tensor, storage) for name, tensor in checkpoint.tensors.items()}
         try:
-            self._core = _core.Model(self.config, tensors, COMPUTES.index(compute))
+            self._core = _core.Model(self.config, tensors, COMPUTES.index(self.compute))
         except NotImplementedError as error:
             raise JpoError(f"compute={compute!r}: {error}") from None
         if profiling.requested():
-            profiling.watch(f"{self.source} ({compute})", self._core)
+            profiling.watch(f"{self.source} ({self.compute})", self._core)
 
     # sizes, before anything is taken
 

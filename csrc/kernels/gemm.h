@@ -47,7 +47,8 @@ typedef struct {
  * of B with depth `rows`. */
 typedef void (*jpo_gemm_pack)(void *panel, const jpo_gemm_source *source);
 
-/* int16 for a small batch of rows and a weight stored as integers (kernels/integers.h). */
+/* A small batch of rows in 16-bit integers times a weight stored as integers (kernels/integers.h): closer than
+ * bfloat16x2 and faster than float32. */
 typedef struct jpo_gemm_integers jpo_gemm_integers;
 typedef struct {
     int rows; /* up to so many */
@@ -117,8 +118,10 @@ JPO_GEMM_LIST(JPO_GEMM_DECLARE)
 #undef JPO_GEMM_DECLARE
 
 extern const jpo_gemv_kernel jpo_gemv_generic;
+extern const jpo_integer_kernel jpo_integers_generic;
 #if defined(__x86_64__)
 extern const jpo_gemv_kernel jpo_gemv_avx2, jpo_gemv_avx512;
+extern const jpo_integer_kernel jpo_integers_avx2, jpo_integers_avx512;
 #endif
 
 /* The kernel at a place of the list; NULL behind its end. */

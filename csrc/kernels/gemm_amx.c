@@ -128,7 +128,7 @@ static void backward_2(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s ->
 
 #include "kernels/gemm_tiles.inc"
 
-TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX, 1, 1, tile_x1)
-    TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX, 2, 1, tile_x2)
-        TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX, 2, 2, tile_x3)
+TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX | JPO_CPU_VNNI, 1, 1, tile_x1, &jpo_integers_avx512)
+    TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 1, tile_x2, &jpo_integers_avx512)
+        TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 2, tile_x3, NULL)
 #endif

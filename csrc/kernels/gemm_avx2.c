@@ -532,7 +532,7 @@ const jpo_gemm_kernel jpo_gemm_avx2_float32 = {
     .tile = tile_float32,
 };
 
-static const jpo_integer_kernel integers = {24, jpo_integers_quantize_avx2, jpo_integers_dot_avx2};
+const jpo_integer_kernel jpo_integers_avx2 = {24, jpo_integers_quantize_avx2, jpo_integers_dot_avx2};
 
 const jpo_gemm_kernel jpo_gemm_avx2_int16 = {
     .name = "avx2_int16",
@@ -544,7 +544,7 @@ const jpo_gemm_kernel jpo_gemm_avx2_int16 = {
     .range = 576,
     .small_rows = 128,
     .small_stored_rows = 128,
-    .integers = &integers,
+    .integers = &jpo_integers_avx2,
     .panel_bytes = jpo_int16_panel_bytes,
     .rows_bytes = jpo_int16_rows_bytes,
     .convert = convert_int16,

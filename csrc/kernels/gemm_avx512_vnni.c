@@ -82,7 +82,7 @@ static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0,
     switch (count) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 }
 
-static const jpo_integer_kernel integers = {8, jpo_integers_quantize_avx2, jpo_integers_dot_avx512};
+const jpo_integer_kernel jpo_integers_avx512 = {8, jpo_integers_quantize_avx2, jpo_integers_dot_avx512};
 
 const jpo_gemm_kernel jpo_gemm_avx512_vnni_int16 = {.name = "avx512_vnni_int16",
                                                     .compute = JPO_COMPUTE_INT16,
@@ -93,7 +93,7 @@ const jpo_gemm_kernel jpo_gemm_avx512_vnni_int16 = {.name = "avx512_vnni_int16",
                                                     .range = 576,
                                                     .small_rows = 32,
                                                     .small_stored_rows = 8,
-                                                    .integers = &integers,
+                                                    .integers = &jpo_integers_avx512,
                                                     .panel_bytes = jpo_int16_panel_bytes,
                                                     .rows_bytes = jpo_int16_rows_bytes,
                                                     .convert = jpo_int16_convert_avx512,

@@ -72,7 +72,7 @@ static void convert(const jpo_gemm_rows *rows, int64_t row0, int64_t count) {
     }
 }
 
-static const jpo_integer_kernel integers = {24, jpo_integers_quantize, jpo_integers_dot};
+const jpo_integer_kernel jpo_integers_generic = {24, jpo_integers_quantize, jpo_integers_dot};
 
 const jpo_gemm_kernel jpo_gemm_portable_int16 = {
     .name = "portable_int16",
@@ -83,7 +83,7 @@ const jpo_gemm_kernel jpo_gemm_portable_int16 = {
     .range = 576,
     .small_rows = 32,
     .small_stored_rows = 32,
-    .integers = &integers,
+    .integers = &jpo_integers_generic,
     .panel_bytes = jpo_int16_panel_bytes,
     .rows_bytes = jpo_int16_rows_bytes,
     .convert = convert,

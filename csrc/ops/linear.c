@@ -211,11 +211,9 @@ typedef enum { BY_PANELS, BY_DOTS, BY_INTEGERS } way;
  * runs in float32, `view` is W in that compute type. */
 static way choose(product *p, jpo_weight *view, const jpo_weight *w, bool backward) {
     const jpo_gemm_kernel *kernel = jpo_packed_kernel(w);
-    const bool integers = !backward && w->compute == JPO_COMPUTE_INT16,
-               stored = integers && jpo_dtype_integers(w->dtype);
+    const bool integers = !backward && kernel && kernel->integers, stored = integers && jpo_dtype_integers(w->dtype);
     *view = *w, p->w = view, p->kernel = kernel;
-    if (kernel && integers && kernel->integers && jpo_integers_serve(w->dtype) && p->m <= kernel->integers->rows)
-        return BY_INTEGERS;
+    if (integers && jpo_integers_serve(w->dtype) && p->m <= kernel->integers->rows) return BY_INTEGERS;
     if (w->compute != JPO_COMPUTE_FLOAT32) {
         if (p->m > (stored ? kernel->small_stored_rows : kernel->small_rows)) return BY_PANELS;
         view->compute = JPO_COMPUTE_FLOAT32;

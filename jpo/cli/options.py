@@ -32,6 +32,14 @@ GROUPS = {
 _ORDER = [FIRST, *GROUPS.values()]
 
 
+def compute_for(config: TrainingConfig, resume: bool) -> Any:
+    """What to load a model with: as the options say, otherwise as the run that is resumed was started with, otherwise auto."""
+    from jpo.train.checkpoint import compute_of
+
+    held = compute_of(config.output) if resume and config.output else None
+    return config.compute or held or "auto"
+
+
 def _kind(hint: Any) -> type:
     """The type that a flag reads: a Literal and a list are text."""
     kinds = [kind for kind in members(hint) if kind is not type(None)]

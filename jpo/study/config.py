@@ -62,7 +62,7 @@ class StudyConfig:
     model: str | None = option(
         WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
     )
-    compute: str = option("float32", "Products with the model's weights: float32, int16 or bfloat16.")
+    compute: str = option("float32", "Products with the model's weights, as jpo train has them.")
     template: str | None = option(
         None, "Prompt template: spaced, paper, tldr, raw, chat, or a text with {instruction} and {response}."
     )

@@ -281,6 +281,14 @@ def load(folder: str, size: int | None = None) -> tuple[dict[str, np.ndarray[Any
         raise FormatError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
 
 
+def compute_of(output: str) -> str | None:
+    """The compute type that the run in `output` was started with, by its newest checkpoint; None where there is none."""
+    for step in reversed(finished(output)):
+        with contextlib.suppress(FormatError, OSError, ValueError, TypeError, KeyError):
+            return str(json.loads(_json(os.path.join(path_of(output, step), STATE))["mark"]["compute"]))
+    return None
+
+
 def sound(folder: str, step: int) -> bool:
     """Whether the folder holds a checkpoint of this step, with a manifest, as it was written."""
     try:

@@ -63,7 +63,7 @@ def settled(lm: LanguageModel, config: C) -> C:
     brought: dict[str, Any] = {"compute": lm.compute, "storage": lm.storage}
     for name, value in brought.items():
         asked = getattr(config, name)
-        if asked not in (None, value):
+        if asked not in (None, value) and not (name == "compute" and asked == "auto"):
             raise JpoError(
                 f"{name}: the config says {asked!r}, but the model was loaded with {value!r}; "
                 f"use jpo.load(..., {name}={asked!r})"

@@ -69,7 +69,12 @@ def generate(
     ] = None,
     stop: Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")] = None,  # noqa: UP045
-    compute: Annotated[str, typer.Option("--compute", help="float32, int16 or bfloat16.")] = "float32",
+    compute: Annotated[
+        str,
+        typer.Option(
+            "--compute", help="float32, int16, bfloat16, bfloat16x2, bfloat16x3; auto: the fastest of small error."
+        ),
+    ] = "auto",
     check: Check = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
 ) -> None:

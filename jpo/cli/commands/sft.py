@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jpo.cli.dry_run import show_plan
-from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
+from jpo.cli.options import FIRST, GROUPS, Check, build, compute_for, with_config
 from jpo.train.config import SFTConfig
 
 
@@ -49,11 +49,10 @@ def sft(
             raise JpoError(f"--{name} is missing")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
-    lm = jpo.load(
-        own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check and not dry_run
-    )
+    compute = compute_for(config, resume)
+    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
     trainer = jpo.SFTTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(f"{trainer.told}\n{trainer.shown}")
+    typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
     if dry_run:
         show_plan(trainer.dry_run())
         return

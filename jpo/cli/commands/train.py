@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jpo.cli.dry_run import show_plan
-from jpo.cli.options import FIRST, GROUPS, Check, build, with_config
+from jpo.cli.options import FIRST, GROUPS, Check, build, compute_for, with_config
 from jpo.train.config import PreferenceConfig
 
 
@@ -56,13 +56,12 @@ def train(
             raise JpoError(f"--{name} is missing; for a first try: --model tiny --data example")
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the adapter")
-    lm = jpo.load(
-        own["model"], storage=config.storage or "auto", compute=config.compute or "float32", check=check and not dry_run
-    )
+    compute = compute_for(config, resume)
+    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
     if own["adapter"]:
         lm.load_adapter(own["adapter"])
     trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(f"{trainer.told}\n{trainer.shown}")
+    typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
     if dry_run:
         show_plan(trainer.dry_run())
         return
