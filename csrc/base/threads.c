@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -17,6 +18,8 @@
 /* A waiting thread spins this many polls (about 100 microseconds) before it sleeps: regions follow one another closely,
  * and to wake a sleeper costs 50 microseconds on a virtual machine. */
 enum { SPIN_POLLS = 8000 };
+
+enum { COUNT_REGIONS = 16 };             /* a worker counts its preemptions in every so many-th region */
 static const double POLL_SECONDS = 0.05; /* between two polls of a computation */
 
 /* A thread's own run of tasks, on a cache line of its own. Neighbouring tasks read neighbouring memory, so that a
@@ -37,11 +40,14 @@ static struct {
     atomic_int wanted; /* threads in use, the caller's among them: constant while a computation runs */
     int running;       /* workers alive */
     pthread_t worker[JPO_MAX_THREADS];
-    int place[JPO_MAX_THREADS + 1]; /* the processor of each worker, and last the caller's; -1: not pinned */
-    atomic_ulong region;            /* generation number: workers wait for it to change */
-    atomic_int busy;                /* workers that have not finished the region */
-    atomic_int sleepers;            /* workers that wait on `wake` */
-    atomic_bool waiting;            /* the caller waits on `done` */
+    int place[JPO_MAX_THREADS + 1];         /* the processor of each worker, and last the caller's; -1: not pinned */
+    atomic_long preempted[JPO_MAX_THREADS]; /* how often each worker had to leave its processor to somebody else */
+    long preempted_before;                  /* their sum when it was last looked at */
+    double looked, loosened;                /* seconds: the last look; when the workers were set free, 0: not */
+    atomic_ulong region;                    /* generation number: workers wait for it to change */
+    atomic_int busy;                        /* workers that have not finished the region */
+    atomic_int sleepers;                    /* workers that wait on `wake` */
+    atomic_bool waiting;                    /* the caller waits on `done` */
     atomic_bool stop;
     atomic_bool pause;               /* threads begin no further task: the caller wants to poll */
     task_run tasks[JPO_MAX_THREADS]; /* one for each thread that they were dealt to */
@@ -109,6 +115,16 @@ static void wait_for_region(unsigned long seen) {
     pthread_mutex_unlock(&pool.lock);
 }
 
+static void count_preemptions(int thread) {
+#if defined(__linux__)
+    struct rusage usage;
+    if (!getrusage(RUSAGE_THREAD, &usage))
+        atomic_store_explicit(&pool.preempted[thread - 1], usage.ru_nivcsw, memory_order_relaxed);
+#else
+    (void)thread;
+#endif
+}
+
 static void *work(void *argument) {
     int thread = (int)(intptr_t)argument;
     unsigned long seen = 0;
@@ -117,6 +133,7 @@ static void *work(void *argument) {
         seen = atomic_load(&pool.region);
         if (atomic_load(&pool.stop)) return NULL;
         drain(thread);
+        if (seen % COUNT_REGIONS == 0) count_preemptions(thread);
         if (atomic_fetch_sub(&pool.busy, 1) == 1 && atomic_load(&pool.waiting)) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
@@ -150,6 +167,7 @@ static void pin_workers(void) {
     cpu_set_t allowed;
     int own = sched_getcpu(), cpu = own;
     for (int i = 0; i <= JPO_MAX_THREADS; i++) pool.place[i] = -1;
+    pool.loosened = 0;
     if ((setting && setting[0] == '0') || own < 0 || sched_getaffinity(0, sizeof allowed, &allowed)) return;
     pool.place[JPO_MAX_THREADS] = own;
     for (int i = 0; i < pool.running; i++) {
@@ -159,9 +177,36 @@ static void pin_workers(void) {
     }
 }
 
+static void loosen_workers(void) {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    for (int i = 0; i < pool.running; i++) pthread_setaffinity_np(pool.worker[i], sizeof allowed, &allowed);
+    for (int i = 0; i <= JPO_MAX_THREADS; i++) pool.place[i] = -1;
+}
+
+/* A pinned worker that shares its processor with another program waits while others stand idle. Where workers are
+ * preempted often, somebody else computes there, such as a second process of ours: they are set free, the kernel
+ * balances the load, and after a while they are pinned again, to see whether the processor is ours now. */
+static void watch_neighbours(void) {
+    enum { PREEMPTIONS_A_SECOND = 40, FREE_SECONDS = 10 };
+    const double time = now();
+    if (time - pool.looked < 0.1 || (pool.place[JPO_MAX_THREADS] < 0 && !pool.loosened)) return;
+    long preempted = 0;
+    for (int i = 0; i < pool.running; i++) preempted += atomic_load_explicit(&pool.preempted[i], memory_order_relaxed);
+    const double seconds = time - pool.looked, often = (double)(preempted - pool.preempted_before);
+    pool.preempted_before = preempted, pool.looked = time;
+    if (!pool.loosened && seconds < 1 && often > PREEMPTIONS_A_SECOND * seconds * pool.running) {
+        loosen_workers();
+        pool.loosened = time;
+    } else if (pool.loosened && time - pool.loosened > FREE_SECONDS) {
+        pin_workers();
+    }
+}
+
 /* Where the kernel has moved the caller onto a worker's processor, the two change places. */
 static void make_room(void) {
     int own = sched_getcpu(), *home = &pool.place[JPO_MAX_THREADS];
+    watch_neighbours();
     if (own < 0 || *home < 0 || own == *home) return;
     for (int i = 0; i < pool.running; i++)
         if (pool.place[i] == own && pin(pool.worker[i], *home)) pool.place[i] = *home;

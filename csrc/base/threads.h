@@ -1,8 +1,9 @@
 /* The one thread pool: pthreads, pinned within the allowed set (JPO_PIN=0 turns that off), sized by
  * jpo_threads_set or JPO_NUM_THREADS, else by the allowed processors. The caller works along as thread 0 and is never
  * pinned: it keeps the processor that it is found on, and a worker pinned there is moved to the one that it left.
- * Results must not depend on the number of threads: cut the OUTPUT into fixed tasks; which thread runs a task is not
- * fixed, its arithmetic is. */
+ * Where another program computes on a worker's processor, workers are set free for some seconds, so that two processes
+ * on one machine share it evenly. Results must not depend on the number of threads: cut the OUTPUT into fixed tasks;
+ * which thread runs a task is not fixed, its arithmetic is. */
 #ifndef JPO_BASE_THREADS_H
 #define JPO_BASE_THREADS_H
 

@@ -77,6 +77,7 @@ INLINE split32 split_stored(const jpo_dtype dtype, const int parts, const uint8_
 INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, const jpo_gemm_source *s) {
     uint32_t rows[2][16 * 16] __attribute__((aligned(64)));
     const size_t stride = jpo_dtype_row_bytes(dtype, s->k);
+    const int64_t values = jpo_dtype_block(dtype), bytes = (int64_t)jpo_dtype_block_bytes(dtype);
     memset(rows, 0, sizeof rows);
     for (int half = 0; half < PANEL; half += 16, panel += 1024) {
         const int count = s->rows - half < 16 ? (int)(s->rows - half) : 16;
@@ -89,6 +90,8 @@ INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, cons
             const uint8_t *row = first;
             for (int r = 0; r < count; r++, row += stride) {
                 const split32 value = split_stored(dtype, parts, row, s->column0 + k, left(s->columns, k));
+                const uint8_t *ahead = row + PANEL * stride + (s->column0 + k) * bytes / values; /* the next panel's */
+                for (int64_t i = 0; i < BLOCK * bytes / values; i += 64) __builtin_prefetch(ahead + i);
                 for (int p = 0; p < parts; p++) _mm512_store_si512(rows[p] + 16 * r, value.part[p]);
             }
             for (int p = 0; p < parts; p++) transpose16((uint32_t *)(out + p * 2048), 16, rows[p], 16);

@@ -62,3 +62,35 @@ print("status", status)
 """
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "status 0", result.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="pinning is Linux's")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: nothing is pinned")
+def test_workers_are_set_free_where_others_compute():
+    """Programs that keep every processor busy: pinned workers would wait for them while another processor is idle."""
+    code = """
+import os, subprocess, sys, time
+from jpo import _core
+
+def pinned():
+    tasks = [open(f"/proc/self/task/{task}/status").read() for task in os.listdir("/proc/self/task")]
+    return sum(len(text.split("Cpus_allowed_list:")[1].split()[0].split(",")) == 1 and "-" not in
+               text.split("Cpus_allowed_list:")[1].split()[0] for text in tasks)
+
+_core.set_num_threads(2)
+_core.measure_gflops("float32", 256, 256, 256, runs=1)
+first = pinned()
+busy = [subprocess.Popen([sys.executable, "-c", f"import os\\nos.sched_setaffinity(0, {{{cpu}}})\\nwhile True: pass"])
+        for cpu in sorted(os.sched_getaffinity(0))]
+try:
+    end = time.time() + 20
+    while pinned() and time.time() < end:
+        _core.measure_gflops("float32", 256, 256, 256, runs=500)
+finally:
+    for process in busy:
+        process.kill()
+print(first, pinned())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "JPO_PIN"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout.split()[-1] == "0", result.stdout + result.stderr
