@@ -185,9 +185,12 @@ class LanguageModel:
         seed = 0 if dropout_seed is None else int(dropout_seed) & ((1 << 64) - 1)
         on = adapter and self._adapter_on
         train = dropout_seed is not None
-        logps, rest = self._core.forward(
-            forest.tokens, forest.segments, forest.entry_row, forest.entry_target, on, keep, stats, train, seed
-        )
+        try:
+            logps, rest = self._core.forward(
+                forest.tokens, forest.segments, forest.entry_row, forest.entry_target, on, keep, stats, train, seed
+            )
+        except ValueError as error:  # a text longer than the model's positions, an id outside its vocabulary
+            raise JpoError(f"{self.source}: {error}") from None
         return Scores(logps, *rest) if rest is not None else Scores(logps)
 
     def backward(self, coefficients: np.ndarray[Any, Any]) -> None:

@@ -8,10 +8,11 @@ Knows special tokens and where they were declared; never templates of preference
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -63,6 +64,17 @@ def _drops_first_space(state: dict[str, Any] | None) -> bool:
 _FIRST_TOKEN = ("Strip", "Metaspace", "WordPiece")
 
 
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    """Panics of the tokenizers package, which pass by `except Exception`, become JpoError."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 - told apart by its name: the class is not exported
+        if type(error).__name__ != "PanicException":
+            raise
+        raise JpoError(f"tokenizer: the tokenizers package fails on this text: {str(error)[:300]}") from None
+
+
 class Tokenizer:
     """A model's tokenizer.
 
@@ -79,10 +91,13 @@ class Tokenizer:
         adds_bos: bool | None = None,
         chat_template: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        bounded: bool = False,
     ):
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        self.bounded = bounded  # every text is encoded in a process with limits of time and memory
+        self._written: dict[int, str] = {}  # identity of a backend -> its tokenizer.json, for that process
         self.special = dict(special or {})  # bos_token, eos_token, unk_token, pad_token -> spelling or None
         self.settings = dict(settings or {})  # the tokenizer_config.json that it came with
         self.chat_template = chat_template
@@ -101,7 +116,8 @@ class Tokenizer:
 
     def _processor_adds_bos(self) -> bool:
         """Whether the post-processor puts BOS in front: asked by encoding, because it has many forms."""
-        ids = self.backend.encode("", add_special_tokens=True).ids
+        with _panics():
+            ids = self.backend.encode("", add_special_tokens=True).ids
         return bool(ids) and self.bos_token_id is not None and ids[0] == self.bos_token_id
 
     @property
@@ -148,12 +164,19 @@ class Tokenizer:
                     setattr(self._unmarked, name, None if plain is None else _step(name, plain))
         return self._unmarked
 
-    @staticmethod
-    def _encoded(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    def _encoded(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
+        from jpo.formats import bounded_tokens
+
         if not isinstance(text, str):
             raise JpoError(f"text: expected a str, got {type(text).__name__}")
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            if not self.bounded and len(text) <= bounded_tokens.LONG:
+                with _panics():
+                    return backend.encode(text, add_special_tokens=False).ids
+            text.encode()  # UnicodeEncodeError
+            if id(backend) not in self._written:
+                self._written[id(backend)] = backend.to_str(pretty=False)
+            return bounded_tokens.encode(self._written[id(backend)], [text])[0]
         except (TypeError, UnicodeEncodeError):  # the package's ways to say that a str is no valid Unicode
             place = next((index for index, letter in enumerate(text) if 0xD800 <= ord(letter) < 0xE000), None)
             if place is None:
@@ -167,7 +190,8 @@ class Tokenizer:
         for entry in plain:
             if not 0 <= entry < 1 << 32:
                 raise JpoError(f"ids: {entry} is no token id (vocabulary of {size})")
-        return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
+        with _panics():
+            return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
 
     def decode_continuation(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """What token ids (n,) add to the text of `before`, so that both texts joined are the text of all ids.

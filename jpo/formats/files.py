@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jpo import _core
-from jpo.errors import FormatError
+from jpo.errors import FormatError, JpoError
 from jpo.formats.config import tensor_shapes
 from jpo.formats.stored import BLOCKS, StoredTensor
 
@@ -93,7 +93,12 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
     os.close(handle)
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise JpoError(f"{path}: cannot be written: {error}") from None  # a full disk, by safetensors' own name
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

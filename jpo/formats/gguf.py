@@ -323,13 +323,13 @@ def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int, factors: np.nda
 def _token_id(file: GGUFFile, name: str) -> Any:
     """tokenizer.ggml.{name}_token_id, old converters' 2^32-1 being none."""
     value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return None if value == 0xFFFFFFFF else value
+    return None if isinstance(value, int) and value == 0xFFFFFFFF else value
 
 
 def _hugging_face_config(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | None]:
     """(the configuration in Hugging Face's spelling, factors of rope_freqs.weight that it cannot spell or None)"""
     where, get = file.path, file.metadata.get
-    if get("general.architecture") != "llama":
+    if not isinstance(get("general.architecture"), str) or get("general.architecture") != "llama":
         raise FormatError(
             f"{where}: general.architecture {get('general.architecture')!r} is not implemented; expected 'llama'"
         )

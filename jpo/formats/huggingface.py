@@ -16,6 +16,7 @@ import tokenizers
 
 from jpo import tokenization
 from jpo.errors import FormatError
+from jpo.formats.bounded_tokens import needs_bounds, probe
 from jpo.formats.config import normalize, token_ids
 from jpo.formats.files import check_tensors, open_regular, parse_json_object, read_json, read_text
 from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
@@ -149,7 +150,7 @@ def _special_token(path: str, key: str, value: Any) -> str | None:
     """A special token as tokenizer_config.json spells it: a string, or an object with its content."""
     if isinstance(value, dict):
         value = value.get("content")
-    if value is not None and not isinstance(value, str):
+    if value is not None and (not isinstance(value, str) or any(0xD800 <= ord(letter) < 0xE000 for letter in value)):
         raise FormatError(f"{path}: key {key}: expected a token, got {value!r}")
     return value
 
@@ -170,10 +171,14 @@ def _chat_template(folder: str, settings: dict[str, Any]) -> str | None:
     return value
 
 
-def _backend(path: str) -> tokenizers.Tokenizer:
+def _backend(path: str) -> tuple[tokenizers.Tokenizer, bool]:
+    """The tokenizer, and whether it may run within bounds alone."""
     text = read_text(path)
+    bounded = needs_bounds(path, text)
+    if bounded:
+        probe(path, text)
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        return tokenizers.Tokenizer.from_str(text), bounded
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # noqa: BLE001 - the package raises bare Exception, and its panics derive from BaseException
@@ -193,7 +198,7 @@ def load_tokenizer(
             f"{folder}: tokenizer.json is missing; write it with transformers: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
-    backend = _backend(path)
+    backend, bounded = _backend(path)
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         extra = os.path.join(folder, name)
@@ -216,7 +221,12 @@ def load_tokenizer(
     template = _chat_template(folder, settings)
     plain = {key: value for key, value in settings.items() if key != "chat_template"}
     return tokenization.Tokenizer(
-        backend, special=names, eos_token_ids=eos_token_ids or (), chat_template=template, settings=plain
+        backend,
+        special=names,
+        eos_token_ids=eos_token_ids or (),
+        chat_template=template,
+        settings=plain,
+        bounded=bounded,
     )
 
 

@@ -203,12 +203,12 @@ def test_chat_templates_see_no_key():
     """The worker's environment, as the system shows it."""
     from jpo.formats import chat
 
-    chat._stop()
+    chat.worker.stop()
     assert chat.render("{{ messages[0].content }}", [{"role": "user", "content": "hi"}], False, {}) == "hi"
-    with open(f"/proc/{chat._worker.pid}/environ", "rb") as file:
+    with open(f"/proc/{chat.worker.process.pid}/environ", "rb") as file:
         names = {part.partition(b"=")[0].decode() for part in file.read().split(b"\0")}
     assert "OPENAI_API_KEY" not in names and not {name for name in names if "KEY" in name or "TOKEN" in name}
-    chat._stop()
+    chat.worker.stop()
 
 
 def test_bombs_cost_no_memory(tmp_path):

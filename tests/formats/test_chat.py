@@ -77,26 +77,26 @@ def test_time_ends_a_template(monkeypatch, template):
 
 def test_a_dead_process_is_replaced():
     render("x")
-    os.kill(chat._worker.pid, signal.SIGKILL)
-    chat._worker.wait()
+    os.kill(chat.worker.process.pid, signal.SIGKILL)
+    chat.worker.process.wait()
     assert render("y") == "y"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_its_own_process():
     render("x")
-    mine = chat._worker.pid
+    mine = chat.worker.process.pid
     child = os.fork()
     if child == 0:
-        good = render("{{ 2 }}") == "2" and chat._worker.pid != mine
-        chat._stop()
+        good = render("{{ 2 }}") == "2" and chat.worker.process.pid != mine
+        chat.worker.stop()
         os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert render("{{ 3 }}") == "3" and chat._worker.pid == mine
+    assert render("{{ 3 }}") == "3" and chat.worker.process.pid == mine
 
 
 def test_the_process_ends_with_its_parent():
-    code = "from jpo.formats import chat; chat.render('x', [], True, {}); print(chat._worker.pid, flush=True)"
+    code = "from jpo.formats import chat; chat.render('x', [], True, {}); print(chat.worker.process.pid, flush=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pid = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=environment).stdout)
     with pytest.raises(ProcessLookupError):

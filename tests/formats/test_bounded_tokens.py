@@ -1,0 +1,141 @@
+"""Tokenizers that multiply texts, backtrack or panic: each an error in bounded time and memory; Ctrl-C within long texts."""
+
+import json
+import resource
+import signal
+import time
+
+import pytest
+from model_files import tokenizer_json
+
+from jpo.errors import FormatError, JpoError
+from jpo.formats import bounded_tokens
+from jpo.formats.huggingface import load_tokenizer
+from jpo.tokenization import Tokenizer
+
+
+def saved(folder, **changes):
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer_json(), **changes}))
+    return str(folder)
+
+
+def replace(content, **pattern):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split(expression):
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Sequence", "normalizers": [replace("a" * 10, String="a")] * 8},  # 10^8 characters of one: took 4 GB
+        replace("x" * 100_000, String=""),
+        replace("x" * 100_000, Regex="."),
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [replace("aa", String="a")] * 3}] * 3},
+    ],
+)
+def test_normalizers_that_multiply_are_refused(tmp_path, normalizer):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(FormatError, match=r"tokenizer.json: the normalizer makes up to .* characters of one"):
+        load_tokenizer(saved(tmp_path, normalizer=normalizer))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10 and time.monotonic() - start < 5
+
+
+def test_a_step_whose_name_is_spelled_in_escapes(tmp_path):
+    text = json.dumps({**tokenizer_json(), "normalizer": replace("x" * 100_000, String="")})
+    (tmp_path / "tokenizer.json").write_text(text.replace('"Replace"', '"\\u0052eplace"'))
+    with pytest.raises(FormatError, match="characters of one"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_ordinary_steps_stay_in_this_process(tmp_path):
+    for changes in (
+        {},
+        {"normalizer": replace("\u2581", String=" ")},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace("\u2581", String=" ")],
+            }
+        },
+        {"pre_tokenizer": split(r"\p{N}{1,3}")},
+    ):
+        assert not load_tokenizer(saved(tmp_path, **changes)).bounded
+
+
+def test_foreign_expressions_run_in_the_worker_with_the_same_ids(tmp_path):
+    plain = load_tokenizer(saved(tmp_path))
+    foreign = load_tokenizer(saved(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": [
+        split(r"[aeiou]+q?"), {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}))  # fmt: skip
+    assert foreign.bounded and not plain.bounded
+    for text in ("Name a colour: \u00e9 blue", "", " x" * 50):
+        assert foreign.encode(text) == foreign.backend.encode(text, add_special_tokens=False).ids
+        assert foreign.decode(foreign.encode(text)) == text
+
+
+def test_expressions_that_backtrack_end_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_tokens, "SECONDS", 1.0)
+    monkeypatch.setattr(bounded_tokens, "SECONDS_PER_MB", 1.0)
+    start = time.monotonic()
+    try:
+        tokenizer = load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"(x+x+)+y|((a|aa)+)+b")))
+        tokenizer.encode("x" * 5000 + "a" * 5000)  # the package's own limit on retries may answer first
+    except JpoError as error:
+        assert "tokenizer" in str(error)
+    assert time.monotonic() - start < 10
+
+
+def test_expressions_that_compile_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_tokens, "SECONDS", 3.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"((((a{99}){99}){99}){99}){99}")))
+    except FormatError as error:
+        assert "tokenizer.json" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_panics_become_errors():
+    class PanicException(BaseException):
+        pass
+
+    class Panicking:
+        def __getattr__(self, name):
+            def call(*_, **__):
+                raise PanicException("index out of bounds")
+
+            return (lambda *_, **__: None) if name in ("no_truncation", "no_padding", "token_to_id", "get_vocab_size") else call
+
+    with pytest.raises(JpoError, match="the tokenizers package fails on this text: index out of bounds"):
+        Tokenizer(Panicking())
+    tokenizer = Tokenizer(Panicking(), adds_bos=False)
+    for call in (lambda: tokenizer.encode("a"), lambda: tokenizer.decode([])):
+        with pytest.raises(JpoError):
+            call()
+
+
+def test_ctrl_c_within_a_text_of_megabytes(tmp_path):
+    """The package holds the interpreter's lock: 4 s for 1.4 MB, and Ctrl-C waited for its end."""
+    tokenizer = load_tokenizer(saved(tmp_path))
+    text = "word and more, " * 200_000
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        start = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(Stop):
+            tokenizer.encode(text)
+        assert time.monotonic() - start < 0.5 + 0.25
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    short = text[: bounded_tokens.LONG + 1]
+    assert tokenizer.encode(short) == tokenizer.backend.encode(short, add_special_tokens=False).ids
