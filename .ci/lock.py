@@ -14,13 +14,26 @@ import sysconfig
 
 def resolved(requirements):
     """pip's report: one entry for each package that a fresh environment would get."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report", "-", *requirements]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        "-",
+        *requirements,
+    ]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     rows = []
     for entry in report["install"]:
         metadata, archive = entry["metadata"], entry["download_info"].get("archive_info")
         if archive is not None:  # the project itself comes from a directory
-            rows.append((metadata["name"].lower().replace("_", "-"), metadata["version"], archive["hashes"]["sha256"], metadata))
+            rows.append(
+                (metadata["name"].lower().replace("_", "-"), metadata["version"], archive["hashes"]["sha256"], metadata)
+            )
     return sorted(rows, key=lambda row: row[:2])
 
 
@@ -47,7 +60,9 @@ def main():
     if kind == "sbom":
         print(json.dumps(sbom(rows), indent=1))
         return
-    print(f"# Python {platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]} {sysconfig.get_platform()}")
+    print(
+        f"# Python {platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]} {sysconfig.get_platform()}"
+    )
     for name, version, digest, _ in rows:
         print(f"{name}=={version} --hash=sha256:{digest}")
 

@@ -106,7 +106,11 @@ def test_panics_become_errors():
             def call(*_, **__):
                 raise PanicException("index out of bounds")
 
-            return (lambda *_, **__: None) if name in ("no_truncation", "no_padding", "token_to_id", "get_vocab_size") else call
+            return (
+                (lambda *_, **__: None)
+                if name in ("no_truncation", "no_padding", "token_to_id", "get_vocab_size")
+                else call
+            )
 
     with pytest.raises(JpoError, match="the tokenizers package fails on this text: index out of bounds"):
         Tokenizer(Panicking())

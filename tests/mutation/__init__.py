@@ -1,0 +1,1 @@
+"""Whether the tests notice: `python -m tests.mutation --area AREA` (see __main__)."""
