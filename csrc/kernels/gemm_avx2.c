@@ -83,6 +83,21 @@ INLINE wide32 decode_piece(const jpo_dtype dtype, const uint8_t *row, int64_t co
     return x;
 }
 
+__attribute__((noinline, unused)) static wide32 decode_rare(jpo_dtype dtype, const uint8_t *row, int64_t column) {
+    switch (dtype) {
+    case JPO_Q5_1:
+        return decode_piece(JPO_Q5_1, row, column);
+    case JPO_Q2_K:
+        return decode_piece(JPO_Q2_K, row, column);
+    case JPO_Q3_K:
+        return decode_piece(JPO_Q3_K, row, column);
+    case JPO_IQ4_NL:
+        return decode_piece(JPO_IQ4_NL, row, column);
+    default:
+        return decode_piece(JPO_IQ4_XS, row, column);
+    }
+}
+
 /* `count` (1..32) values of a row from `column` on, zeros behind them. Quantized forms: column a multiple of 32,
  * count 32. */
 INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column, int count) {
@@ -128,7 +143,7 @@ INLINE wide32 decode32(const jpo_dtype dtype, const uint8_t *row, int64_t column
         for (int i = 0; i < 4; i++) x.v[i] = _mm256_fmadd_ps(d, x.v[i], m);
         return x;
     default:
-        return decode_piece(dtype, row, column);
+        return rarely_stored(dtype) ? decode_rare(dtype, row, column) : decode_piece(dtype, row, column);
     }
 }
 

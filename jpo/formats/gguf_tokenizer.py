@@ -123,14 +123,19 @@ def _splits(tokens: list[str], scores: np.ndarray, vocabulary: dict[str, int]) -
 
     Among equal scores longer parts come first, as in transformers.
     """
-    merges = []
-    for token, score in zip(tokens, scores.tolist(), strict=True):
+    lefts, rights, owners = [], [], []
+    for index, token in enumerate(tokens):  # the inner loop of loading a vocabulary of 262,144 words
         for cut in range(1, min(len(token), 256)):
-            left, right = token[:cut], token[cut:]
-            if left in vocabulary and right in vocabulary:
-                merges.append((-score, -len(left), -len(right), left, right))
-    merges.sort(key=lambda merge: merge[:3])
-    return [(left, right) for *_, left, right in merges]
+            left = token[:cut]
+            if left in vocabulary:
+                right = token[cut:]
+                if right in vocabulary:
+                    lefts.append(left)
+                    rights.append(right)
+                    owners.append(index)
+    lengths = [-np.fromiter(map(len, side), np.int64, len(side)) for side in (rights, lefts)]
+    order = np.lexsort((*lengths, -scores[np.array(owners, np.int64)].astype(np.float64)))
+    return [(lefts[index], rights[index]) for index in order.tolist()]
 
 
 def _sentencepiece(metadata: _Metadata, tokens: list[str], vocabulary: dict[str, int], prefix: bool) -> Tokenizer:
