@@ -1,10 +1,12 @@
 """Agreement between annotators who judged the same content: human-human, human-model, model-model, conditional and joint
-feedback apart, in percent and as Krippendorff's alpha. Knows feedback records; never judges.
+feedback apart, in percent and as Krippendorff's alpha; and of each annotator with the majority's vote. Knows feedback
+records; never judges.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +19,18 @@ from jpo.errors import DataError, MissingExtra
 
 KINDS = ("human_human", "human_model", "model_model")
 PROTOCOLS = ("conditional", "joint")
+FEWEST_VOTES = 3  # on one content, for a majority that is more than what two agree on
 _DRAWS = 1000  # of the bootstrap of a kind; an annotator pair's takes a fifth, because there are many
 Unit = tuple[tuple[str, str], tuple[str, str]]  # the two items that are compared, in an order of their own
+
+
+def majority(verdicts: Iterable[int]) -> int | None:
+    """What most of several verdicts (0, 1, 2: equal) on one content say; where two values have equally many votes the
+    annotators prefer neither: 2. None without a verdict."""
+    counts = Counter(verdicts).most_common()
+    if not counts:
+        return None
+    return counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else 2
 
 
 def annotator_kind(name: str, record: Mapping[str, Any] | None = None, humans: Sequence[str] = ()) -> str:
@@ -59,7 +71,8 @@ def agreement(
     kinds of pairs (human_human, human_model, model_model) and `pairs`, every two annotators:
     {percent, percent_low, percent_high, alpha, alpha_low, alpha_high, n}, n being comparisons of two verdicts. Alpha is
     Krippendorff's, nominal, over 0, 1 and 2 (equal), with every two verdicts on the same content as a unit; None where
-    only one value occurs. Intervals: 95 %, bootstrap over contents. MissingExtra without the package krippendorff.
+    only one value occurs. Intervals: 95 %, bootstrap over contents. Under `majority` stands what _majorities says.
+    MissingExtra without the package krippendorff.
     """
     report = Report() if report is None else report
     kinds: dict[str, str] = {}
@@ -91,7 +104,40 @@ def _protocol(verdicts: Mapping[str, Mapping[Unit, int]], kinds: Mapping[str, st
             kind = "_".join(sorted((kinds[a], kinds[b])))
             groups[kind] += shared
             pairs.append({"annotators": [a, b], "kind": kind, **_figures(shared, seed, _DRAWS // 5)})
-    return {**{kind: _figures(found, seed, _DRAWS) for kind, found in groups.items() if found}, "pairs": pairs}
+    by_kind = {kind: _figures(found, seed, _DRAWS) for kind, found in groups.items() if found}
+    return {**by_kind, "pairs": pairs, "majority": _majorities(verdicts, kinds, seed)}
+
+
+def _majorities(verdicts: Mapping[str, Mapping[Unit, int]], kinds: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """Of all annotators, and of the humans alone where enough of them voted: {contents, tied, annotators}. contents: those
+    with FEWEST_VOTES votes; tied: how many of them have no majority; annotators: each one's agreement with it, as for two
+    annotators, and others_percent: with the majority of the others, which its own vote does not help to make."""
+    found = {}
+    for group, names in (("all", list(verdicts)), ("humans", [name for name in verdicts if kinds[name] == "human"])):
+        votes: dict[Unit, dict[str, int]] = {}
+        for name in names:
+            for unit, verdict in verdicts[name].items():
+                votes.setdefault(unit, {})[name] = verdict
+        votes = {unit: own for unit, own in votes.items() if len(own) >= FEWEST_VOTES}
+        if not votes or (group == "humans" and len(names) == len(verdicts)):
+            continue
+        whole = {unit: majority(own.values()) for unit, own in votes.items()}
+        tied = sum(_undecided(own.values()) for own in votes.values())
+        rows = {}
+        for name in sorted(verdicts):
+            shared = [unit for unit in votes if unit in verdicts[name]]
+            if not shared:
+                continue
+            rows[name] = _figures([(u, verdicts[name][u], whole[u] or 0) for u in shared], seed, _DRAWS // 5)
+            others = [majority(v for who, v in votes[u].items() if who != name) == verdicts[name][u] for u in shared]
+            rows[name]["others_percent"] = 100 * sum(others) / len(others)
+        found[group] = {"contents": len(votes), "tied": tied, "annotators": rows}
+    return found
+
+
+def _undecided(verdicts: Iterable[int]) -> bool:
+    counts = Counter(verdicts).most_common()
+    return len(counts) > 1 and counts[0][1] == counts[1][1]
 
 
 def _figures(compared: Sequence[tuple[Unit, int, int]], seed: int, draws: int) -> dict[str, Any]:
@@ -150,5 +196,15 @@ def format_agreement(found: Mapping[str, Any]) -> str:
             lines.append(
                 f"agreement, {protocol}, {kind.replace('_', '-')}: {row['percent']:.1f} % ({row['percent_low']:.1f} to "
                 f"{row['percent_high']:.1f}), {alpha}, n = {row['n']}"
+            )
+        for group, rows in found[protocol]["majority"].items():
+            of = "" if group == "all" else " of the humans"
+            each = "; ".join(
+                f"{name} {row['percent']:.1f} % ({row['percent_low']:.1f} to {row['percent_high']:.1f}; of the others "
+                f"{row['others_percent']:.1f} %), n = {row['n']}"
+                for name, row in rows["annotators"].items()
+            )
+            lines.append(
+                f"agreement with the majority{of}, {protocol}: {each}; tied {rows['tied']} of {rows['contents']}"
             )
     return "\n".join(lines)

@@ -300,11 +300,15 @@ class Stages:
             self._local = judge
         return judge
 
+    @property
+    def journal(self) -> str:
+        """The file of every verdict of the study."""
+        return self.path("feedback", "verdicts.sqlite")
+
     def _judging(self) -> dict[str, Any]:
         concurrency = _WORLD_CONCURRENCY if self.config.judge == WORLD else self.config.concurrency
-        journal = self.path("feedback", "verdicts.sqlite")
         return {
-            "journal": journal,
+            "journal": self.journal,
             "question": self.question,
             "concurrency": concurrency,
             "progress": lambda a, b: self.inner(a, b, "verdicts"),
@@ -493,15 +497,14 @@ class Stages:
         self._sampled(run, rows, degrees, self.path(self.alpaca_samples(run)))
 
     def alpaca_judge(self, run: Run) -> None:
-        """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders."""
+        """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders; the verdicts
+        as they came in NAME.judged.jsonl."""
         assert self.config.alpaca_eval
         gold = read_evaluation_set(self.config.alpaca_eval)
-        part = self.path("alpaca_eval", f"{run.name}.part.jsonl")
-        samples = self.path(self.alpaca_samples(run))
-        judged, _, _ = judge_generations(samples, gold, self._judge(), part, **self._judging())
+        output, samples = self.path("alpaca_eval", f"{run.name}.judged.jsonl"), self.path(self.alpaca_samples(run))
+        judged, _, _ = judge_generations(samples, gold, self._judge(), output, **self._judging())
         generators = {str(row["id"]): row["generator"] for row in gold}
         write_json(self.path(self.alpaca_verdicts(run)), annotations(judged, generators))
-        os.remove(part)
 
 
 async def _exact(prompt: str) -> str:

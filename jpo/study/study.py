@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from jpo.errors import JpoError
+from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.files import write_json, write_text
 from jpo.study.config import FREE, WORLD, StudyConfig, is_adapter
 from jpo.study.display import Display
@@ -39,8 +40,9 @@ class Stage:
     work: Callable[[], None]
 
 
-def run_study(config: StudyConfig, show: bool = True) -> dict[str, Any]:
+def run_study(config: StudyConfig, show: bool = True, salvage: bool = False) -> dict[str, Any]:
     """Run (or go on with) the study in config.output; its results, as they stand in results.json beside report.html.
+    salvage: of a damaged journal of verdicts what is sound is kept.
 
     JpoError where the folder holds a study of other settings, or is in use by another process.
     """
@@ -50,6 +52,8 @@ def run_study(config: StudyConfig, show: bool = True) -> dict[str, Any]:
     study = Study(config)
     with study.locked():
         study.check_settings()
+        if salvage:
+            print(f"jpo: {salvage_journal(study.stages.journal)}", file=sys.stderr, flush=True)
         return study.run(show)
 
 

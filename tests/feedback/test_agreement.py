@@ -8,7 +8,7 @@ import jpo
 from jpo.cli.main import main
 from jpo.errors import DataError
 from jpo.evaluate.sampling import encoder_of
-from jpo.feedback.agreement import agreement, annotator_kind
+from jpo.feedback.agreement import agreement, annotator_kind, format_agreement, majority
 from jpo.feedback.interplay import disagreements, likelihood_of
 
 krippendorff = pytest.importorskip("krippendorff")
@@ -122,3 +122,34 @@ def test_the_figure(tmp_path):
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
     with pytest.raises(DataError, match="nothing to draw"):
         plots.interplay(interplay([]))
+
+
+@pytest.mark.parametrize(
+    ("votes", "want"),
+    [([], None), ([0], 0), ([0, 0, 1], 0), ([1, 1, 2, 0], 1), ([0, 1], 2), ([0, 1, 2], 2), ([2, 2, 0], 2), ([0, 0, 1, 1], 2)],
+)  # fmt: skip
+def test_the_majority_and_what_no_majority_means(votes, want):
+    assert majority(votes) == want
+
+
+def test_agreement_with_the_majority():
+    votes = {"human a": [0, 0, 1, 2], "human b": [0, 1, 1, 1], "human c": [0, 1, 0, 0], "gpt": [0, 1, 1, 0]}
+    records = [
+        {"instruction": f"q{n}", "response_0": "x", "response_1": "y", "annotator": name, "feedback": values[n]}
+        for name, values in votes.items()
+        for n in range(4)
+    ]
+    found = agreement(records)["conditional"]["majority"]
+    # all four: 0, 1, 1, and 0 by two votes against one and one; humans alone: 0, 1, 1, tied
+    assert (found["all"]["contents"], found["all"]["tied"]) == (4, 0)
+    assert (
+        found["all"]["annotators"]["gpt"]["percent"] == 100 and found["all"]["annotators"]["human a"]["percent"] == 50
+    )
+    assert found["all"]["annotators"]["gpt"]["others_percent"] == 75  # without gpt the last one is tied
+    assert (found["humans"]["contents"], found["humans"]["tied"]) == (4, 1)
+    assert found["humans"]["annotators"]["gpt"]["percent"] == 75
+    shown = format_agreement(agreement(records))
+    assert "agreement with the majority, conditional: gpt 100.0 %" in shown and "tied 1 of 4" in shown
+    assert (
+        agreement([row for row in records if row["annotator"] in ("gpt", "human a")])["conditional"]["majority"] == {}
+    )

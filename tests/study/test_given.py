@@ -308,6 +308,21 @@ def test_options_that_cannot_be(changes, message, small):
         config(small, **changes)
 
 
+def test_a_damaged_journal_of_a_study_is_salvaged(small, tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**small, "methods": ["sft"]}))
+    flags = ["study", str(tmp_path / "s.yaml")]
+    assert main(flags) == 0
+    verdicts, journal = tmp_path / "out/verdicts/sft-seed0.jsonl", tmp_path / "out/feedback/verdicts.sqlite"
+    before = verdicts.read_bytes()
+    verdicts.unlink()
+    data = bytearray(journal.read_bytes())
+    data[4096 : 2 * 4096] = bytes(4096)
+    journal.write_bytes(data)
+    assert main(flags) == 1 and "--salvage" in capsys.readouterr().err
+    assert main([*flags, "--salvage"]) == 0 and "salvaged" in capsys.readouterr().err
+    assert verdicts.read_bytes() == before
+
+
 def test_an_older_study_goes_on_under_the_later_options(small, tmp_path):
     values = {**small, "methods": ["sft"]}
     run_study(config(values), show=False)

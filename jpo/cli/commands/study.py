@@ -19,7 +19,7 @@ def _options_help() -> str:
 def study(
     file: Annotated[Optional[str], typer.Argument(help="YAML file of options; they win over the preset's.")] = None,  # noqa: UP045
     preset: Annotated[
-        str | None, typer.Option("--preset", help="demo, world (all of it), tldr or helpful (the paper's settings).")
+        str | None, typer.Option("--preset", help="demo, world (all of it); the paper's: helpful, tldr, alpaca_eval.")
     ] = None,  # noqa: UP045
     output: Annotated[Optional[str], typer.Option("--output", help="Directory of the study.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option("--seed", help="Seed of data, candidates and pairs.")] = None,  # noqa: UP045
@@ -35,6 +35,9 @@ def study(
     write_preset: Annotated[
         str | None, typer.Option("--write-preset", help="Write the preset's YAML file here, to edit, and stop.")
     ] = None,  # noqa: UP045
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Of a damaged journal of verdicts keep what is sound, and go on.")
+    ] = False,
     options: Annotated[bool, typer.Option("--options", help="Explain every option of the YAML file and stop.")] = False,
 ) -> None:
     """Run a study: every method with every training seed, up to win-rates and the report.
@@ -66,7 +69,7 @@ def study(
     if dry_run:
         typer.echo(Study(config).describe())
         return
-    show(run_study(config), config.output)
+    show(run_study(config, salvage=salvage), config.output)
 
 
 def register(app: typer.Typer) -> None:
