@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Annotated, Any, Optional
 
 import typer
@@ -76,65 +79,95 @@ Salvage = Annotated[
 ]
 
 
-def question_of(protocol: str, task: str, prompts: list[str] | None) -> Any:
-    """The Question of the flags; JpoError for what cannot be, before anything is asked."""
-    from jpo.feedback.prompts import Question, read_wording
-
-    return Question(protocol, task, read_wording(prompts or ()))
-
-
-def checked_judge(
-    spec: str,
-    base_url: str | None,
-    model: str | None,
-    timeout: float | None,
-    total_timeout: float | None,
-    temperature: float,
-    max_tokens: int | None,
-    question: Any,
-) -> Any:
-    """The judge of the flags; JpoError for what cannot be."""
-    from jpo.errors import JpoError
-    from jpo.feedback.judges import make_judge
-
-    for name, value in (("--timeout", timeout), ("--total-timeout", total_timeout)):
-        if value is not None and not 0 < value < float("inf"):
-            raise JpoError(f"{name}: expected a positive number of seconds, got {value}")
-    if not temperature < float("inf"):
-        raise JpoError(f"--judge-temperature: expected a number, got {temperature}")
-    if max_tokens is not None and max_tokens < 0:
-        raise JpoError(f"--judge-max-tokens: expected a whole number of at least 0, got {max_tokens}")
-    return make_judge(
-        spec,
-        base_url=base_url,
-        model=model,
-        timeout=defaults.TIMEOUT if timeout is None else timeout,
-        temperature=temperature if temperature >= 0 else None,
-        max_tokens=defaults.MAX_TOKENS if max_tokens is None else max_tokens or None,
-        question=question,
-    )
+FLAGS: dict[str, tuple[Any, Any]] = {  # name -> (annotation, default)
+    "base_url": (BaseUrl, None),
+    "model": (JudgeModel, None),
+    "protocol": (ProtocolName, "tie"),
+    "task": (TaskName, "plain"),
+    "prompt": (PromptFiles, None),
+    "judge_temperature": (Temperature, 0.0),
+    "judge_max_tokens": (MaxTokens, None),
+    "concurrency": (Concurrency, None),
+    "timeout": (Timeout, None),
+    "total_timeout": (TotalTimeout, None),
+    "max_attempts": (MaxAttempts, None),
+    "journal": (JournalFile, None),
+    "retry_failed": (RetryFailed, False),
+    "salvage": (Salvage, False),
+}
 
 
-def asking(
-    spec: str,
-    question: Any,
-    *,
-    journal: str | None,
-    concurrency: int | None,
-    max_attempts: int | None,
-    retry_failed: bool,
-    salvage: bool,
-    total_timeout: float | None,
-) -> dict[str, Any]:
-    """The options of jpo.feedback.acquire.acquire out of the flags."""
-    from jpo.feedback.judges import slots
+def with_judging(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the flags above to a command, which takes them together as its last parameter `judging`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "judging"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, kind, default=default, annotation=hint) for name, (hint, default) in FLAGS.items()]
+    signature = [p.replace(kind=kind) for p in own] + added
 
-    return {
-        "journal": journal,
-        "question": question,
-        "concurrency": slots(spec, concurrency),
-        "max_attempts": defaults.MAX_ATTEMPTS if max_attempts is None else max_attempts,
-        "retry_failed": retry_failed,
-        "salvage": salvage,
-        "total_timeout": total_timeout,
-    }
+    def run(**values: Any) -> Any:
+        return command(**{p.name: values.pop(p.name) for p in own}, judging=Judging(**values))
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in signature}
+    return run
+
+
+class Judging:
+    """The values of the flags, as the judge, the question and the options of an acquisition."""
+
+    def __init__(self, **values: Any):
+        from jpo.feedback.prompts import Question, read_wording
+
+        self.values = values
+        self.question = Question(values["protocol"], values["task"], read_wording(values["prompt"] or ()))
+
+    def judge(self, spec: str) -> Any:
+        """The judge of --judge; JpoError for what cannot be, before anything is asked."""
+        from jpo.errors import JpoError
+        from jpo.feedback.judges import make_judge
+
+        v = self.values
+        for name in ("timeout", "total_timeout"):
+            if v[name] is not None and not 0 < v[name] < float("inf"):
+                flag = name.replace("_", "-")
+                raise JpoError(f"--{flag}: expected a positive number of seconds, got {v[name]}")
+        temperature, most = v["judge_temperature"], v["judge_max_tokens"]
+        if not temperature < float("inf"):
+            raise JpoError(f"--judge-temperature: expected a number, got {temperature}")
+        if most is not None and most < 0:
+            raise JpoError(f"--judge-max-tokens: expected a whole number of at least 0, got {most}")
+        return make_judge(
+            spec,
+            base_url=v["base_url"],
+            model=v["model"],
+            timeout=defaults.TIMEOUT if v["timeout"] is None else v["timeout"],
+            temperature=temperature if temperature >= 0 else None,
+            max_tokens=defaults.MAX_TOKENS if most is None else most or None,
+            question=self.question,
+        )
+
+    def named(self, spec: str) -> Any:
+        """What a dry run needs of a judge; no key, no server."""
+        from jpo.feedback.judges import make_judge, server_name
+
+        model = self.values["model"]
+        if spec == "openai" and model:
+            return SimpleNamespace(name=server_name(self.values["base_url"], model))
+        return make_judge(spec, model=model)
+
+    def known(self) -> dict[str, Any]:
+        """The options of jpo.feedback.acquire.plan."""
+        attempts = self.values["max_attempts"]
+        return {
+            "journal": self.values["journal"],
+            "question": self.question,
+            "max_attempts": defaults.MAX_ATTEMPTS if attempts is None else attempts,
+        }
+
+    def options(self, spec: str) -> dict[str, Any]:
+        """The options of jpo.feedback.acquire.acquire."""
+        from jpo.feedback.judges import slots
+
+        rest = {name: self.values[name] for name in ("retry_failed", "salvage", "total_timeout")}
+        return {**self.known(), "concurrency": slots(spec, self.values["concurrency"]), **rest}

@@ -78,7 +78,7 @@ def read_annotations(path: str | os.PathLike[str], difficulty: Difficulty | None
     for place, row in enumerate(rows):
         model, values = _annotation(row, f"{name}: annotation {place}")
         found = models.setdefault(model, [])
-        found.append(values if values.index is not None else values._replace(index=len(found)))
+        found.append(values if values.place is not None else values._replace(place=len(found)))
     return {model: figures(values, difficulty) for model, values in models.items()}
 
 
@@ -88,7 +88,7 @@ class Annotation(NamedTuple):
     score: float | None
     length: int
     baseline: int
-    index: int | None = None
+    place: int | None = None
 
 
 def _annotation(row: Any, where: str) -> tuple[str, Annotation]:
@@ -127,7 +127,7 @@ def figures(values: Sequence[Annotation], difficulty: Difficulty | None = None) 
             [value.score for value in values],
             [value.length for value in values],
             [value.baseline for value in values],
-            [place if value.index is None else value.index for place, value in enumerate(values)],
+            [at if value.place is None else value.place for at, value in enumerate(values)],
             difficulty,
         ),
         "wins": wins,
@@ -159,7 +159,7 @@ def read_evaluation_set(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def annotations(judged: Iterable[Mapping[str, Any]], generators: Mapping[str, str]) -> list[dict[str, Any]]:
+def annotated(judged: Iterable[Mapping[str, Any]], generators: Mapping[str, str]) -> list[dict[str, Any]]:
     """Judged outputs (jpo.evaluate.judging) in AlpacaEval's form: preference 2 where the output won, 1 where the baseline
     did, 1.5 for neither, null where the verdict failed. generators: id -> the baseline's name."""
     return [

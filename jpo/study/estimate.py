@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jpo.data.readers import read_records
 from jpo.data.records import candidates, instruction_of, plain
@@ -163,9 +164,9 @@ def _seconds(config: StudyConfig, found: Estimate, lengths: Mapping[str, int], d
 
     try:
         weights = _weights(config)
+        measure: Any = _core.measure_gflops
         wide, small = (
-            max(float(_core.measure_gflops(config.compute, 1536, 576, rows)) for _ in range(3)) * 1e9
-            for rows in (512, 32)
+            max(float(measure(config.compute, 1536, 576, rows)) for _ in range(3)) * 1e9 for rows in (512, 32)
         )
     except (JpoError, OSError, NotImplementedError, ValueError):
         return  # an adapter alone, or a compute type that cannot run here: no time is better than a wrong one

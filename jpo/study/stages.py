@@ -19,11 +19,11 @@ from typing import Any
 import jpo
 from jpo.data.batches import permutation
 from jpo.data.readers import iter_records, read_records, write_records
-from jpo.data.records import Pair, items_to_test, plain, preference_pairs, sft_examples
+from jpo.data.records import items_to_test, plain, sft_examples
 from jpo.data.report import Report
-from jpo.data.templates import DEFAULT, Template
+from jpo.data.templates import DEFAULT
 from jpo.errors import DataError, JpoError
-from jpo.evaluate.alpaca_eval import annotations, read_evaluation_set
+from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set
 from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
 from jpo.evaluate.released import read_known
@@ -34,16 +34,14 @@ from jpo.feedback.interplay import interplay
 from jpo.feedback.judges import CallableJudge, make_judge
 from jpo.feedback.prompts import Question
 from jpo.formats.files import write_json
-from jpo.formats.peft import read_adapter
 from jpo.model import LanguageModel
-from jpo.study import decoder, world
+from jpo.study import decoder, given, world
 from jpo.study.config import WORLD, StudyConfig, is_adapter
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 from jpo.train import checkpoint
 from jpo.train.config import DEFAULT_STEPS
 
 _POOL = 4  # candidates for each decided pair that is wanted, at most
-_DECIDED = {"feedback": 0, "annotator": "given", "verdicts": ["A", "B"]}
 Inner = Callable[[int, int | None, str], None]  # (done, total or None, what) within a stage
 _SFT, _CANDIDATES, _TEST, _TEXTS, _JOINT = range(5)  # streams of the world's texts and of choices
 _WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
@@ -98,8 +96,7 @@ class Stages:
         """The prompt template's name or text."""
         c = self.config
         if c.template is None and c.policy and is_adapter(c.policy):
-            stored = read_adapter(c.policy)[0].extra.get("template")
-            return Template.from_dict(stored).name if stored else DEFAULT
+            return given.template_of(c.policy)
         return c.template or (world.TEMPLATE if c.model == WORLD else DEFAULT)
 
     # data and policy
@@ -159,9 +156,7 @@ class Stages:
         in a seeded one, whose beginning is sampled. Of given pairs, theirs."""
         c = self.config
         if c.conditional_pairs:
-            pairs = self._given_pairs(c.conditional_pairs, joint=False)
-            listed = dict.fromkeys(json.dumps(plain(pair.i_chosen), sort_keys=True) for pair in pairs)
-            return [{"id": place, "instruction": json.loads(text)} for place, text in enumerate(listed)]
+            return given.instructions_of(given.pairs_of(c.conditional_pairs, joint=False))
         source = c.instructions or c.sft_data
         assert source
         items = items_of(read_records(source))
@@ -233,8 +228,8 @@ class Stages:
         """The SFT policy, loaded once; its adapter is whichever run is at work."""
         if self._policy is None:
             own = os.path.isdir(self.path("policy"))
-            given = self.config.policy or self.config.model
-            self._policy = jpo.load(self.path("policy") if own else given, compute=self.config.compute)
+            named = self.config.policy or self.config.model
+            self._policy = jpo.load(self.path("policy") if own else named, compute=self.config.compute)
         return self._policy
 
     # feedback
@@ -278,8 +273,8 @@ class Stages:
         self.policy.remove_adapter()
         encoder = encoder_of(self.policy, None, self.template)
         options: dict[str, Any] = {"output": path, "model": "sft", "encoder": encoder}
-        report = {"progress": lambda a, b: self.inner(a, b, "samples")}
-        return sample(self.policy, instructions, self._candidate_settings(), **options, **report)
+        options["progress"] = lambda a, b: self.inner(a, b, "samples")
+        return sample(self.policy, instructions, self._candidate_settings(), **options)
 
     def _judge(self) -> Any:
         c = self.config
@@ -343,49 +338,21 @@ class Stages:
             count = min(most, count + max(1, missing), 2 * count)
         os.replace(part, final)
 
-    def _given_pairs(self, path: str, joint: bool) -> list[Pair]:
-        """A file's preference pairs of the one kind; the others are no mistake in the other kind's file, but here."""
-        report = Report()
-        pairs = preference_pairs(read_records(path), path, report)
-        found = [pair for pair in pairs if pair.joint == joint]
-        if len(found) < len(pairs):
-            kind = "different instructions" if joint else "one instruction"
-            raise DataError(
-                f"{path}: {len(pairs) - len(found)} of {len(pairs)} pairs are not of {kind}; give joint pairs as "
-                "joint_pairs, conditional ones as conditional_pairs"
-            )
-        if not found:
-            raise DataError(f"{path}: holds no preference pair:\n{report}")
-        return found
-
     def given_conditional(self) -> None:
-        """feedback/conditional.jsonl: the given pairs as decided verdicts, the chosen response first."""
+        """feedback/conditional.jsonl: the given pairs as decided verdicts."""
         c = self.config
         assert c.conditional_pairs
-        pairs = self._given_pairs(c.conditional_pairs, joint=False)
-        rows = [
-            {
-                "instruction": plain(p.i_chosen),
-                "response_0": plain(p.r_chosen),
-                "response_1": plain(p.r_reject),
-                **_DECIDED,
-            }
-            for p in self._some(pairs, c.conditional_size or len(pairs), _CANDIDATES)
-        ]
-        write_records(self.path("feedback", "conditional.jsonl"), rows)
+        pairs = given.pairs_of(c.conditional_pairs, joint=False)
+        some = self._some(pairs, c.conditional_size or len(pairs), _CANDIDATES)
+        write_records(self.path("feedback", "conditional.jsonl"), given.as_conditional(some))
 
     def given_joint(self) -> None:
-        """feedback/joint.jsonl: the given pairs as decided verdicts, without labels: decided ones alone say nothing of how
-        often a verdict is decisive."""
+        """feedback/joint.jsonl: the given pairs as decided verdicts."""
         c = self.config
         assert c.joint_pairs
-        pairs = self._given_pairs(c.joint_pairs, joint=True)
-        rows = []
-        for pair in self._some(pairs, c.joint_size or len(pairs), _JOINT):
-            chosen = {"instruction_0": plain(pair.i_chosen), "response_0": plain(pair.r_chosen)}
-            rejected = {"instruction_1": plain(pair.i_reject), "response_1": plain(pair.r_reject)}
-            rows.append({**chosen, **rejected, **_DECIDED})
-        write_records(self.path("feedback", "joint.jsonl"), rows)
+        pairs = given.pairs_of(c.joint_pairs, joint=True)
+        some = self._some(pairs, c.joint_size or len(pairs), _JOINT)
+        write_records(self.path("feedback", "joint.jsonl"), given.as_joint(some))
 
     def joint(self) -> None:
         """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged until enough are decided.
@@ -504,7 +471,7 @@ class Stages:
         output, samples = self.path("alpaca_eval", f"{run.name}.judged.jsonl"), self.path(self.alpaca_samples(run))
         judged, _, _ = judge_generations(samples, gold, self._judge(), output, **self._judging())
         generators = {str(row["id"]): row["generator"] for row in gold}
-        write_json(self.path(self.alpaca_verdicts(run)), annotations(judged, generators))
+        write_json(self.path(self.alpaca_verdicts(run)), annotated(judged, generators))
 
 
 async def _exact(prompt: str) -> str:

@@ -211,10 +211,11 @@ class Study:
 
 def _defaults() -> dict[str, Any]:
     """Every option as it is where nothing is said, for the options that an older study.yaml lacks."""
-    return {
-        item.name: item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-        for item in dataclasses.fields(StudyConfig)
-    }
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(StudyConfig):
+        made: Any = item.default_factory
+        found[item.name] = made() if item.default is dataclasses.MISSING else item.default
+    return found
 
 
 def planned_runs(config: StudyConfig) -> list[Run]:

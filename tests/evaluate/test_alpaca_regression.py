@@ -13,7 +13,7 @@ import pytest
 
 from jpo.cli.main import main
 from jpo.errors import DataError
-from jpo.evaluate.alpaca_eval import annotations, read_annotations, read_evaluation_set
+from jpo.evaluate.alpaca_eval import annotated, read_annotations, read_evaluation_set
 from jpo.evaluate.alpaca_regression import Difficulty, alpaca_length_controlled, read_difficulty
 from tests.evaluate.table import table, write_gamed
 
@@ -138,7 +138,7 @@ def test_judged_outputs_become_annotations(tmp_path):
         {"id": n, "instruction": f"q{n}", "response_0": "own", "response_1": "base", "model": "dpo", "feedback": f, "annotator": "j"}
         for n, f in enumerate((0, 1, None))
     ]  # fmt: skip
-    made = annotations(judged, {str(row["id"]): row["generator"] for row in rows})
+    made = annotated(judged, {str(row["id"]): row["generator"] for row in rows})
     assert [row["preference"] for row in made] == [2.0, 1.0, None] and made[0]["generator_1"] == "gpt"
     (tmp_path / "a.json").write_text(json.dumps(made))
     assert read_annotations(tmp_path / "a.json")["dpo"]["failed"] == 1

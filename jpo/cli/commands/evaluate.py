@@ -12,6 +12,7 @@ import typer
 from jpo.cli import judge_options as flags
 
 
+@flags.with_judging
 def evaluate(
     verdicts: Annotated[
         Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
@@ -60,21 +61,9 @@ def evaluate(
             help="AlpacaEval's instruction_difficulty.csv, or its df_gamed.csv, for its own length-controlled win-rate.",
         ),
     ] = None,
-    base_url: flags.BaseUrl = None,
-    model: flags.JudgeModel = None,
-    protocol: flags.ProtocolName = "tie",
-    task: flags.TaskName = "plain",
-    prompt: flags.PromptFiles = None,
-    judge_temperature: flags.Temperature = 0.0,
-    judge_max_tokens: flags.MaxTokens = None,
-    concurrency: flags.Concurrency = None,
-    timeout: flags.Timeout = None,
-    total_timeout: flags.TotalTimeout = None,
-    max_attempts: flags.MaxAttempts = None,
-    journal: flags.JournalFile = None,
-    retry_failed: flags.RetryFailed = False,
-    salvage: flags.Salvage = False,
     json: Annotated[Optional[str], typer.Option("--json", help="Also write unrounded figures here.")] = None,  # noqa: UP045
+    *,
+    judging: flags.Judging,
 ) -> None:
     """Win-rates against gold responses, (win + tie / 2) / total, with intervals and paired comparisons.
 
@@ -115,26 +104,13 @@ def evaluate(
         from jpo.evaluate.judging import judge_generations
         from jpo.evaluate.released import read_known, write_verdicts
 
-        question = flags.question_of(protocol, task, prompt)
-        asked = flags.checked_judge(
-            judge, base_url, model, timeout, total_timeout, judge_temperature, judge_max_tokens, question
-        )
+        asked = judging.judge(judge)
         files = generations or []
         path = output or f"{os.path.splitext(files[0])[0]}.judged.jsonl"
-        options = flags.asking(
-            judge,
-            question,
-            journal=journal,
-            concurrency=concurrency,
-            max_attempts=max_attempts,
-            retry_failed=retry_failed,
-            salvage=salvage,
-            total_timeout=total_timeout,
-        )
         known = read_known(known_verdicts or ())
         with bar("judged") as progress:
             rows, summary, missing = judge_generations(
-                files, gold, asked, path, known=known, progress=progress, **options
+                files, gold, asked, path, known=known, progress=progress, **judging.options(judge)
             )
         if verdicts_output:
             typer.echo(f"{write_verdicts(verdicts_output, rows)} verdicts in {verdicts_output}")
