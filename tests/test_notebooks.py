@@ -34,16 +34,31 @@ def studied(space):
     assert set(rates) == {"sft", "dpo", "jpo_joint", "jpo_union"}
     assert all(0 <= value <= 1 for seeds in rates.values() for cells in seeds.values() for value in cells.values())
     assert all(set(seeds) == {"0", "1", "2"} for seeds in rates.values())
+    assert tuple(space["drawn"]) == ("overview", "win_rates", "interplay", "scaling", "mixing")
+    assert set(space["swept"]) == {"dpo", "jpo_joint"}
+    assert all(0 <= won <= 100 and 0 <= unread <= 100 for cells in space["swept"].values() for won, unread in cells)
+
+
+def summarized(space):
+    """05, its cut: made-up posts, from which the tiny model learns; ROUGE-L is that of the files, in all methods and degrees."""
+    assert space["SIZES"] == "cut" and space["results"]["sizes"]["test"] == 6
+    assert space["rouge"](space["rows"][0]["instruction"], space["rows"][0]["gold_response"]) == 1
+    outcome = space["outcome"]
+    assert {method for method, _ in outcome} == {"sft", "dpo", "jpo_joint", "jpo_union"}
+    assert outcome["sft", "all"]["rouge"]["mean"] > 0.2 and outcome["sft", "all"]["wins"]["mean"] == 0.5
+    for cell in outcome.values():
+        assert 0 <= cell["rouge"]["mean"] <= 1 and 0 <= cell["wins"]["mean"] <= 1
 
 
 LARGER = {
     "02_align_smollm2.ipynb": aligned,
     "04_study.ipynb": studied,
+    "05_real_posts.ipynb": summarized,
 }  # stored outputs are not of the embedded default
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) == 4 and set(LARGER) < {path.name for path in NOTEBOOKS}
+    assert len(NOTEBOOKS) == 5 and set(LARGER) < {path.name for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -53,7 +68,7 @@ def test_notebook(path, tmp_path, monkeypatch):
     assert not re.search(r"/(?:tmp|home|root|work|usr)/", text), "a path of the machine that ran it"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JPO_NOTEBOOK_MODEL", "tiny")
-    for name in ("JPO_NOTEBOOK_DATA", "JPO_STUDY"):
+    for name in ("JPO_NOTEBOOK_DATA", "JPO_NOTEBOOK_SIZES", "JPO_NOTEBOOK_COMPUTE", "JPO_STUDY", "JPO_SWEEP"):
         monkeypatch.delenv(name, raising=False)
     matplotlib.use("Agg")
     space = {"__name__": "__main__"}

@@ -191,6 +191,24 @@ def _mark(texts: tuple[str, ...]) -> str:
         number += 1
 
 
+def sides_of(question: str) -> list[tuple[str, str]]:
+    """(instruction, response) of A and of B, out of a question in our own words: what a judge that is a function of the
+    texts reads. JpoError where the question is in other words."""
+    names = ("Instruction", "Instruction of A", "Instruction of B", "Response A", "Response B")
+    texts = {}
+    for name in names:
+        found = re.search(rf"(?:^|\n){name}:\n(==[0-9a-f]{{16}}==)\n(.*?)\n\1(?:\n|$)", question, re.DOTALL)
+        if found:
+            texts[name] = found[2]
+    sides = []
+    for letter in "AB":
+        instruction = texts.get("Instruction", texts.get(f"Instruction of {letter}"))
+        if instruction is None or f"Response {letter}" not in texts:
+            raise JpoError(f"the question shows no instruction or response for {letter}")
+        sides.append((instruction, texts[f"Response {letter}"]))
+    return sides
+
+
 def _shown(text: Text) -> str:
     """A text verbatim; a conversation as its turns, each under its role."""
     return text if isinstance(text, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in text)

@@ -6,6 +6,7 @@ Knows numbers and texts; its words stand in report.html.j2 beside it.
 from __future__ import annotations
 
 import importlib.resources
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +20,18 @@ from jpo.study.methods import METHODS
 from jpo.study.stages import Run, Stages
 
 _EXAMPLES = 5
+_SHOWN = 3  # of them beside the first picture
+_LEARNED = ("dpo", "jpo_joint", "jpo_union")  # of the first sentences
 
 
 def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any], path: str) -> None:
-    """Render the report to `path`, as a whole or not at all."""
+    """Render the report to `path`, as a whole or not at all, and its figures as PNG and PDF into figures/ beside it."""
     import jinja2
+    from markupsafe import Markup
 
+    drawn = figures.drawings(results)
+    for drawing in drawn.values():
+        drawing.save(os.path.join(os.path.dirname(path) or ".", "figures"))
     source = importlib.resources.files("jpo.study").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -38,12 +45,16 @@ def write_report(stages: Stages, runs: Sequence[Run], results: Mapping[str, Any]
         is_world=stages.config.model == WORLD,
         degrees=list(next(iter(results["table"].values()))),
         averages={method: _averages(results, method) for method in results["settings"]["methods"]},
-        drawn=_drawn(results),
+        drawn={name: Markup(drawn[name].svg()) if name in drawn else None for name in figures.NAMES},
         examples=_examples(stages, runs),
+        shown=_SHOWN,
+        learned=[method for method in _LEARNED if method in results["above_sft"]],
+        example_degree=f"{middle(stages.config.temperatures):g}",
         versus=_versus(results),
         machine=_machine(),
         tie=world.TIE,
         families=world.FAMILIES,
+        careful=world.CAREFUL,
     )
     write_text(path, text)
 
@@ -58,19 +69,6 @@ def _averages(results: Mapping[str, Any], method: str) -> dict[str, float | None
     }
     known = {name: [value for value in values if value is not None] for name, values in columns.items()}
     return {name: sum(values) / len(values) if values else None for name, values in known.items()}
-
-
-def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Figure -> SVG that may stand in HTML as it is; None for what was not run."""
-    from markupsafe import Markup
-
-    made = {
-        "win_rates": figures.win_rate_figure(results),
-        "interplay": figures.interplay_figure(results["interplay"]),
-        "scaling": figures.scaling_figure(results["scaling"]) if results["scaling"] else None,
-        "mixing": figures.mixing_figure(results["mixing"]) if results["mixing"] else None,
-    }
-    return {name: None if svg is None else Markup(svg) for name, svg in made.items()}
 
 
 def _versus(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -91,26 +89,29 @@ def _versus(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _examples(stages: Stages, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The first test items: gold, and what the SFT policy and one run of another method wrote at the middle temperature."""
+    """The first test items: gold, and what the SFT policy and one run of each of two methods wrote at the middle
+    temperature: {instruction, texts: [{who, text, verdict, quality}]}; quality where the world's judge reads it."""
     main = [run for run in runs if run.main]
     shown = [run for run in main if run.method in ("sft", "dpo", "jpo_union") and run.seed == main[0].seed]
-    degree = sorted(stages.config.temperatures)[len(stages.config.temperatures) // 2]
     found: dict[str, dict[str, Any]] = {}
     for run in shown:
         rows = read_records(stages.path("verdicts", f"{run.name}.jsonl"))
-        for row in [row for row in rows if row["temperature"] == degree][:_EXAMPLES]:
-            if str(row["id"]) not in found:
-                example = {"instruction": row["instruction"], "texts": [("gold", row["response_1"], None)]}
-                found[str(row["id"])] = example
+        for row in [row for row in rows if row["temperature"] == middle(stages.config.temperatures)][:_EXAMPLES]:
+            example = found.setdefault(str(row["id"]), {"instruction": row["instruction"], "gold": row["response_1"]})
             verdict = {0: "wins", 1: "loses", 2: "equal"}.get(row["feedback"], "failed")
-            found[str(row["id"])]["texts"].append((METHODS[run.method].label, row["response_0"], verdict))
-    if stages.config.model == WORLD:
-        for example in found.values():
-            example["texts"] = [
-                (who, text, verdict, world.quality(example["instruction"], text))
-                for who, text, verdict in example["texts"]
-            ]
+            who = METHODS[run.method].label
+            example.setdefault("texts", []).append({"who": who, "text": row["response_0"], "verdict": verdict})
+    for example in found.values():
+        example["texts"].append({"who": "gold", "text": example["gold"], "verdict": ""})
+        for text in example["texts"]:
+            known = stages.config.model == WORLD
+            text["quality"] = world.quality(example["instruction"], text["text"]) if known else None
     return list(found.values())
+
+
+def middle(temperatures: Sequence[float]) -> float:
+    """The temperature of the examples."""
+    return sorted(temperatures)[len(temperatures) // 2]
 
 
 def _machine() -> dict[str, Any]:

@@ -46,6 +46,7 @@ def gather(stages: Stages, runs: Sequence[Run], seconds: Mapping[str, float]) ->
         "underpowered": len(config.training_seeds) < 3,
         "table": found["win_rates"],
         "pooled": {method: _pooled(rows, method) for method in config.methods},
+        "above_sft": _above_sft(rows, config.methods),
         "comparisons": found["comparisons"],
         "claims": _claims(rows, config.methods),
         "alpaca_eval": _alpaca(stages, main) if config.alpaca_eval else None,
@@ -120,27 +121,39 @@ def _pooled(rows: Rows, model: str) -> dict[str, Any]:
     return {**share_interval(list(by_seed.values())), "items": share_interval(list(_means(own, "id").values()))}
 
 
+def _difference(rows: Rows, better: str, other: str) -> dict[str, Any] | None:
+    """How far `better` stands above `other` over all temperatures: {items, seeds, verdict}; None where they share no items.
+    items: paired bootstrap over test items. seeds: Student's over training seeds. The verdict needs both to leave out 0."""
+    sides = [[row for row in rows if row["model"] == model] for model in (better, other)]
+    items = [_means(side, "id") for side in sides]
+    shared = sorted(items[0].keys() & items[1].keys())
+    if len(shared) < 2:
+        return None
+    by_item = bootstrap_difference([items[0][key] for key in shared], [items[1][key] for key in shared])
+    seeds = [_means(side, "training_seed") for side in sides]
+    by_seed = t_interval([seeds[0][key] - seeds[1][key] for key in sorted(seeds[0].keys() & seeds[1].keys())])
+    lows, highs = (by_item["low"], by_seed["low"]), (by_item["high"], by_seed["high"])
+    verdict = "undecided"
+    if None not in lows and len(seeds[0]) > 2:
+        verdict = "agrees" if min(lows) > 0 else "disagrees" if max(highs) < 0 else verdict
+    return {"verdict": verdict, "items": by_item, "seeds": by_seed}
+
+
+def _above_sft(rows: Rows, methods: Sequence[str]) -> dict[str, Any]:
+    """method -> its difference to the SFT policy, where both were run."""
+    if "sft" not in methods:
+        return {}
+    found = {method: _difference(rows, method, "sft") for method in methods if method != "sft"}
+    return {method: cell for method, cell in found.items() if cell}
+
+
 def _claims(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
     """Each claim's difference over all temperatures, with both intervals, and what they say of it."""
     found = []
     for better, other, text, paper in CLAIMS:
-        if better not in methods or other not in methods:
-            continue
-        sides = [[row for row in rows if row["model"] == model] for model in (better, other)]
-        items = [_means(side, "id") for side in sides]
-        shared = sorted(items[0].keys() & items[1].keys())
-        if len(shared) < 2:
-            continue
-        by_item = bootstrap_difference([items[0][key] for key in shared], [items[1][key] for key in shared])
-        seeds = [_means(side, "training_seed") for side in sides]
-        by_seed = t_interval([seeds[0][key] - seeds[1][key] for key in sorted(seeds[0].keys() & seeds[1].keys())])
-        lows, highs = (by_item["low"], by_seed["low"]), (by_item["high"], by_seed["high"])
-        verdict = "undecided"
-        if None not in lows and len(seeds[0]) > 2:
-            verdict = "agrees" if min(lows) > 0 else "disagrees" if max(highs) < 0 else verdict
-        row = {"methods": [better, other], "claim": text, "paper": paper, "verdict": verdict}
-        row |= {"items": by_item, "seeds": by_seed}
-        found.append(row)
+        cell = _difference(rows, better, other) if better in methods and other in methods else None
+        if cell:
+            found.append({"methods": [better, other], "claim": text, "paper": paper, **cell})
     return found
 
 

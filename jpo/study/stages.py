@@ -176,17 +176,11 @@ class Stages:
         c = self.config
         held = [row["instruction"] for name in ("test", "instructions") for row in self._rows("data", f"{name}.jsonl")]
         texts = world.instructions(int(c.pretrain.get("texts", 10_000)), c.seed, _TEXTS, held)
-        answers = world.responses(texts, c.seed, _TEXTS, world.TEXT_FAULTS)
-        examples = []
-        for text, answer in zip(
-            texts, answers, strict=True
-        ):  # all but the first word is learned, as joint scope scores it
-            family, rest = text.split(":")
-            examples.append({"instruction": family, "response": f":{rest} = {answer}"})
+        answers = world.responses(texts, c.seed, _TEXTS, world.CARELESS)
         lm = LanguageModel(decoder.random_decoder(c.seed, c.hidden_size, c.layers))
         part = self.path("base.part")
         config = c.pretrain_options(seed=c.seed, template="raw", output=part, save_total_limit=1)
-        self._train(jpo.SFTTrainer(lm, examples, config), part)
+        self._train(jpo.SFTTrainer(lm, world.reading(texts, answers), config), part)
         os.rename(part, self.path("base"))
 
     def sft(self) -> None:

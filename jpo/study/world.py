@@ -1,20 +1,22 @@
 """The embedded world: instructions over words, responses of graded quality, gold responses, and an exact judge.
 
-Five families of instructions, from `count:` (easy for a small decoder) to `reverse:` of six words (hard), so that instructions differ in
-how well they can be answered. The quality of a response is a number from 0 to 1, relative to its own instruction, read
-from the text itself; so one judge compares two responses to one instruction and two (instruction, response) pairs
-alike. Everything is a pure function of the seed. Knows words; never models, tokens or files.
+Five families of instructions over two to six different words. The texts are by writers of four habits: the careful one is
+right, the hasty one stops early, the stammering one says a word twice, the absent-minded one does another job; the longer
+an instruction, the fewer write with care. So a policy fine-tuned on them has good and bad habits to choose between, and
+instructions differ in how well they are answered. The quality of a response is a number from 0 to 1, relative to its own
+instruction, read from the text itself; so one judge compares two responses to one instruction and two (instruction,
+response) pairs alike. Everything is a pure function of the seed. Knows words; never models, tokens or files.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jpo.data.batches import raw_words
 from jpo.errors import JpoError
+from jpo.feedback.prompts import sides_of
 
 WORDS = tuple("ant bee cat dog elk fox hen jay kid owl pig ram sow yak".split())  # alphabetical
 NUMBERS = tuple("zero one two three four five six seven eight nine".split())
@@ -22,8 +24,9 @@ FAMILIES = ("ends", "repeat", "count", "reverse", "sort")
 LENGTHS = (2, 3, 4, 5, 6)  # words of an instruction
 TIE = 0.15  # qualities nearer than this are equal to the judge
 TEMPLATE = "{instruction} = {response}"
-GOLD_FAULTS = (0.4, 0.35, 0.25)  # shares of demonstrations with no, one, two faults: people are not perfect
-TEXT_FAULTS = (0.5, 0.2, 0.15, 0.15)  # and of texts to pre-train on
+HABITS = ("careful", "hasty", "stammering", "absent-minded")  # of the people who wrote the texts
+CAREFUL = {2: 0.6, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.2}  # demonstrations and gold: share of careful writers, by words
+CARELESS = dict.fromkeys(LENGTHS, 0.25)  # and of the texts to pre-train on: every habit alike
 _LONGEST = 12  # words of a response that are still read
 
 
@@ -114,18 +117,8 @@ def compare(first: tuple[str, str], second: tuple[str, str]) -> str:
 
 def judge(prompt: str) -> str:
     """The exact judge behind jpo.feedback's question (`--judge jpo.study.world:judge`): reads both sides from its text."""
-    texts = {}
-    for name in ("Instruction", "Instruction of A", "Instruction of B", "Response A", "Response B"):
-        found = re.search(rf"(?:^|\n){name}:\n(==[0-9a-f]{{16}}==)\n(.*?)\n\1(?:\n|$)", prompt, re.DOTALL)
-        if found:
-            texts[name] = found[2]
-    sides = []
-    for letter in "AB":
-        instruction = texts.get("Instruction", texts.get(f"Instruction of {letter}"))
-        if instruction is None or f"Response {letter}" not in texts:
-            raise JpoError(f"the question shows no instruction or response for {letter}")
-        sides.append((instruction, texts[f"Response {letter}"]))
-    return compare(*sides)
+    first, second = sides_of(prompt)
+    return compare(first, second)
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -148,33 +141,50 @@ def instructions(count: int, seed: int, stream: int, without: Sequence[str] = ()
 
 
 def _instruction(family: str, dice: Dice) -> str:
-    words = [WORDS[dice.below(len(WORDS))] for _ in range(LENGTHS[dice.below(len(LENGTHS))])]
+    left = list(WORDS)
+    words = [left.pop(dice.below(len(left))) for _ in range(LENGTHS[dice.below(len(LENGTHS))])]
     return f"{family}: {' '.join(words)}"
 
 
-def respond(instruction: str, faults: int, dice: Dice) -> str:
-    """A response with so many faults (fewer where they undo each other): numbers go astray, list words get lost, replaced,
-    doubled or exchanged with a neighbour."""
-    words = list(best_answer(instruction))
-    for _ in range(faults):
-        if words[0] in NUMBERS:
-            place = NUMBERS.index(words[0]) + (1 + dice.below(2)) * (1 if dice.below(2) else -1)
-            words = [NUMBERS[min(max(place, 0), len(NUMBERS) - 1)]]
-            continue
-        at, kind = dice.below(len(words)), dice.below(4)
-        if kind == 0 and len(words) > 1:
-            del words[at]
-        elif kind <= 1:
-            words[at] = WORDS[dice.below(len(WORDS))]
-        elif kind == 2:
-            words.insert(at, words[at])
-        else:
-            at = min(at, max(0, len(words) - 2))
-            words[at : at + 2] = words[at : at + 2][::-1]
-    return " ".join(words)
+def respond(instruction: str, habit: str, dice: Dice) -> str:
+    """What a writer of that habit (one of HABITS) writes. Hasty: one or two words too few. Stammering: a word twice.
+    Absent-minded: the words as they stand in the instruction, or from behind where that is the job. Numbers: one or two too
+    small, too large, or always two. What does no harm is right by chance."""
+    family, given = parse_instruction(instruction)
+    words = best_answer(instruction)
+    if habit == "careful":
+        return " ".join(words)
+    if family == "count":
+        strayed = {"hasty": len(given) - 1 - dice.below(2), "stammering": len(given) + 1 + dice.below(2)}
+        return NUMBERS[min(max(strayed.get(habit, 2), 1), len(NUMBERS) - 1)]
+    if habit == "hasty":
+        return " ".join(words[: max(1, len(words) - 1 - dice.below(2))])
+    if habit == "stammering":
+        at = dice.below(len(words))
+        return " ".join([*words[: at + 1], *words[at:]])
+    return " ".join(given[::-1] if family == "repeat" else given)
 
 
-def responses(texts: Sequence[str], seed: int, stream: int, shares: Sequence[float] = GOLD_FAULTS) -> list[str]:
-    """A response to each instruction, its number of faults drawn by `shares`."""
+def responses(texts: Sequence[str], seed: int, stream: int, careful: Mapping[int, float] = CAREFUL) -> list[str]:
+    """A response to each instruction by a writer drawn by chance: careful with the share that `careful` gives for the
+    instruction's number of words, else of one of the other habits."""
     dice = Dice(seed, stream, 1)
-    return [respond(text, dice.pick(shares), dice) for text in texts]
+    found = []
+    for text in texts:
+        share = careful[len(parse_instruction(text)[1])]
+        others = [(1 - share) / (len(HABITS) - 1)] * (len(HABITS) - 1)
+        found.append(respond(text, HABITS[dice.pick([share, *others])], dice))
+    return found
+
+
+def reading(texts: Sequence[str], answers: Sequence[str]) -> list[dict[str, str]]:
+    """Texts to pre-train on. Of one in four all but the first word is learned, as joint scope scores it; of the others, whose
+    instruction is words at random, the answer alone, which is learned the faster for it."""
+    found = []
+    for place, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        family, words = text.split(":")
+        if place % 4 == 0:
+            found.append({"instruction": family, "response": f":{words} = {answer}"})
+        else:
+            found.append({"instruction": f"{text} =", "response": f" {answer}"})
+    return found

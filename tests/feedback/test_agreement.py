@@ -119,7 +119,11 @@ def test_the_figure(tmp_path):
     ]
     figure = plots.interplay(interplay(rows), tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5000
-    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    assert len(axis.patches) == 8  # four shares are known, of each annotator
+    one = plots.interplay(interplay([row for row in rows if row["annotator"] == "a"])).axes[0]
+    assert one.get_legend() is None and len({bar.get_facecolor() for bar in one.patches}) == 2
     with pytest.raises(DataError, match="nothing to draw"):
         plots.interplay(interplay([]))
 

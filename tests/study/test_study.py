@@ -1,5 +1,6 @@
 """A very small study end to end: killed and gone on with, the same numbers; settings held to; the report's content."""
 
+import html
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from jpo.errors import JpoError
 from jpo.feedback.interplay import interplay
 from jpo.study import Study, load_config, preset_text, run_study
 from jpo.study.config import PRESETS, StudyConfig
+from jpo.study.figures import NAMES, drawings
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 
 SMALL = {
@@ -178,13 +180,49 @@ def test_the_report_stands_alone_and_says_what_ran(undisturbed):
     text = (undisturbed / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=[\"'](?!#)", re.sub(r"xlink:href=\"#[^\"]*\"", "", text))
     assert "<script" not in text and "@import" not in text and "url(http" not in text
-    assert text.count("<svg") == text.count("</svg>") == 4
+    assert text.count("<svg") == text.count("</svg>") == text.count('role="img" aria-label="') == 5
     for method in METHODS.values():
         assert method.label in text
     assert "underpowered" in text
     found = numbers(undisturbed)
     assert f"{100 * found['table']['dpo']['1']['win_rate']:.1f}<small>" in text
     assert f"{100 * found['unparsed_share']:.2f} %" in text
+
+
+def test_the_report_begins_with_what_was_done_and_what_came_out(undisturbed):
+    """Two sentences, one picture, outputs before and after; which claim is the paper's stands beside it."""
+    text = (undisturbed / "report.html").read_text(encoding="utf-8")
+    found = numbers(undisturbed)
+    first = text[text.index("<main>") : text.index("<h2>")]
+    assert first.count("<svg") == 1 and first.count('class="lead"') == 2
+    for method in ("dpo", "jpo_joint", "jpo_union"):
+        assert f"{METHODS[method].label} {100 * found['pooled'][method]['mean']:.1f} %" in first
+    sample = json.loads((undisturbed / "verdicts" / "sft-seed0.jsonl").read_text().splitlines()[0])
+    assert sample["instruction"] in first and "before: SFT policy" in first and "after: DPO" in first
+    papers = [row["claim"] for row in found["claims"] if row["paper"]]
+    assert papers and all(f"{claim}<small>the paper&#39;s claim" in text.replace("'", "&#39;") for claim in papers)
+    assert text.count("also compared</small>") == len(found["claims"]) - len(papers)
+
+
+def test_how_far_each_method_stands_above_the_sft_policy(undisturbed):
+    found = numbers(undisturbed)
+    assert set(found["above_sft"]) == set(METHODS) - {"sft"}
+    for method, cell in found["above_sft"].items():
+        expected = found["pooled"][method]["mean"] - found["pooled"]["sft"]["mean"]
+        assert cell["items"]["difference"] == pytest.approx(expected) == pytest.approx(cell["seeds"]["mean"])
+        assert cell["verdict"] == "undecided"  # two seeds
+
+
+def test_figures_stand_beside_the_report(undisturbed):
+    for name in NAMES:
+        assert (undisturbed / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (undisturbed / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    drawn = drawings(json.loads((undisturbed / "results.json").read_text()))
+    assert tuple(drawn) == NAMES
+    for drawing in drawn.values():
+        svg = drawing.svg()
+        assert svg == drawing.svg() and "currentColor" in svg and "#1b1b1f" not in svg
+        assert f'aria-label="{html.escape(drawing.alt)}"' in svg
 
 
 def test_a_model_of_ones_own_data_and_judge(tmp_path, monkeypatch):
@@ -270,10 +308,11 @@ def test_bad_options_name_the_file_and_the_key(text, message, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_whole(name, tmp_path):
-    given = (
-        ["model=tiny", "test_data=t.jsonl", "sft_data=s.jsonl", "judge_model=m"] if name in ("tldr", "helpful") else []
-    )
-    assert load_config(preset=name, assignments=given).train_options("dpo").beta == 0.1
+    asked = ["model=tiny", "test_data=t.jsonl", "sft_data=s.jsonl", "judge_model=m"]
+    if name == "alpaca_eval":
+        asked.append("alpaca_eval=a.jsonl")
+    given = [] if name in ("demo", "world") else asked
+    assert load_config(preset=name, assignments=given).train_options("dpo").beta > 0
     assert main(["study", "--preset", name, "--write-preset", str(tmp_path / "p.yaml")]) == 0
     assert (tmp_path / "p.yaml").read_text() == preset_text(name)
 

@@ -26,11 +26,27 @@ from jpo.study import decoder, world
 def test_the_best_answer_has_quality_one_and_every_fault_less(instruction, answer):
     assert " ".join(world.best_answer(instruction)) == answer
     assert world.quality(instruction, f" {answer}\n") == 1
-    for faults in (1, 2, 3):
+    for habit in world.HABITS:
         for seed in range(40):
-            text = world.respond(instruction, faults, world.Dice(seed))
+            text = world.respond(instruction, habit, world.Dice(seed))
             value = world.quality(instruction, text)
             assert value is not None and (value == 1) == (text == answer)
+            assert habit != "careful" or value == 1
+
+
+def written(instruction, habit):
+    return {world.respond(instruction, habit, world.Dice(seed)) for seed in range(60)}
+
+
+def test_each_habit_has_faults_of_its_own():
+    sort = "sort: owl cat ant"
+    assert written(sort, "hasty") == {"ant", "ant cat"}
+    assert written(sort, "stammering") == {"ant ant cat owl", "ant cat cat owl", "ant cat owl owl"}
+    assert written(sort, "absent-minded") == {"owl cat ant"} == written("ends: owl cat ant", "absent-minded")
+    assert written("repeat: owl cat ant", "absent-minded") == {"ant cat owl"}
+    count = "count: owl cat ant"
+    assert written(count, "hasty") == {"one", "two"} and written(count, "stammering") == {"four", "five"}
+    assert written(count, "absent-minded") == {"two"}
 
 
 def test_quality_falls_with_each_edit():
@@ -115,11 +131,27 @@ def test_an_exhausted_world_says_so(monkeypatch):
         world.instructions(200, 0, 1)
 
 
-def test_gold_is_graded():
-    texts = world.instructions(1000, 3, 1)
-    qualities = [world.quality(text, answer) for text, answer in zip(texts, world.responses(texts, 3, 1))]
-    perfect = sum(value == 1 for value in qualities) / 1000
-    assert 0.35 < perfect < 0.55 and 0.65 < sum(qualities) / 1000 < 0.9
+def test_the_longer_an_instruction_the_fewer_write_with_care():
+    texts = world.instructions(4000, 3, 1)
+    right: dict[int, list[bool]] = {}
+    for text, answer in zip(texts, world.responses(texts, 3, 1)):
+        right.setdefault(len(text.split()) - 1, []).append(world.quality(text, answer) == 1)
+    for count, share in world.CAREFUL.items():  # by chance some of the others are right too
+        assert share - 0.05 < sum(right[count]) / len(right[count]) < share + 0.2
+
+
+def test_the_words_of_an_instruction_differ():
+    assert all(len(set(text.split())) == len(text.split()) for text in world.instructions(500, 0, 1))
+
+
+def test_one_text_in_four_teaches_its_instruction_too():
+    texts = ["sort: owl cat", "ends: ant bee cat", "count: ant bee", "repeat: ant bee", "sort: cat bee"]
+    found = world.reading(texts, ["cat owl", "ant cat", "two", "ant bee", "bee cat"])
+    assert [row["instruction"] + row["response"] for row in found] == [
+        f"{text} = {answer}" for text, answer in zip(texts, ["cat owl", "ant cat", "two", "ant bee", "bee cat"])
+    ]
+    assert [row["instruction"] for row in found] == ["sort", "ends: ant bee cat =", "count: ant bee =",
+                                                     "repeat: ant bee =", "sort"]  # fmt: skip
 
 
 def test_every_word_is_one_token_and_any_text_survives():
