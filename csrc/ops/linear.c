@@ -136,7 +136,6 @@ static void packed_tile(void *context, int64_t task, int thread) {
 }
 
 static jpo_status packed_product(product *p, jpo_scratch *scratch, jpo_error *err) {
-    JPO_TRY(jpo_weight_check(p->w, err)); /* another instruction set may have been chosen since W was prepared */
     cut(p);
     p->range = jpo_packed_range(p->kernel, p->depth);
     JPO_TRY(reserve_parts(p, jpo_packed_tile_bytes(p->w, jpo_min64(p->range, p->depth), p->tile), scratch, err));
@@ -231,6 +230,7 @@ static jpo_status dots_product(product *p, jpo_scratch *scratch, jpo_error *err)
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
                               bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err) {
     if (m == 0) return JPO_OK;
+    JPO_TRY(jpo_weight_check(w, err)); /* another instruction set may have been chosen since W was prepared */
     jpo_weight view;
     product p = {.out = y,
                  .in = x,
@@ -256,6 +256,7 @@ jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, i
                                      int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
                                      jpo_error *err) {
     if (m == 0) return JPO_OK;
+    JPO_TRY(jpo_weight_check(w, err)); /* another instruction set may have been chosen since W was prepared */
     jpo_weight view;
     product p = {.out = dx,
                  .in = dy,
