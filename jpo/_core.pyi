@@ -44,7 +44,12 @@ DTYPES: dict[str, tuple[int, int]]  # stored type -> (values per block, bytes pe
 def widen_rows(out: _F32, data: _Array, n: int, k: int, dtype: str, row0: int, /) -> None: ...
 def first_nonfinite(data: _Array, dtype: str, /) -> int: ...
 
-MODULES: tuple[str, ...]
+TENSORS: list[tuple[str, str, Literal["linear", "table", "vector"], bool, None, bool]]
+
+def tensors(
+    config: dict[str, Any], /
+) -> list[tuple[str, str, Literal["linear", "table", "vector"], bool, tuple[int, ...], bool]]: ...
+
 LOSSES: list[tuple[str, int]]
 
 def grad_norm(grads: _F32, /) -> float: ...
@@ -94,6 +99,7 @@ class Model:
         ranges: _Array,
         rows: _Array,
         adapter: bool,
+        reach: int = 0,
         /,
     ) -> _F32: ...
     def set_lora(

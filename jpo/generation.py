@@ -135,6 +135,8 @@ class _Batch:
         self.ranges = np.array(ranges, dtype=np.int32)
         place = np.arange(len(work), dtype=np.int32)
         self.segments = np.stack([place, np.ones_like(place), 2 * place, np.full_like(place, 2)], axis=1)
+        # longest text that a stream may come to: longrope has frequencies for short and for long texts
+        self.reach = max(len(encoded[stream.prompt]) + stream.room for stream in self.streams)
         c = lm.config
         shape = (c["num_hidden_layers"], rows, c["num_key_value_heads"] * c["head_dim"])
         self.k, self.v = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
@@ -144,7 +146,7 @@ class _Batch:
     ) -> np.ndarray[Any, Any]:
         arrays = [np.asarray(part, dtype=np.int32) for part in (tokens, positions, rows, segments, ranges, wanted)]
         self.lm._checkpoint.check_files()
-        return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on)  # type: ignore[no-any-return]
+        return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on, self.reach)  # type: ignore[no-any-return]
 
     def run(
         self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any

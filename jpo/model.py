@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,11 @@ from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.formats.peft import LORA
+from jpo.formats.tensors import engine_offsets, engine_tensors, modules, transposed_names
+from jpo.lora import LoraSettings, adapted_modules, lora_places, lora_shapes, select_modules, targets_of
 from jpo.memory import free_bytes, size
 from jpo.storage import COMPUTES, Compute, ProductType, Storage, stored_as, stored_bytes
 
-MODULES: tuple[str, ...] = _core.MODULES  # "self_attn.q_proj", ..., in the engine's order
-_SHORT = {name.split(".")[1]: index for index, name in enumerate(MODULES)}
 _ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' full speed
 
 
@@ -40,11 +40,14 @@ class Scores:
 
 
 class Trainable:
-    """Everything that is trained, as one flat float32 vector (P,), and its gradient beside it; tensors are views."""
+    """Everything that is trained, as one flat float32 vector (P,), and its gradient beside it; tensors are views.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+    Those named in `transposed` have shape (inputs, outputs) and stand in the vector as (outputs, inputs)."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str] = ()):
         self.names = list(shapes)
         self.shapes = dict(shapes)
+        self.transposed = frozenset(transposed)
         sizes = [int(np.prod(shape)) for shape in shapes.values()]
         starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self.offsets: dict[str, int] = dict(zip(self.names, starts, strict=False))
@@ -53,7 +56,8 @@ class Trainable:
 
     def _part(self, vector: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
         start, shape = self.offsets[name], self.shapes[name]
-        return vector[start : start + int(np.prod(shape))].reshape(shape)
+        values = vector[start : start + int(np.prod(shape))]
+        return values.reshape(shape[::-1]).T if name in self.transposed else values.reshape(shape)
 
     def view(self, name: str) -> np.ndarray[Any, Any]:
         """The named tensor: a view into params."""
@@ -70,22 +74,6 @@ class Trainable:
     def gradients(self) -> dict[str, np.ndarray[Any, Any]]:
         """name -> copy of the gradient."""
         return {name: self.grad(name).copy() for name in self.names}
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter's shape, in PEFT's names."""
-
-    r: int
-    lora_alpha: float
-    lora_dropout: float
-    target_modules: tuple[str, ...]
-    use_rslora: bool
-
-    @property
-    def scaling(self) -> float:
-        """Factor on B A."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
 def load(
@@ -124,7 +112,8 @@ class LanguageModel:
         self._adapter_on = True
         if storage not in ("auto", "as-stored"):
             self._check_memory(storage)
-        tensors = {name: stored_as(tensor, storage) for name, tensor in checkpoint.tensors.items()}
+        own = engine_tensors(self.config, checkpoint.tensors)
+        tensors = {name: stored_as(tensor, storage) for name, tensor in own.items()}
         try:
             self._core = _core.Model(self.config, tensors, COMPUTES.index(self.compute))
         except NotImplementedError as error:
@@ -156,14 +145,8 @@ class LanguageModel:
 
     def adapter_values(self, r: int, target_modules: Sequence[str] | str) -> int:
         """Number of values of such a LoRA adapter."""
-        return sum(
-            r * sum(self._module_shape(layer, short))
-            for layer in range(self.config["num_hidden_layers"])
-            for short in self._targets(target_modules)
-        )
-
-    def _module_shape(self, layer: int, short: str) -> tuple[int, ...]:
-        return self._checkpoint.tensors[f"model.layers.{layer}.{MODULES[_SHORT[short]]}.weight"].shape
+        own = modules(self.config)
+        return sum(r * (m.inputs + m.outputs) for m in adapted_modules(own, select_modules(own, target_modules)))
 
     def set_recompute(self, on: bool) -> None:
         """Whether passes keep each layer's input alone and repeat its forward in backward (gradient checkpointing)."""
@@ -278,16 +261,6 @@ class LanguageModel:
 
     # adapters
 
-    def _targets(self, target_modules: Sequence[str] | str) -> tuple[str, ...]:
-        names = tuple(_SHORT) if target_modules == "all-linear" else target_modules
-        names = (names,) if isinstance(names, str) else tuple(names)
-        unknown = [name for name in names if name not in _SHORT]
-        if unknown or not names:
-            raise JpoError(
-                f"target_modules: expected 'all-linear' or some of {', '.join(_SHORT)}, got {target_modules!r}"
-            )
-        return tuple(name for name in _SHORT if name in names)
-
     def add_lora(
         self,
         r: int = LORA.r,
@@ -296,20 +269,26 @@ class LanguageModel:
         target_modules: Sequence[str] | str = LORA.target_modules,
         use_rslora: bool = LORA.use_rslora,
         *,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
+        exclude_modules: Sequence[str] | str | None = None,
+        layers_to_transform: Sequence[int] | int | None = None,
         seed: int = 0,
     ) -> None:
-        """Add a fresh LoRA adapter (arXiv 2106.09685), in place of any other: A uniform in +-1/sqrt(inputs) (PEFT's Kaiming
-        start), B zero, so that the model's output does not change."""
+        """Add a fresh LoRA adapter (arXiv 2106.09685), in place of any other: A uniform in +-1/sqrt(inputs) (PEFT's
+        Kaiming start), B zero, so that the model's output does not change. Names and patterns follow PEFT's rules; a
+        usual name (q_proj) also means the fused module that holds it."""
         if self.full:
             raise JpoError("the model is in full fine-tuning; load it anew to add an adapter")
         if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1:
             raise JpoError(f"r: expected a positive integer, got {r!r}")
         if not 0 <= lora_dropout < 1:
             raise JpoError(f"lora_dropout: expected a number from 0 to below 1, got {lora_dropout!r}")
-        settings = LoraSettings(
-            int(r), float(lora_alpha), float(lora_dropout), self._targets(target_modules), bool(use_rslora)
+        names = select_modules(modules(self.config), target_modules, exclude_modules, layers_to_transform)
+        patterns = dict(rank_pattern or {}), dict(alpha_pattern or {})
+        self._install_lora(
+            LoraSettings(int(r), float(lora_alpha), float(lora_dropout), names, bool(use_rslora), *patterns)
         )
-        self._install_lora(settings)
         assert self.trainable is not None
         generator = np.random.Generator(np.random.Philox(seed))
         for name in self.trainable.names:
@@ -318,32 +297,9 @@ class LanguageModel:
                 view[...] = (generator.random(view.shape, dtype=np.float32) * 2 - 1) / np.float32(view.shape[1] ** 0.5)
 
     def _install_lora(self, settings: LoraSettings) -> None:
-        shapes: dict[str, tuple[int, ...]] = {}
-        places = []
-        for layer in range(self.config["num_hidden_layers"]):
-            for short in settings.target_modules:
-                full_name = f"base_model.model.model.layers.{layer}.{MODULES[_SHORT[short]]}"
-                outputs, inputs = self._module_shape(layer, short)
-                shapes[f"{full_name}.lora_A.weight"] = (settings.r, inputs)
-                shapes[f"{full_name}.lora_B.weight"] = (outputs, settings.r)
-                places.append((layer, _SHORT[short], full_name))
-        trainable = Trainable(shapes)
-        self._core.set_lora(
-            trainable.params,
-            trainable.grads,
-            [
-                (
-                    layer,
-                    module,
-                    settings.r,
-                    settings.scaling,
-                    settings.lora_dropout,
-                    trainable.offsets[f"{name}.lora_A.weight"],
-                    trainable.offsets[f"{name}.lora_B.weight"],
-                )
-                for layer, module, name in places
-            ],
-        )
+        own = modules(self.config)
+        trainable = Trainable(lora_shapes(own, settings))
+        self._core.set_lora(trainable.params, trainable.grads, lora_places(own, settings, trainable.offsets))
         self.trainable, self.lora = trainable, settings
 
     def remove_adapter(self) -> None:
@@ -373,7 +329,13 @@ class LanguageModel:
             )
         config, tensors = read_adapter(folder)
         settings = LoraSettings(
-            config.r, config.lora_alpha, config.lora_dropout, self._targets(config.target_modules), config.use_rslora
+            config.r,
+            config.lora_alpha,
+            config.lora_dropout,
+            self._targets_of(folder, config.modules),
+            config.use_rslora,
+            config.rank_pattern,
+            config.alpha_pattern,
         )
         before = (self.trainable, self.lora)
         self._install_lora(settings)
@@ -393,6 +355,18 @@ class LanguageModel:
             self.trainable.view(name)[...] = tensors[name]
         return config.extra
 
+    def _targets_of(self, folder: str | os.PathLike[str], names: Sequence[str]) -> tuple[str, ...]:
+        """target_modules that mean exactly the named modules; JpoError where this model has no such module."""
+        own = modules(self.config)
+        known = {module.name for module in own}
+        for name in names:
+            if name not in known:
+                raise JpoError(
+                    f"{os.fspath(folder)}: the model {self.source} has no module {name}; load the adapter on the model "
+                    "that it was trained for"
+                )
+        return targets_of(own, names)
+
     def save_adapter(self, folder: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
         """Write the adapter in PEFT's format; `extra` (jpo's own settings) stands in jpo_config.json beside it."""
         from jpo.formats.peft import AdapterConfig, base_name, write_adapter
@@ -408,6 +382,9 @@ class LanguageModel:
             self.lora.use_rslora,
             base_name(self.source, self.config["hf"]),
             own,
+            rank_pattern=dict(self.lora.rank_pattern),
+            alpha_pattern=dict(self.lora.alpha_pattern),
+            fan_in_fan_out=any(module.transposed for module in modules(self.config)),
         )
         write_adapter(folder, config, self.trainable.state())
 
@@ -418,11 +395,11 @@ class LanguageModel:
         if self.full:
             return
         shapes = {name: tensor.shape for name, tensor in self._checkpoint.tensors.items()}
-        trainable = Trainable(shapes)
+        trainable = Trainable(shapes, transposed_names(self.config))
         for name, tensor in self._checkpoint.tensors.items():
             trainable.view(name)[...] = tensor.float32()
         self._core.clear()
-        self._core.set_full(trainable.params, trainable.grads, trainable.offsets)
+        self._core.set_full(trainable.params, trainable.grads, engine_offsets(self.config, trainable.offsets))
         self.trainable, self.lora, self.full = trainable, None, True
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -430,13 +407,15 @@ class LanguageModel:
         if self.full and self.trainable is not None:
             return self.trainable.state()
         tensors = {name: tensor.float32() for name, tensor in self._checkpoint.tensors.items()}
+        turned = transposed_names(self.config)
         if self.lora is not None and self.trainable is not None:
             for name in self.trainable.names:
                 if name.endswith(".lora_A.weight"):
                     stem = name.removesuffix(".lora_A.weight")
-                    base = stem.removeprefix("base_model.model.") + ".weight"
+                    module = stem.removeprefix("base_model.model.")
                     b = self.trainable.view(f"{stem}.lora_B.weight")
-                    tensors[base] += np.float32(self.lora.scaling) * (b @ self.trainable.view(name))
+                    change = np.float32(self.lora.scaling_of(module)) * (b @ self.trainable.view(name))
+                    tensors[f"{module}.weight"] += change.T if f"{module}.weight" in turned else change
         return tensors
 
     def merge(self, folder: str | os.PathLike[str]) -> None:

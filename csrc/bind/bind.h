@@ -16,6 +16,7 @@ PyObject *jpo_raise(const jpo_error *err);
     X(kernels)             \
     X(objective)           \
     X(linear)              \
+    X(config)              \
     X(model)               \
     X(generation)          \
     X(optimizer)

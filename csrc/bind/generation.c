@@ -54,6 +54,7 @@ static jpo_status check(const jpo_decode *d, const jpo_config *c, jpo_error *err
 typedef struct {
     PyObject *k, *v, *tokens, *positions, *kv_rows, *segments, *ranges, *rows;
     int adapter;
+    long long reach;
 } decode_arguments;
 
 static bool read_cache(jpo_decode *d, const decode_arguments *from, const jpo_config *c) {
@@ -80,7 +81,7 @@ static bool read_decode(jpo_decode *d, decode_arrays *a, const decode_arguments 
                                "positions and kv_rows must be as long as tokens; segments (S, 4), ranges (n, 2)"),
                false;
     d->segment_count = PyArray_DIM(a->segments, 0), d->range_count = PyArray_DIM(a->ranges, 0);
-    d->out_rows = PyArray_SIZE(a->rows), d->adapter = from->adapter;
+    d->out_rows = PyArray_SIZE(a->rows), d->adapter = from->adapter, d->reach = from->reach;
     d->tokens = PyArray_DATA(a->tokens), d->positions = PyArray_DATA(a->positions);
     d->kv_row = PyArray_DATA(a->kv_rows), d->segments = PyArray_DATA(a->segments);
     d->ranges = PyArray_DATA(a->ranges), d->out_row = PyArray_DATA(a->rows);
@@ -91,9 +92,9 @@ static bool read_decode(jpo_decode *d, decode_arrays *a, const decode_arguments 
 }
 
 PyObject *model_decode(model_object *self, PyObject *args) {
-    decode_arguments from;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOp:decode", &from.k, &from.v, &from.tokens, &from.positions, &from.kv_rows,
-                          &from.segments, &from.ranges, &from.rows, &from.adapter) ||
+    decode_arguments from = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOOOOp|L:decode", &from.k, &from.v, &from.tokens, &from.positions, &from.kv_rows,
+                          &from.segments, &from.ranges, &from.rows, &from.adapter, &from.reach) ||
         !model_enter(self))
         return NULL;
     decode_arrays a = {0};
@@ -107,7 +108,7 @@ PyObject *model_decode(model_object *self, PyObject *args) {
         jpo_error err;
         jpo_status status;
         JPO_COMPUTE_BEGIN_POLLED
-        status = jpo_model_decode(&self->model, PyArray_DATA((PyArrayObject *)out), &decode, &err);
+        status = jpo_pass_decode(&self->pass, PyArray_DATA((PyArrayObject *)out), &decode, &err);
         JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) {
             jpo_raise(&err);

@@ -134,7 +134,7 @@ static bool head_read(head_call *call, PyObject *hidden, PyObject *weight, int d
     for (int64_t i = 0; i < n; i++)
         if (target[i] < 0 || target[i] >= vocab || row[i] != i)
             return PyErr_SetString(PyExc_ValueError, "a target is out of range"), false;
-    call->batch = (jpo_head_batch){n, n, PyArray_DATA(h), row, target};
+    call->batch = (jpo_head_batch){.rows = n, .entries = n, .h = PyArray_DATA(h), .row = row, .target = target};
     call->weight = (jpo_weight){.n = vocab, .k = width, .data = PyArray_DATA(w), .dtype = stored[dtype]};
     call->state = PyMem_Calloc((size_t)n, sizeof *call->state);
     if (!call->state) PyErr_NoMemory();

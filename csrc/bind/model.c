@@ -2,11 +2,7 @@
 #include "bind/arguments.h"
 #include "bind/model.h"
 
-#include <math.h>
-#include <string.h>
-
 #include "base/size.h"
-#include "ops/rmsnorm.h"
 
 bool model_enter(model_object *self) {
     if (!self->ready)
@@ -25,189 +21,125 @@ static int check_signals(void *unused) {
     return arg_poll_signals();
 }
 
-static bool get_int(PyObject *dict, const char *key, int64_t *out) {
-    PyObject *item = PyDict_GetItemString(dict, key);
-    if (!item) return PyErr_Format(PyExc_ValueError, "config lacks %s", key), false;
-    *out = PyLong_AsLongLong(item);
-    return !(*out == -1 && PyErr_Occurred());
+void model_tensor_name(char *name, const jpo_tensor_info *info, int64_t layer, bool bias) {
+    const char *part = bias ? "bias" : "weight";
+    if (info->scope == JPO_PER_LAYER)
+        snprintf(name, TENSOR_NAME, "model.layers.%lld.%s.%s", (long long)layer, info->name, part);
+    else
+        snprintf(name, TENSOR_NAME, "%s.%s", info->name, part);
 }
 
-static bool get_double(PyObject *dict, const char *key, double *out) {
-    PyObject *item = PyDict_GetItemString(dict, key);
-    if (!item) return PyErr_Format(PyExc_ValueError, "config lacks %s", key), false;
-    *out = PyFloat_AsDouble(item);
-    return !(*out == -1 && PyErr_Occurred());
-}
-
-static bool read_config(PyObject *dict, jpo_config *c, PyArrayObject **inv_freq) {
-    double eps;
-    int64_t tied;
-    if (!get_int(dict, "vocab_size", &c->vocab) || !get_int(dict, "hidden_size", &c->hidden) ||
-        !get_int(dict, "num_hidden_layers", &c->layers) || !get_int(dict, "num_attention_heads", &c->heads) ||
-        !get_int(dict, "num_key_value_heads", &c->kv_heads) || !get_int(dict, "head_dim", &c->head_dim) ||
-        !get_int(dict, "intermediate_size", &c->intermediate) || !get_int(dict, "sliding_window", &c->window) ||
-        !get_int(dict, "max_position_embeddings", &c->max_positions) || !get_int(dict, "tie_word_embeddings", &tied) ||
-        !get_double(dict, "rms_norm_eps", &eps) || !get_double(dict, "rope_attention_factor", &c->rope_factor))
-        return false;
-    c->eps = (float)eps;
-    c->tied = tied;
-    PyObject *frequencies = PyDict_GetItemString(dict, "inv_freq");
-    if (!frequencies) return PyErr_Format(PyExc_ValueError, "config lacks inv_freq"), false;
-    *inv_freq = (PyArrayObject *)PyArray_FROM_OTF(frequencies, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
-    if (!*inv_freq) return false;
-    if (PyArray_SIZE(*inv_freq) != c->head_dim / 2)
-        return PyErr_Format(PyExc_ValueError, "inv_freq must hold head_dim / 2 = %lld values, got %zd",
-                            (long long)c->head_dim / 2, (Py_ssize_t)PyArray_SIZE(*inv_freq)),
-               false;
-    c->inv_freq = PyArray_DATA(*inv_freq);
+bool model_each_tensor(model_object *self, tensor_visitor visit, void *context) {
+    const jpo_config *c = &self->model.config;
+    for (int t = 0; t < JPO_TENSORS; t++) {
+        const jpo_tensor tensor = (jpo_tensor)t;
+        const jpo_tensor_info info = jpo_tensor_describe(c, tensor);
+        if (!info.present) continue;
+        for (int64_t layer = 0; layer < (info.scope == JPO_PER_LAYER ? c->layers : 1); layer++)
+            if (!visit(self, context, tensor, &info, layer, false) ||
+                (info.bias && !visit(self, context, tensor, &info, layer, true)))
+                return false;
+    }
     return true;
 }
 
-/* One stored tensor (dtype name, bytes): its weight, checked for size. optional: *weight is left empty where absent. */
-static bool take_weight(model_object *self, PyObject *tensors, const char *name, int64_t n, int64_t k, bool optional,
-                        jpo_weight *weight) {
+/* The bytes of one stored tensor (dtype name, array), checked for its size (n, k); NULL with an error. */
+static PyArrayObject *stored_bytes(PyObject *tensors, const char *name, int64_t n, int64_t k, jpo_dtype *type) {
     PyObject *item = PyDict_GetItemString(tensors, name);
-    if (!item && optional) return true;
     const char *dtype_name;
     PyObject *bytes;
-    if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), false;
+    if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), NULL;
     if (!PyTuple_Check(item))
         return PyErr_Format(PyExc_TypeError, "tensor %s must be a tuple (dtype, array), got %R", name, Py_TYPE(item)),
-               false;
-    if (!PyArg_ParseTuple(item, "sO!:tensor", &dtype_name, &PyArray_Type, &bytes)) return false;
+               NULL;
+    if (!PyArg_ParseTuple(item, "sO!:tensor", &dtype_name, &PyArray_Type, &bytes)) return NULL;
     int dtype = jpo_dtype_from_name(dtype_name);
     if (dtype < 0)
         return PyErr_Format(PyExc_ValueError, "tensor %s has the type %s, which is not implemented", name, dtype_name),
-               false;
-    if (k % jpo_dtype_block((jpo_dtype)dtype))
+               NULL;
+    *type = (jpo_dtype)dtype;
+    if (k % jpo_dtype_block(*type))
         return PyErr_Format(PyExc_ValueError, "tensor %s: rows of %lld values are no whole blocks of %s", name,
                             (long long)k, dtype_name),
-               false;
+               NULL;
     PyArrayObject *array = (PyArrayObject *)bytes;
     size_t want;
-    if (!jpo_size_mul(jpo_dtype_row_bytes((jpo_dtype)dtype, k), (size_t)n, &want))
+    if (!jpo_size_mul(jpo_dtype_row_bytes(*type, k), (size_t)n, &want))
         return PyErr_Format(PyExc_ValueError, "tensor %s: (%lld, %lld) values of %s do not fit the address space", name,
                             (long long)n, (long long)k, dtype_name),
-               false;
+               NULL;
     if (!PyArray_ISCARRAY_RO(array) || (size_t)PyArray_NBYTES(array) != want)
         return PyErr_Format(PyExc_ValueError,
                             "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name, want,
                             (long long)n, (long long)k, dtype_name, (Py_ssize_t)PyArray_NBYTES(array)),
-               false;
-    if (PyList_Append(self->owners, bytes) < 0) return false;
-    *weight = (jpo_weight){
-        .n = n, .k = k, .data = PyArray_DATA(array), .dtype = (jpo_dtype)dtype, .compute = weight->compute};
-    return true;
+               NULL;
+    return array;
 }
 
-/* A float32 vector (norm, bias). */
-static bool take_vector(model_object *self, PyObject *tensors, const char *name, int64_t n, bool optional,
-                        const float **out) {
-    jpo_weight weight = {0};
-    if (!take_weight(self, tensors, name, 1, n, optional, &weight)) return false;
-    if (weight.data && weight.dtype != JPO_F32)
+typedef struct {
+    PyObject *tensors;
+    jpo_compute compute;
+} stored_tensors;
+
+/* Hands one stored tensor to the model. Vectors and biases are single rows of float32. */
+static bool set_tensor(model_object *self, void *context, jpo_tensor tensor, const jpo_tensor_info *info, int64_t layer,
+                       bool bias) {
+    const stored_tensors *from = context;
+    const bool vector = bias || info->kind == JPO_VECTOR;
+    char name[TENSOR_NAME];
+    jpo_dtype dtype;
+    model_tensor_name(name, info, layer, bias);
+    PyArrayObject *array = vector ? stored_bytes(from->tensors, name, 1, info->n, &dtype)
+                                  : stored_bytes(from->tensors, name, info->n, info->k, &dtype);
+    if (!array) return false;
+    if (vector && dtype != JPO_F32)
         return PyErr_Format(PyExc_ValueError, "tensor %s must be widened to F32", name), false;
-    *out = weight.data;
+    if (PyList_Append(self->owners, (PyObject *)array) < 0) return false;
+    if (bias)
+        jpo_model_set_bias(&self->model, tensor, layer, PyArray_DATA(array));
+    else
+        jpo_model_set(&self->model, tensor, layer, PyArray_DATA(array), dtype, from->compute);
     return true;
 }
 
-static bool take_layer(model_object *self, PyObject *tensors, int64_t index, jpo_compute compute) {
-    jpo_layer *layer = self->model.layer + index;
-    const jpo_config *c = &self->model.config;
-    char name[128];
-    for (int m = 0; m < JPO_MODULES; m++) {
-        jpo_linear *linear = layer->module + m;
-        int64_t n = jpo_module_outputs(c, (jpo_module)m), k = jpo_module_inputs(c, (jpo_module)m);
-        linear->weight.compute = compute;
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, jpo_module_name((jpo_module)m));
-        if (!take_weight(self, tensors, name, n, k, false, &linear->weight)) return false;
-        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)index, jpo_module_name((jpo_module)m));
-        if (!take_vector(self, tensors, name, n, true, &linear->bias)) return false;
+/* The model of a configuration that was read, with its tensors and a pass over it. */
+static bool make_model(model_object *self, const jpo_config *c, stored_tensors *tensors) {
+    jpo_error err;
+    jpo_status status = jpo_model_init(&self->model, c, &err);
+    if (status == JPO_OK) status = jpo_pass_init(&self->pass, &self->model, &err);
+    if (status != JPO_OK) {
+        jpo_raise(&err);
+        return false;
     }
-    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
-    if (!take_vector(self, tensors, name, c->hidden, false, &layer->norm1)) return false;
-    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
-    return take_vector(self, tensors, name, c->hidden, false, &layer->norm2);
-}
-
-static jpo_status prepare(jpo_model *model, jpo_error *err) {
-    for (int64_t i = 0; i < model->config.layers; i++)
-        for (int m = 0; m < JPO_MODULES; m++) JPO_TRY(jpo_weight_prepare(&model->layer[i].module[m].weight, err));
-    return jpo_weight_prepare(&model->head, err);
-}
-
-static bool take_tensors(model_object *self, PyObject *tensors, jpo_compute compute) {
-    jpo_model *model = &self->model;
-    const jpo_config *c = &model->config;
-    if (!take_weight(self, tensors, "model.embed_tokens.weight", c->vocab, c->hidden, false, &model->embedding) ||
-        !take_vector(self, tensors, "model.norm.weight", c->hidden, false, &model->norm))
-        return false;
-    model->head = model->embedding;
-    if (!c->tied && !take_weight(self, tensors, "lm_head.weight", c->vocab, c->hidden, false, &model->head))
-        return false;
-    model->head.compute = compute;
-    for (int64_t i = 0; i < c->layers; i++)
-        if (!take_layer(self, tensors, i, compute)) return false;
-    return true;
-}
-
-/* Remembers the weights as they stand now, for model_stored_weights. */
-static bool store_weights(model_object *self) {
-    const jpo_model *model = &self->model;
-    self->stored = PyMem_Calloc((size_t)model->config.layers, sizeof *self->stored);
-    if (!self->stored) return PyErr_NoMemory(), false;
-    memcpy(self->stored, model->layer, (size_t)model->config.layers * sizeof *self->stored);
-    self->stored_embedding = model->embedding, self->stored_head = model->head, self->stored_norm = model->norm;
-    return true;
-}
-
-void model_stored_weights(model_object *self) {
-    jpo_model *model = &self->model;
-    memcpy(model->layer, self->stored, (size_t)model->config.layers * sizeof *self->stored);
-    model->embedding = self->stored_embedding, model->head = self->stored_head, model->norm = self->stored_norm;
-    model->dembedding = model->dhead = model->dnorm = NULL;
-    model->full = model->kept = false;
+    self->pass.poll = check_signals;
+    if (!model_each_tensor(self, set_tensor, tensors)) return false;
+    JPO_COMPUTE_BEGIN
+    status = jpo_model_prepare(&self->model, &err);
+    JPO_COMPUTE_END
+    if (status != JPO_OK) jpo_raise(&err);
+    return status == JPO_OK;
 }
 
 static int model_init(model_object *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"config", "tensors", "compute", NULL};
     PyObject *config, *tensors;
     int compute = JPO_COMPUTE_FLOAT32;
-    PyArrayObject *inv_freq = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:Model", names, &PyDict_Type, &config, &PyDict_Type, &tensors,
                                      &compute))
         return -1;
     if (self->owners) return PyErr_SetString(PyExc_RuntimeError, "a Model is made once"), -1;
-    if (!arg_range("compute", compute, 0, JPO_COMPUTE_COUNT - 1)) return -1;
-    jpo_config c = {0};
-    jpo_error err;
-    if (!(self->owners = PyList_New(0)) || !read_config(config, &c, &inv_freq)) goto fail;
-    if (jpo_model_init(&self->model, &c, &err) != JPO_OK) {
-        jpo_raise(&err);
-        goto fail;
-    }
-    self->model.poll = check_signals;
-    if (!take_tensors(self, tensors, (jpo_compute)compute)) goto fail;
-    jpo_status status;
-    JPO_COMPUTE_BEGIN
-    status = prepare(&self->model, &err);
-    JPO_COMPUTE_END
-    if (status != JPO_OK) {
-        jpo_raise(&err);
-        goto fail;
-    }
-    if (!store_weights(self)) goto fail;
-    self->ready = true;
-    Py_DECREF(inv_freq);
-    return 0;
-fail:
-    Py_XDECREF(inv_freq);
-    return -1;
+    if (!arg_range("compute", compute, 0, JPO_COMPUTE_COUNT - 1) || !(self->owners = PyList_New(0))) return -1;
+    jpo_config c;
+    config_arrays arrays;
+    stored_tensors stored = {tensors, (jpo_compute)compute};
+    self->ready = config_read(config, &c, &arrays) && make_model(self, &c, &stored);
+    config_release(&arrays);
+    return self->ready ? 0 : -1;
 }
 
 static void model_dealloc(model_object *self) {
+    if (self->pass.model) jpo_pass_free(&self->pass);
     jpo_model_free(&self->model);
-    PyMem_Free(self->stored);
     Py_XDECREF(self->owners);
     Py_XDECREF(self->params);
     Py_XDECREF(self->grads);
@@ -215,18 +147,13 @@ static void model_dealloc(model_object *self) {
 }
 
 /* (entropy, mean_logit, log_p2) float64 (L) and hit bool (L): each entry's row. */
-static PyObject *statistics(const jpo_model *model) {
-    npy_intp n = model->plan.entries;
+static PyObject *statistics(const jpo_pass *pass) {
+    npy_intp n = pass->plan.entries;
     PyObject *entropy = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *mean = PyArray_SimpleNew(1, &n, NPY_FLOAT64);
     PyObject *p2 = PyArray_SimpleNew(1, &n, NPY_FLOAT64), *hit = PyArray_SimpleNew(1, &n, NPY_BOOL);
     if (entropy && mean && p2 && hit)
-        for (npy_intp e = 0; e < n; e++) {
-            const jpo_head_row *s = model->head_state + model->head_entry_row[e];
-            ((double *)PyArray_DATA((PyArrayObject *)entropy))[e] = s->max + log(s->sum) - s->sum_pz / s->sum;
-            ((double *)PyArray_DATA((PyArrayObject *)mean))[e] = s->sum_z / (double)model->config.vocab;
-            ((double *)PyArray_DATA((PyArrayObject *)p2))[e] = log(s->sum_p2) - 2 * log(s->sum);
-            ((npy_bool *)PyArray_DATA((PyArrayObject *)hit))[e] = s->best == model->entry_target[e];
-        }
+        jpo_pass_statistics(pass, PyArray_DATA((PyArrayObject *)entropy), PyArray_DATA((PyArrayObject *)mean),
+                            PyArray_DATA((PyArrayObject *)p2), PyArray_DATA((PyArrayObject *)hit));
     return Py_BuildValue("(NNNN)", entropy, mean, p2, hit);
 }
 
@@ -280,12 +207,12 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
     if (logps) {
         jpo_status status;
         JPO_COMPUTE_BEGIN_POLLED
-        status = jpo_model_forward(&self->model, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
+        status = jpo_pass_forward(&self->pass, PyArray_DATA((PyArrayObject *)logps), &forest, &options, &err);
         JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK)
             jpo_raise(&err);
         else if (stats)
-            result = Py_BuildValue("(ON)", logps, statistics(&self->model));
+            result = Py_BuildValue("(ON)", logps, statistics(&self->pass));
         else
             result = Py_BuildValue("(OO)", logps, Py_None);
     }
@@ -299,14 +226,14 @@ static PyObject *model_backward(model_object *self, PyObject *coefficients) {
     if (!model_enter(self)) return NULL;
     PyArrayObject *array = arg_copy(coefficients, "coefficients", NPY_FLOAT64, 1);
     jpo_status status = JPO_ERR_INTERNAL;
-    if (array && PyArray_SIZE(array) != self->model.plan.entries) {
+    if (array && PyArray_SIZE(array) != self->pass.plan.entries) {
         PyErr_Format(PyExc_ValueError,
                      "coefficients must hold one value for each of the %lld entries of the last forward pass, got %zd",
-                     (long long)self->model.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
+                     (long long)self->pass.plan.entries, (Py_ssize_t)PyArray_SIZE(array));
     } else if (array) {
         jpo_error err;
         JPO_COMPUTE_BEGIN_POLLED
-        status = jpo_model_backward(&self->model, PyArray_DATA(array), &err);
+        status = jpo_pass_backward(&self->pass, PyArray_DATA(array), &err);
         JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) jpo_raise(&err);
     }
@@ -317,21 +244,21 @@ static PyObject *model_backward(model_object *self, PyObject *coefficients) {
 }
 
 /* Final hidden states (rows, H) of the last pass, after the last norm; the model is entered. */
-static PyArrayObject *hidden_of_rows(jpo_model *model, PyObject *rows_object) {
+static PyArrayObject *hidden_of_rows(const jpo_pass *pass, PyObject *rows_object) {
     PyArrayObject *rows = arg_copy(rows_object, "rows", NPY_INT32, 1);
     if (!rows) return NULL;
-    npy_intp shape[2] = {PyArray_SIZE(rows), model->config.hidden};
+    npy_intp shape[2] = {PyArray_SIZE(rows), pass->model->config.hidden};
     PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     const int32_t *row = PyArray_DATA(rows);
+    const int64_t left = jpo_pass_rows(pass);
     for (npy_intp i = 0; out && i < shape[0]; i++) {
-        if (!model->final_x || row[i] < 0 || row[i] >= model->plan.rows) {
+        if (row[i] < 0 || row[i] >= left) {
             PyErr_Format(PyExc_ValueError, "rows[%zd] = %d: the last pass left %lld rows", (Py_ssize_t)i, row[i],
-                         model->final_x ? (long long)model->plan.rows : 0);
+                         (long long)left);
             Py_CLEAR(out);
             break;
         }
-        float *to = (float *)PyArray_DATA(out) + i * shape[1];
-        jpo_rmsnorm_forward(to, NULL, model->final_x + row[i] * shape[1], model->norm, 1, shape[1], model->config.eps);
+        jpo_pass_hidden(pass, (float *)PyArray_DATA(out) + i * shape[1], row[i]);
     }
     Py_DECREF(rows);
     return out;
@@ -339,7 +266,7 @@ static PyArrayObject *hidden_of_rows(jpo_model *model, PyObject *rows_object) {
 
 static PyObject *model_hidden(model_object *self, PyObject *rows) {
     if (!model_enter(self)) return NULL;
-    PyArrayObject *out = hidden_of_rows(&self->model, rows);
+    PyArrayObject *out = hidden_of_rows(&self->pass, rows);
     model_leave(self);
     return (PyObject *)out;
 }
@@ -347,18 +274,16 @@ static PyObject *model_hidden(model_object *self, PyObject *rows) {
 /* Logits (rows, V) of the last pass. */
 static PyObject *model_logits(model_object *self, PyObject *rows) {
     if (!model_enter(self)) return NULL;
-    jpo_model *model = &self->model;
-    PyArrayObject *hidden = hidden_of_rows(model, rows), *out = NULL;
+    PyArrayObject *hidden = hidden_of_rows(&self->pass, rows), *out = NULL;
     if (hidden) {
-        npy_intp shape[2] = {PyArray_DIM(hidden, 0), model->config.vocab};
+        npy_intp shape[2] = {PyArray_DIM(hidden, 0), self->model.config.vocab};
         out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     }
     if (out) {
         jpo_error err;
         jpo_status status;
         JPO_COMPUTE_BEGIN_POLLED
-        status = jpo_linear_forward(PyArray_DATA(out), model->config.vocab, PyArray_DATA(hidden), model->config.hidden,
-                                    &model->head, PyArray_DIM(hidden, 0), false, NULL, &model->scratch, &err);
+        status = jpo_pass_logits(&self->pass, PyArray_DATA(out), PyArray_DATA(hidden), PyArray_DIM(hidden, 0), &err);
         JPO_COMPUTE_END_POLLED(status, &err)
         if (status != JPO_OK) {
             jpo_raise(&err);
@@ -384,7 +309,7 @@ static PyObject *model_plan(model_object *self, PyObject *args) {
     bool read = forest_read(&forest, &arrays, tokens, segments, row, target), planned = false;
     if (read) {
         jpo_status status = jpo_forest_check(&forest, &self->model.config, &err);
-        if (status == JPO_OK) status = jpo_plan_make(&plan, &self->model, &forest, &options, &err);
+        if (status == JPO_OK) status = jpo_plan_make(&plan, &self->pass, &forest, &options, &err);
         planned = status == JPO_OK;
         if (!planned) jpo_raise(&err);
     }
@@ -397,7 +322,7 @@ static PyObject *model_plan(model_object *self, PyObject *args) {
 static PyObject *model_trim(model_object *self, PyObject *unused) {
     (void)unused;
     if (!model_enter(self)) return NULL;
-    jpo_model_trim(&self->model);
+    jpo_pass_trim(&self->pass);
     model_leave(self);
     Py_RETURN_NONE;
 }
@@ -405,7 +330,7 @@ static PyObject *model_trim(model_object *self, PyObject *unused) {
 static PyObject *model_set_recompute(model_object *self, PyObject *on) {
     int wanted = PyObject_IsTrue(on);
     if (wanted < 0 || !model_enter(self)) return NULL;
-    self->model.recompute = wanted;
+    self->pass.recompute = wanted;
     model_leave(self);
     Py_RETURN_NONE;
 }
@@ -414,7 +339,7 @@ static PyObject *model_set_recompute(model_object *self, PyObject *on) {
 static PyObject *model_profile(model_object *self, PyObject *on) {
     int wanted = PyObject_IsTrue(on);
     if (wanted < 0 || !model_enter(self)) return NULL;
-    jpo_profile *profile = &self->model.profile;
+    jpo_profile *profile = &self->pass.profile;
     PyObject *out = PyDict_New();
     for (int op = 0; out && op < JPO_OPERATORS; op++) {
         if (!profile->calls[op]) continue;
@@ -468,10 +393,6 @@ static PyTypeObject model_type = {
 
 int jpo_bind_model(PyObject *module) {
     if (PyType_Ready(&model_type) < 0) return -1;
-    PyObject *modules = PyTuple_New(JPO_MODULES);
-    for (int m = 0; modules && m < JPO_MODULES; m++)
-        PyTuple_SET_ITEM(modules, m, PyUnicode_FromString(jpo_module_name((jpo_module)m)));
-    if (!modules || PyModule_AddObject(module, "MODULES", modules) < 0) return -1;
     Py_INCREF(&model_type);
     return PyModule_AddObject(module, "Model", (PyObject *)&model_type);
 }

@@ -3,10 +3,10 @@
 #include "bind/model.h"
 
 #include <math.h>
-#include <string.h>
 
 static void forget(model_object *self) {
-    model_stored_weights(self);
+    jpo_model_restore(&self->model);
+    self->pass.kept = false;
     Py_CLEAR(self->params);
     Py_CLEAR(self->grads);
 }
@@ -44,19 +44,20 @@ static bool set_one(model_object *self, const place *p) {
         return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd: r %lld, scale or dropout out of range",
                             p->layer, p->module, p->r),
                false;
-    jpo_linear *linear = &model->layer[p->layer].module[p->module];
+    const jpo_tensor_info info = jpo_tensor_describe(&model->config, (jpo_tensor)p->module);
+    if (!info.present) return PyErr_Format(PyExc_ValueError, "this model has no module %s", info.name), false;
     jpo_lora lora = {.r = p->r,
                      .scale = (float)p->scale,
                      .dropout = (float)p->dropout,
-                     .a = part(self->params, p->offset_a, p->r * linear->weight.k),
-                     .b = part(self->params, p->offset_b, p->r * linear->weight.n),
-                     .da = part(self->grads, p->offset_a, p->r * linear->weight.k),
-                     .db = part(self->grads, p->offset_b, p->r * linear->weight.n)};
+                     .a = part(self->params, p->offset_a, p->r * info.k),
+                     .b = part(self->params, p->offset_b, p->r * info.n),
+                     .da = part(self->grads, p->offset_a, p->r * info.k),
+                     .db = part(self->grads, p->offset_b, p->r * info.n)};
     if (!lora.a || !lora.b)
         return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", p->layer,
                             p->module),
                false;
-    linear->lora = lora;
+    jpo_model_adapt(model, (jpo_tensor)p->module, p->layer, &lora);
     return true;
 }
 
@@ -110,57 +111,18 @@ PyObject *model_clear(model_object *self, PyObject *unused) {
 }
 
 /* The tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
-static bool bind_tensor(model_object *self, PyObject *offsets, const char *name, int64_t count, const void **data,
-                        float **gradient) {
-    if (!*data) return true; /* a bias that this model has not */
+static bool train_tensor(model_object *self, void *offsets, jpo_tensor tensor, const jpo_tensor_info *info,
+                         int64_t layer, bool bias) {
+    char name[TENSOR_NAME];
+    model_tensor_name(name, info, layer, bias);
     PyObject *item = PyDict_GetItemString(offsets, name);
     if (!item) return PyErr_Format(PyExc_ValueError, "set_full lacks the tensor %s", name), false;
     Py_ssize_t offset = PyLong_AsSsize_t(item);
     if (offset == -1 && PyErr_Occurred()) return false;
+    int64_t count = bias ? info->n : info->n * info->k;
     float *values = part(self->params, offset, count);
     if (!values) return PyErr_Format(PyExc_ValueError, "tensor %s lies outside params", name), false;
-    *data = values;
-    *gradient = part(self->grads, offset, count);
-    return true;
-}
-
-static bool bind_layer(model_object *self, PyObject *offsets, int64_t index) {
-    jpo_layer *layer = self->model.layer + index;
-    char name[128];
-    for (int m = 0; m < JPO_MODULES; m++) {
-        jpo_linear *linear = layer->module + m;
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, jpo_module_name((jpo_module)m));
-        if (!bind_tensor(self, offsets, name, linear->weight.n * linear->weight.k, &linear->weight.data,
-                         &linear->dweight))
-            return false;
-        linear->weight.dtype = JPO_F32;
-        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)index, jpo_module_name((jpo_module)m));
-        if (!bind_tensor(self, offsets, name, linear->weight.n, (const void **)&linear->bias, &linear->dbias))
-            return false;
-    }
-    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
-    if (!bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm1, &layer->dnorm1))
-        return false;
-    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
-    return bind_tensor(self, offsets, name, self->model.config.hidden, (const void **)&layer->norm2, &layer->dnorm2);
-}
-
-static bool set_full(model_object *self, PyObject *offsets) {
-    jpo_model *model = &self->model;
-    const jpo_config *c = &model->config;
-    model->full = true; /* from the first tensor on: forget() gives the stored weights back where a later one fails */
-    if (!bind_tensor(self, offsets, "model.embed_tokens.weight", c->vocab * c->hidden, &model->embedding.data,
-                     &model->dembedding) ||
-        !bind_tensor(self, offsets, "model.norm.weight", c->hidden, (const void **)&model->norm, &model->dnorm))
-        return false;
-    model->embedding.dtype = JPO_F32;
-    if (c->tied)
-        model->head.data = model->embedding.data, model->dhead = model->dembedding;
-    else if (!bind_tensor(self, offsets, "lm_head.weight", c->vocab * c->hidden, &model->head.data, &model->dhead))
-        return false;
-    model->head.dtype = JPO_F32;
-    for (int64_t i = 0; i < c->layers; i++)
-        if (!bind_layer(self, offsets, i)) return false;
+    jpo_model_train(&self->model, tensor, layer, bias, values, part(self->grads, offset, count));
     return true;
 }
 
@@ -169,7 +131,7 @@ PyObject *model_set_full(model_object *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOO!:set_full", &params, &grads, &PyDict_Type, &offsets) || !model_enter(self))
         return NULL;
     bool done = adopt(self, params, grads);
-    if (done && !(done = set_full(self, offsets))) forget(self);
+    if (done && !(done = model_each_tensor(self, train_tensor, offsets))) forget(self); /* the stored weights again */
     model_leave(self);
     if (!done) return NULL;
     Py_RETURN_NONE;

@@ -1,109 +1,111 @@
-/* One decoder block, forward and directly under it backward:
- * x_mid = x + O attention(rope(Q norm1(x)), rope(K ..), V ..);  x_next = x_mid + DOWN(silu(GATE norm2(x_mid)) * UP ..).
- */
+/* One decoder block, forward and directly under it backward. With the norms n1, n2 before and m1, m2 after (each may be
+ * absent), the residual multiplier r and, where the configuration says so, both branches from the same h:
+ *   sequential: x_mid = x + r m1(O attention(..n1(x))),  x_next = x_mid + r m2(DOWN f(..n2(x_mid)))
+ *   parallel:   h = n1(x),  x_next = x + r O attention(..h) + r DOWN f(..h)
+ * attention takes q and k normed (each head or the whole row) and rotated; f is silu or GELU of GATE h times UP h, or
+ * of UP h alone. */
 #include <string.h>
 
 #include "base/size.h"
 #include "base/threads.h"
-#include "model/model.h"
-#include "ops/pointwise.h"
-#include "ops/rmsnorm.h"
+#include "model/layer.h"
 
-/* Where a module's saved x A^T stands: the ranks of the modules before it, R rows each. */
-static float *saved_xa(const jpo_layer *layer, float *xa, jpo_module module, int64_t rows) {
-    for (int m = 0; m < (int)module; m++) xa += rows * layer->module[m].lora.r;
-    return xa;
+/* What the functions of a block share. */
+typedef struct {
+    jpo_pass *pass;
+    const jpo_config *c;
+    const jpo_layer *weights;
+    const jpo_saved_layer *saved;
+    int64_t layer, rows, q, kv, ld; /* widths of q and k, of a row of qkv */
+} block;
+
+static block block_of(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, int64_t rows) {
+    const jpo_config *c = &pass->model->config;
+    int64_t q = jpo_query_width(c), kv = jpo_key_width(c);
+    return (block){pass, c, pass->model->layer + layer, saved, layer, rows, q, kv, q + 2 * kv};
 }
 
-/* The adapter of this module in this pass; dropout only in training, its mask different for each module. */
-static jpo_lora pass_lora(const jpo_model *model, int64_t layer, jpo_module module) {
-    jpo_lora lora = model->layer[layer].module[module].lora;
-    if (!model->options.train) lora.dropout = 0;
-    lora.seed = model->options.seed * 0x9e3779b97f4a7c15ULL + (uint64_t)(layer * JPO_MODULES + module) + 1;
-    return lora;
+/* An operator without a matrix product, under the profile's clock. */
+#define TIMED(pass, op, call)                               \
+    do {                                                    \
+        double start = jpo_profile_start(&(pass)->profile); \
+        call;                                               \
+        jpo_profile_add(&(pass)->profile, op, start, 0);    \
+    } while (0)
+
+/* ---- norms ---- */
+
+static const jpo_norm *norm_of(const block *b, jpo_tensor tensor) { return jpo_layer_norm(b->weights, tensor); }
+
+static jpo_norm_shape row_shape(const block *b) {
+    return (jpo_norm_shape){b->c->norm, b->rows, 1, b->c->hidden, b->c->eps};
 }
 
-/* y (R, N; ldy) = or += W x + bias + adapter. */
-static jpo_status module_forward(jpo_model *model, int64_t layer, jpo_module module, float *y, int64_t ldy,
-                                 const float *x, const jpo_saved_layer *saved, int64_t rows, bool accumulate,
-                                 jpo_error *err) {
-    const jpo_linear *linear = &model->layer[layer].module[module];
-    int64_t n = linear->weight.n, k = linear->weight.k;
-    const bool adapted = model->options.adapter && linear->lora.r;
-    jpo_addition plus;
-    if (adapted) {
-        double start = jpo_profile_start(&model->profile);
-        jpo_lora lora = pass_lora(model, layer, module);
-        plus = jpo_lora_forward(saved_xa(&model->layer[layer], saved->xa, module, rows), x, model->work.dropped, &lora,
-                                rows, k);
-        jpo_profile_add(&model->profile, JPO_OP_LORA, start, 2.0 * (double)(rows * lora.r) * (double)k);
-    }
-    double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_forward(y, ldy, x, k, &linear->weight, rows, accumulate, adapted ? &plus : NULL, &model->scratch,
-                               err));
-    if (linear->bias) jpo_bias_forward(y, ldy, linear->bias, rows, n);
-    jpo_profile_add(&model->profile, JPO_OP_LINEAR, start,
-                    2.0 * (double)(rows * n) * (double)(k + (adapted ? linear->lora.r : 0)));
-    return JPO_OK;
+/* y = norm(x) over whole rows, or x itself where this model has no such norm; statistics may be NULL. */
+static const float *norm_rows(const block *b, jpo_tensor tensor, float *y, float *stat, const float *x) {
+    const jpo_norm_shape shape = row_shape(b);
+    const int64_t h = b->c->hidden;
+    if (!norm_of(b, tensor)->w) return x;
+    TIMED(b->pass, JPO_OP_NORM, jpo_norm_forward(y, h, stat, x, h, norm_of(b, tensor), &shape));
+    return y;
 }
 
-/* Gradients of a module's own weights: weight, bias, adapter. x: the module's input. work.dxa is left for
- * module_backward_input. */
-static jpo_status module_backward_weights(jpo_model *model, int64_t layer, jpo_module module, const float *dy,
-                                          int64_t lddy, const float *x, const jpo_saved_layer *saved, jpo_error *err) {
-    const jpo_linear *linear = &model->layer[layer].module[module];
-    int64_t n = linear->weight.n, k = linear->weight.k, rows = model->plan.rows;
-    double start = jpo_profile_start(&model->profile);
-    if (linear->dweight)
-        JPO_TRY(jpo_linear_backward_weight(linear->dweight, dy, lddy, x, k, n, k, rows, &model->scratch, err));
-    if (linear->dbias) jpo_bias_backward(linear->dbias, dy, lddy, rows, n);
-    if (linear->dweight)
-        jpo_profile_add(&model->profile, JPO_OP_LINEAR_WEIGHT, start, 2.0 * (double)(rows * n) * (double)k);
-    if (model->options.adapter && linear->lora.r) {
-        start = jpo_profile_start(&model->profile);
-        jpo_lora lora = pass_lora(model, layer, module);
-        jpo_lora_backward_weights(model->work.dxa, dy, lddy, saved_xa(&model->layer[layer], saved->xa, module, rows), x,
-                                  model->work.dropped, &lora, rows, n, k);
-        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start, 4.0 * (double)(rows * lora.r) * (double)(n + k));
-    }
-    return JPO_OK;
+/* dx += through the norm from dy. */
+static void norm_rows_backward(const block *b, jpo_tensor tensor, float *dx, const float *dy, const float *x,
+                               const float *stat) {
+    const jpo_norm_shape shape = row_shape(b);
+    const int64_t h = b->c->hidden;
+    TIMED(b->pass, JPO_OP_NORM, jpo_norm_backward(dx, h, dy, h, x, h, stat, norm_of(b, tensor), &shape));
 }
 
-/* dx (R, K) = or += dy W + adapter's part; after module_backward_weights of the same module. */
-static jpo_status module_backward_input(jpo_model *model, int64_t layer, jpo_module module, float *dx, const float *dy,
-                                        int64_t lddy, bool accumulate, jpo_error *err) {
-    const jpo_linear *linear = &model->layer[layer].module[module];
-    int64_t rows = model->plan.rows;
-    const bool adapted = model->options.adapter && linear->lora.r;
-    const jpo_lora lora = pass_lora(model, layer, module);
-    const bool together = adapted && lora.dropout == 0;
-    const jpo_addition plus = jpo_lora_backward_addition(model->work.dxa, &lora, linear->weight.k);
-    double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_linear_backward_input(dx, linear->weight.k, dy, lddy, &linear->weight, rows, accumulate,
-                                      together ? &plus : NULL, &model->scratch, err));
-    jpo_profile_add(&model->profile, JPO_OP_LINEAR_INPUT, start,
-                    2.0 * (double)(rows * linear->weight.k) * (double)(linear->weight.n + (together ? lora.r : 0)));
-    if (adapted && !together) {
-        start = jpo_profile_start(&model->profile);
-        jpo_lora_backward_input(dx, model->work.dxa, model->work.dropped, &lora, rows, linear->weight.k);
-        jpo_profile_add(&model->profile, JPO_OP_LORA_BACKWARD, start,
-                        2.0 * (double)(rows * lora.r) * (double)linear->weight.k);
-    }
-    return JPO_OK;
+/* The norm of q (or of k) by heads or over the whole width. */
+static jpo_norm_shape head_shape(const block *b, jpo_tensor tensor) {
+    int64_t heads = tensor == JPO_Q_NORM ? b->c->heads : b->c->kv_heads;
+    bool each = b->c->qk_norm == JPO_QK_HEAD;
+    return (jpo_norm_shape){b->c->norm, b->rows, each ? heads : 1, each ? b->c->head_dim : heads * b->c->head_dim,
+                            b->c->eps};
 }
 
-/* Both; dx NULL: the input needs no gradient. dx must not be x. */
-static jpo_status module_backward(jpo_model *model, int64_t layer, jpo_module module, float *dx, const float *dy,
-                                  int64_t lddy, const float *x, const jpo_saved_layer *saved, bool accumulate,
-                                  jpo_error *err) {
-    JPO_TRY(module_backward_weights(model, layer, module, dy, lddy, x, saved, err));
-    return dx ? module_backward_input(model, layer, module, dx, dy, lddy, accumulate, err) : JPO_OK;
+static void norm_qk(const block *b) {
+    const jpo_norm_shape q = head_shape(b, JPO_Q_NORM), k = head_shape(b, JPO_K_NORM);
+    const jpo_saved_layer *s = b->saved;
+    const int64_t raw = b->q + b->kv;
+    jpo_norm_forward(s->qkv, b->ld, s->q_stat, s->qk_raw, raw, norm_of(b, JPO_Q_NORM), &q);
+    jpo_norm_forward(s->qkv + b->q, b->ld, s->k_stat, s->qk_raw + b->q, raw, norm_of(b, JPO_K_NORM), &k);
 }
+
+/* work.dqk_raw = the gradient of q and k before their norms. */
+static void norm_qk_backward(const block *b) {
+    const jpo_norm_shape q = head_shape(b, JPO_Q_NORM), k = head_shape(b, JPO_K_NORM);
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &b->pass->work;
+    const int64_t raw = b->q + b->kv;
+    memset(w->dqk_raw, 0, (size_t)(b->rows * raw) * sizeof(float));
+    jpo_norm_backward(w->dqk_raw, raw, w->dqkv, b->ld, s->qk_raw, raw, s->q_stat, norm_of(b, JPO_Q_NORM), &q);
+    jpo_norm_backward(w->dqk_raw + b->q, raw, w->dqkv + b->q, b->ld, s->qk_raw + b->q, raw, s->k_stat,
+                      norm_of(b, JPO_K_NORM), &k);
+}
+
+static void rotate(const block *b, float *qkv, const int32_t *positions, float sign) {
+    const int64_t index = b->c->layer[b->layer].rotary;
+    if (index < 0) return;
+    const jpo_rotary *rotary = b->c->rotary + index;
+    const float *cosine = b->pass->angles[index];
+    const jpo_rotary_table table = {.heads = b->c->heads + b->c->kv_heads,
+                                    .head_dim = b->c->head_dim,
+                                    .half = rotary->half,
+                                    .pairs = rotary->pairs,
+                                    .cosine = cosine,
+                                    .sine = cosine + b->pass->positions * rotary->half};
+    TIMED(b->pass, JPO_OP_ROPE, jpo_rope(qkv, b->ld, &table, positions, b->rows, sign));
+}
+
+/* ---- attention ---- */
 
 typedef struct {
     const jpo_kv_target *target;
     const float *qkv;
-    int64_t layer, q, kv, rows;
+    int64_t layer, q, kv;
 } store_job;
 
 static void store_task(void *context, int64_t row, int thread) {
@@ -115,125 +117,227 @@ static void store_task(void *context, int64_t row, int thread) {
     memcpy(job->target->v + to, k + job->kv, (size_t)job->kv * sizeof(float));
 }
 
-static jpo_status attend(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, int64_t rows,
-                         const jpo_attention *attention, const jpo_kv_target *target, jpo_error *err) {
-    const jpo_config *c = &model->config;
-    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, ld = q + 2 * kv;
-    float *lse = model->options.keep ? saved->lse : NULL;
-    if (!target)
-        return jpo_attention_forward(saved->attn, lse, saved->qkv, ld, saved->qkv + q, saved->qkv + q + kv, ld,
-                                     attention, &model->scratch, err);
-    store_job job = {target, saved->qkv, layer, q, kv, rows};
-    jpo_parallel(rows, store_task, &job);
-    size_t base = (size_t)(layer * target->capacity * kv);
-    return jpo_attention_forward(saved->attn, lse, saved->qkv, ld, target->k + base, target->v + base, kv, attention,
-                                 &model->scratch, err);
+/* The pass' attention plan as this layer sees it. */
+static jpo_attention layer_attention(const block *b, const jpo_attention *attention) {
+    jpo_attention at = *attention;
+    at.window = b->c->layer[b->layer].window;
+    return at;
 }
 
-/* An operator without a matrix product, under the profile's clock. */
-#define TIMED(op, call)                                    \
-    do {                                                   \
-        double start = jpo_profile_start(&model->profile); \
-        call;                                              \
-        jpo_profile_add(&model->profile, op, start, 0);    \
-    } while (0)
+static jpo_status attend(const block *b, const jpo_attention *plan, const jpo_kv_target *target, jpo_error *err) {
+    const jpo_attention at = layer_attention(b, plan);
+    const jpo_saved_layer *s = b->saved;
+    jpo_pass *pass = b->pass;
+    float *lse = pass->options.keep ? s->lse : NULL, *k = s->qkv + b->q, *v = k + b->kv;
+    int64_t ldk = b->ld;
+    double start = jpo_profile_start(&pass->profile);
+    if (target) {
+        store_job job = {target, s->qkv, b->layer, b->q, b->kv};
+        jpo_parallel(b->rows, store_task, &job);
+        size_t base = (size_t)(b->layer * target->capacity * b->kv);
+        k = target->k + base, v = target->v + base, ldk = b->kv;
+    }
+    JPO_TRY(jpo_attention_forward(s->attn, lse, s->qkv, b->ld, k, v, ldk, &at, &pass->scratch, err));
+    if (pass->profile.on)
+        jpo_profile_add(&pass->profile, JPO_OP_ATTENTION, start, 4.0 * (double)b->q * jpo_attention_pairs(&at));
+    return JPO_OK;
+}
 
-jpo_status jpo_block_forward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
+/* saved->attn = attention of the normed rows h. */
+static jpo_status attention_forward(const block *b, const float *h, const int32_t *positions, const jpo_attention *plan,
+                                    const jpo_kv_target *target, jpo_error *err) {
+    const jpo_saved_layer *s = b->saved;
+    jpo_pass *pass = b->pass;
+    const bool raw = b->c->qk_norm != JPO_QK_NONE;
+    float *q = raw ? s->qk_raw : s->qkv;
+    int64_t ld = raw ? b->q + b->kv : b->ld;
+    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_Q, q, ld, h, s, b->rows, false, err));
+    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_K, q + b->q, ld, h, s, b->rows, false, err));
+    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_V, s->qkv + b->q + b->kv, b->ld, h, s, b->rows, false, err));
+    if (raw) TIMED(pass, JPO_OP_NORM, norm_qk(b));
+    rotate(b, s->qkv, positions, 1);
+    return attend(b, plan, target, err);
+}
+
+/* Gradients of work.dattn through attention, norms and rotation: work.dqkv, and q and k before their norms at *dq. */
+static jpo_status attention_core_backward(const block *b, float **dq, int64_t *lddq, jpo_error *err) {
+    jpo_pass *pass = b->pass;
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &pass->work;
+    const jpo_attention at = layer_attention(b, &pass->attention);
+    double start = jpo_profile_start(&pass->profile);
+    JPO_TRY(jpo_attention_backward(w->dqkv, w->dqkv + b->q, w->dqkv + b->q + b->kv, b->ld, w->dattn, s->attn, s->lse,
+                                   s->qkv, s->qkv + b->q, s->qkv + b->q + b->kv, b->ld, &at, &pass->scratch, err));
+    if (pass->profile.on)
+        jpo_profile_add(&pass->profile, JPO_OP_ATTENTION_BACKWARD, start,
+                        10.0 * (double)b->q * jpo_attention_pairs(&at));
+    rotate(b, w->dqkv, pass->index.position, -1);
+    const bool raw = b->c->qk_norm != JPO_QK_NONE;
+    if (raw) TIMED(pass, JPO_OP_NORM, norm_qk_backward(b));
+    *dq = raw ? w->dqk_raw : w->dqkv;
+    *lddq = raw ? b->q + b->kv : b->ld;
+    return JPO_OK;
+}
+
+/* ---- a branch's last product and its way into the residual stream ---- */
+
+/* y = x + r norm(module(input)); y may be x. Without norm and factor the product is added as it is computed. */
+static jpo_status branch_forward(const block *b, jpo_tensor module, jpo_tensor norm, float *y, const float *x,
+                                 const float *input, float *out, float *stat, jpo_error *err) {
+    jpo_pass *pass = b->pass;
+    const int64_t h = b->c->hidden, count = b->rows * h;
+    if (!norm_of(b, norm)->w && b->c->residual_multiplier == 1) {
+        if (y != x) memcpy(y, x, (size_t)count * sizeof(float));
+        return jpo_module_forward(pass, b->layer, module, y, h, input, b->saved, b->rows, true, err);
+    }
+    float *branch = norm_of(b, norm)->w ? out : pass->work.branch;
+    JPO_TRY(jpo_module_forward(pass, b->layer, module, branch, h, input, b->saved, b->rows, false, err));
+    const float *normed = norm_rows(b, norm, pass->work.branch, stat, branch);
+    jpo_residual(y, x, normed, b->c->residual_multiplier, count);
+    return JPO_OK;
+}
+
+/* The gradient of the branch's last product: work.dx times r through the norm, in work.branch where that changes it. */
+static const float *branch_backward(const block *b, jpo_tensor norm, const float *out, const float *stat) {
+    const jpo_work *w = &b->pass->work;
+    const int64_t count = b->rows * b->c->hidden;
+    const float r = b->c->residual_multiplier;
+    if (!norm_of(b, norm)->w && r == 1) return w->dx;
+    if (!norm_of(b, norm)->w) {
+        memcpy(w->branch, w->dx, (size_t)count * sizeof(float));
+        jpo_scale(w->branch, r, count);
+        return w->branch;
+    }
+    memset(w->branch, 0, (size_t)count * sizeof(float)); /* here r is 1: jpo_config_check */
+    norm_rows_backward(b, norm, w->branch, w->dx, out, stat);
+    return w->branch;
+}
+
+/* ---- the whole block ---- */
+
+static void activate(const block *b) {
+    const jpo_saved_layer *s = b->saved;
+    TIMED(b->pass, JPO_OP_ACTIVATION,
+          jpo_activation_forward(b->pass->work.act, b->c->gated ? s->gate : s->up, b->c->gated ? s->up : NULL,
+                                 b->c->activation, b->rows * b->c->intermediate));
+}
+
+/* saved->gate and up of the normed rows h. */
+static jpo_status mlp_forward(const block *b, const float *h, jpo_error *err) {
+    const jpo_saved_layer *s = b->saved;
+    const int64_t inner = b->c->intermediate;
+    if (b->c->gated)
+        JPO_TRY(jpo_module_forward(b->pass, b->layer, JPO_GATE, s->gate, inner, h, s, b->rows, false, err));
+    return jpo_module_forward(b->pass, b->layer, JPO_UP, s->up, inner, h, s, b->rows, false, err);
+}
+
+jpo_status jpo_block_forward(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
                              const int32_t *positions, const jpo_attention *attention, const jpo_kv_target *target,
                              jpo_error *err) {
-    const jpo_config *c = &model->config;
-    const jpo_layer *weights = model->layer + layer;
-    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, ld = q + 2 * kv, half = c->head_dim / 2;
-    float *h = model->work.h, *act = model->work.act;
-    TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(h, saved->rstd1, saved->x, weights->norm1, rows, c->hidden, c->eps));
-    JPO_TRY(module_forward(model, layer, JPO_Q, saved->qkv, ld, h, saved, rows, false, err));
-    JPO_TRY(module_forward(model, layer, JPO_K, saved->qkv + q, ld, h, saved, rows, false, err));
-    JPO_TRY(module_forward(model, layer, JPO_V, saved->qkv + q + kv, ld, h, saved, rows, false, err));
-    TIMED(JPO_OP_ROPE,
-          jpo_rope(saved->qkv, ld, c->heads + c->kv_heads, half, model->cosine, model->sine, positions, rows, 1));
-    double start = jpo_profile_start(&model->profile);
-    JPO_TRY(attend(model, layer, saved, rows, attention, target, err));
-    if (model->profile.on)
-        jpo_profile_add(&model->profile, JPO_OP_ATTENTION, start, 4.0 * (double)q * jpo_attention_pairs(attention));
-    memcpy(saved->x_mid, saved->x, (size_t)(rows * c->hidden) * sizeof(float));
-    JPO_TRY(module_forward(model, layer, JPO_O, saved->x_mid, c->hidden, saved->attn, saved, rows, true, err));
-
-    TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(h, saved->rstd2, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
-    JPO_TRY(module_forward(model, layer, JPO_GATE, saved->gate, c->intermediate, h, saved, rows, false, err));
-    JPO_TRY(module_forward(model, layer, JPO_UP, saved->up, c->intermediate, h, saved, rows, false, err));
+    const block b = block_of(pass, layer, saved, rows);
+    const jpo_work *w = &pass->work;
+    const bool parallel = b.c->parallel;
+    float *x_mid = parallel ? x_next : saved->x_mid;
+    const float *h = norm_rows(&b, JPO_ATTENTION_NORM, w->h, saved->norm1, saved->x);
+    JPO_TRY(attention_forward(&b, h, positions, attention, target, err));
+    if (x_mid)
+        JPO_TRY(branch_forward(&b, JPO_O, JPO_ATTENTION_OUT_NORM, x_mid, saved->x, saved->attn, saved->attn_out,
+                               saved->attn_out_stat, err));
+    if (!parallel) h = norm_rows(&b, JPO_MLP_NORM, w->h, saved->norm2, saved->x_mid);
+    JPO_TRY(mlp_forward(&b, h, err));
     if (!x_next) return JPO_OK;
-    TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(act, saved->gate, saved->up, rows * c->intermediate));
-    memcpy(x_next, saved->x_mid, (size_t)(rows * c->hidden) * sizeof(float));
-    return module_forward(model, layer, JPO_DOWN, x_next, c->hidden, act, saved, rows, true, err);
+    activate(&b);
+    return branch_forward(&b, JPO_DOWN, JPO_MLP_OUT_NORM, x_next, x_mid, w->act, saved->mlp_out, saved->mlp_out_stat,
+                          err);
 }
 
-static bool adapted(const jpo_model *model, int64_t layer, jpo_module first, jpo_module last) {
-    for (int m = (int)first; m <= (int)last; m++) {
-        const jpo_linear *linear = &model->layer[layer].module[m];
-        if (linear->dweight || (model->options.adapter && linear->lora.r)) return true;
+/* The gradient of a branch's input h: added straight to work.dx where h is the residual stream itself. */
+typedef struct {
+    float *to;
+    bool accumulate; /* from the first product on */
+} input_gradient;
+
+static input_gradient open_input(const block *b, jpo_tensor norm) {
+    const jpo_work *w = &b->pass->work;
+    return norm_of(b, norm)->w ? (input_gradient){w->dh, false} : (input_gradient){w->dx, true};
+}
+
+/* MLP: work.dx -> gradients of its weights, and the gradient of h at `in`. x: what h was normed from. */
+static jpo_status mlp_backward(const block *b, jpo_tensor norm, const float *x, input_gradient in, jpo_error *err) {
+    jpo_pass *pass = b->pass;
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &pass->work;
+    const int64_t inner = b->c->intermediate, layer = b->layer;
+    const bool gated = b->c->gated;
+    const float *dout = branch_backward(b, JPO_MLP_OUT_NORM, s->mlp_out, s->mlp_out_stat);
+    if (jpo_modules_trained(pass, layer, JPO_DOWN, JPO_DOWN)) activate(b);
+    JPO_TRY(jpo_module_backward_weights(pass, layer, JPO_DOWN, dout, b->c->hidden, w->act, s, err));
+    JPO_TRY(jpo_module_backward_input(pass, layer, JPO_DOWN, w->act, dout, b->c->hidden, false, err)); /* act is free */
+    TIMED(pass, JPO_OP_ACTIVATION,
+          jpo_activation_backward(gated ? s->gate : s->up, gated ? s->up : NULL, w->act, b->c->activation,
+                                  b->rows * inner));
+    const float *h = x;
+    if (jpo_modules_trained(pass, layer, JPO_GATE, JPO_UP)) h = norm_rows(b, norm, w->h, NULL, x);
+    if (gated) {
+        JPO_TRY(jpo_module_backward(pass, layer, JPO_GATE, in.to, s->gate, inner, h, s, in.accumulate, err));
+        in.accumulate = true;
     }
-    return false;
+    return jpo_module_backward(pass, layer, JPO_UP, in.to, s->up, inner, h, s, in.accumulate, err);
 }
 
-/* dx: gradient of x_next -> of x_mid. */
-static jpo_status mlp_backward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
-    const jpo_config *c = &model->config;
-    const jpo_layer *weights = model->layer + layer;
-    int64_t rows = model->plan.rows, inner = c->intermediate;
-    jpo_work *w = &model->work;
-    if (adapted(model, layer, JPO_DOWN, JPO_DOWN))
-        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(w->act, saved->gate, saved->up, rows * inner));
-    JPO_TRY(module_backward_weights(model, layer, JPO_DOWN, w->dx, c->hidden, w->act, saved, err));
-    JPO_TRY(module_backward_input(model, layer, JPO_DOWN, w->act, w->dx, c->hidden, false, err)); /* act is done with */
-    TIMED(JPO_OP_SWIGLU, jpo_swiglu_backward(saved->gate, saved->up, w->act, rows * inner));
-    if (adapted(model, layer, JPO_GATE, JPO_UP) || weights->dnorm2)
-        TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x_mid, weights->norm2, rows, c->hidden, c->eps));
-    JPO_TRY(module_backward(model, layer, JPO_GATE, w->dh, saved->gate, inner, w->h, saved, false, err));
-    JPO_TRY(module_backward(model, layer, JPO_UP, w->dh, saved->up, inner, w->h, saved, true, err));
-    TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm2, w->dh, saved->x_mid, weights->norm2, saved->rstd2,
-                                            rows, c->hidden));
+/* Attention: work.dx (of the branch's sum) -> gradients of its weights, and of h at `in`, where `need_input`. */
+static jpo_status attention_backward(const block *b, input_gradient in, bool need_input, jpo_error *err) {
+    jpo_pass *pass = b->pass;
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &pass->work;
+    const int64_t hidden = b->c->hidden, layer = b->layer;
+    const float *dout = branch_backward(b, JPO_ATTENTION_OUT_NORM, s->attn_out, s->attn_out_stat);
+    const bool below = jpo_modules_trained(pass, layer, JPO_Q, JPO_V);
+    if (!need_input && !below) /* nothing below needs a gradient */
+        return jpo_module_backward(pass, layer, JPO_O, NULL, dout, hidden, s->attn, s, false, err);
+    JPO_TRY(jpo_module_backward(pass, layer, JPO_O, w->dattn, dout, hidden, s->attn, s, false, err));
+    float *dq;
+    int64_t lddq;
+    JPO_TRY(attention_core_backward(b, &dq, &lddq, err));
+    const float *h = s->x;
+    if (below) h = norm_rows(b, JPO_ATTENTION_NORM, w->h, NULL, s->x);
+    float *to = need_input ? in.to : NULL;
+    JPO_TRY(jpo_module_backward(pass, layer, JPO_Q, to, dq, lddq, h, s, in.accumulate, err));
+    JPO_TRY(jpo_module_backward(pass, layer, JPO_K, to, dq + b->q, lddq, h, s, true, err));
+    return jpo_module_backward(pass, layer, JPO_V, to, w->dqkv + b->q + b->kv, b->ld, h, s, true, err);
+}
+
+static jpo_status sequential_backward(const block *b, bool need_dx, jpo_error *err) {
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &b->pass->work;
+    input_gradient in = open_input(b, JPO_MLP_NORM);
+    JPO_TRY(mlp_backward(b, JPO_MLP_NORM, s->x_mid, in, err));
+    if (!in.accumulate) norm_rows_backward(b, JPO_MLP_NORM, w->dx, w->dh, s->x_mid, s->norm2);
+    in = open_input(b, JPO_ATTENTION_NORM);
+    JPO_TRY(attention_backward(b, in, need_dx, err));
+    if (need_dx && !in.accumulate) norm_rows_backward(b, JPO_ATTENTION_NORM, w->dx, w->dh, s->x, s->norm1);
     return JPO_OK;
 }
 
-/* dx: gradient of x_mid -> of x. */
-static jpo_status attention_backward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, bool need_dx,
-                                     jpo_error *err) {
-    const jpo_config *c = &model->config;
-    const jpo_layer *weights = model->layer + layer;
-    int64_t rows = model->plan.rows, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, ld = q + 2 * kv;
-    jpo_work *w = &model->work;
-    if (!need_dx && !adapted(model, layer, JPO_Q, JPO_V)) /* nothing below needs a gradient */
-        return module_backward(model, layer, JPO_O, NULL, w->dx, c->hidden, saved->attn, saved, false, err);
-    JPO_TRY(module_backward(model, layer, JPO_O, w->dh, w->dx, c->hidden, saved->attn, saved, false, err));
-    double start = jpo_profile_start(&model->profile);
-    JPO_TRY(jpo_attention_backward(w->dqkv, w->dqkv + q, w->dqkv + q + kv, ld, w->dh, saved->attn, saved->lse,
-                                   saved->qkv, saved->qkv + q, saved->qkv + q + kv, ld, &model->attention,
-                                   &model->scratch, err));
-    if (model->profile.on)
-        jpo_profile_add(&model->profile, JPO_OP_ATTENTION_BACKWARD, start,
-                        10.0 * (double)q * jpo_attention_pairs(&model->attention));
-    TIMED(JPO_OP_ROPE, jpo_rope(w->dqkv, ld, c->heads + c->kv_heads, c->head_dim / 2, model->cosine, model->sine,
-                                model->position, rows, -1));
-    if (adapted(model, layer, JPO_Q, JPO_V) || weights->dnorm1)
-        TIMED(JPO_OP_NORM, jpo_rmsnorm_forward(w->h, NULL, saved->x, weights->norm1, rows, c->hidden, c->eps));
-    float *dh = need_dx ? w->dh : NULL;
-    JPO_TRY(module_backward(model, layer, JPO_Q, dh, w->dqkv, ld, w->h, saved, false, err));
-    JPO_TRY(module_backward(model, layer, JPO_K, dh, w->dqkv + q, ld, w->h, saved, true, err));
-    JPO_TRY(module_backward(model, layer, JPO_V, dh, w->dqkv + q + kv, ld, w->h, saved, true, err));
-    if (need_dx)
-        TIMED(JPO_OP_NORM, jpo_rmsnorm_backward(w->dx, weights->dnorm1, w->dh, saved->x, weights->norm1, saved->rstd1,
-                                                rows, c->hidden));
+/* Both branches read h = norm(x): their gradients meet in work.dh before the one norm. */
+static jpo_status parallel_backward(const block *b, bool need_dx, jpo_error *err) {
+    const jpo_saved_layer *s = b->saved;
+    const jpo_work *w = &b->pass->work;
+    input_gradient in = open_input(b, JPO_ATTENTION_NORM);
+    JPO_TRY(mlp_backward(b, JPO_ATTENTION_NORM, s->x, in, err));
+    in.accumulate = true;
+    JPO_TRY(attention_backward(b, in, need_dx, err));
+    if (need_dx) norm_rows_backward(b, JPO_ATTENTION_NORM, w->dx, w->dh, s->x, s->norm1);
     return JPO_OK;
 }
 
-jpo_status jpo_block_backward(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, bool need_dx,
+jpo_status jpo_block_backward(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, bool need_dx,
                               jpo_error *err) {
-    if (!need_dx && !adapted(model, layer, JPO_Q, JPO_UP)) { /* only the last product is adapted */
-        TIMED(JPO_OP_SWIGLU, jpo_swiglu_forward(model->work.act, saved->gate, saved->up,
-                                                model->plan.rows * model->config.intermediate));
-        return module_backward(model, layer, JPO_DOWN, NULL, model->work.dx, model->config.hidden, model->work.act,
-                               saved, false, err);
+    const block b = block_of(pass, layer, saved, pass->plan.rows);
+    if (!need_dx && !jpo_modules_trained(pass, layer, JPO_Q, JPO_UP)) { /* only the last product is adapted */
+        const float *dout = branch_backward(&b, JPO_MLP_OUT_NORM, saved->mlp_out, saved->mlp_out_stat);
+        activate(&b);
+        return jpo_module_backward(pass, layer, JPO_DOWN, NULL, dout, b.c->hidden, pass->work.act, saved, false, err);
     }
-    JPO_TRY(mlp_backward(model, layer, saved, err));
-    return attention_backward(model, layer, saved, need_dx, err);
+    return b.c->parallel ? parallel_backward(&b, need_dx, err) : sequential_backward(&b, need_dx, err);
 }

@@ -1,5 +1,5 @@
 /* The checks of a forest: segments tile the rows in order, positions continue the parent's, entries ascend. */
-#include "model/model.h"
+#include "model/pass.h"
 
 static jpo_status check_segments(const jpo_forest *forest, const jpo_config *config, jpo_error *err) {
     int64_t next_row = 0;

@@ -3,96 +3,125 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "base/size.h"
 #include "base/threads.h"
+#include "model/layer.h"
 #include "ops/embedding.h"
-#include "ops/rmsnorm.h"
 
-static jpo_status poll(jpo_model *model, jpo_error *err) {
-    if (jpo_compute_interrupted() || (model->poll && model->poll(model->poll_context)))
+jpo_status jpo_pass_poll(jpo_pass *pass, jpo_error *err) {
+    if (jpo_compute_interrupted() || (pass->poll && pass->poll(pass->poll_context)))
         return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
     return JPO_OK;
 }
 
-/* dst (N, H) <- rows of src (R, H), and back: dst (R, H), zero elsewhere. */
+/* dst (N, H) <- rows of src (T, H). */
 static void gather_rows(float *dst, const float *src, const int32_t *row, int64_t n, int64_t hidden) {
     for (int64_t i = 0; i < n; i++) memcpy(dst + i * hidden, src + row[i] * hidden, (size_t)hidden * sizeof(float));
 }
 
-static jpo_head_batch head_batch(const jpo_model *model) {
-    return (jpo_head_batch){model->plan.loss_rows, model->plan.entries, model->head_h, model->head_entry_row,
-                            model->entry_target};
+void jpo_pass_embed(jpo_pass *pass, float *x, const int32_t *tokens, const int32_t *positions, int64_t rows) {
+    const jpo_model *model = pass->model;
+    const jpo_embedding embedding = {&model->embedding, model->config.learned_positions ? &model->positions : NULL,
+                                     model->config.embedding_multiplier};
+    double start = jpo_profile_start(&pass->profile);
+    jpo_embedding_forward(x, tokens, positions, &embedding, rows);
+    jpo_profile_add(&pass->profile, JPO_OP_EMBEDDING, start, 0);
 }
 
-static jpo_status head_forward(jpo_model *model, double *logps, jpo_error *err) {
-    const jpo_config *c = &model->config;
-    int64_t n = model->plan.loss_rows;
+/* y = the last norm of x. stat may be NULL; y may be x. */
+static void final_norm(const jpo_pass *pass, float *y, float *stat, const float *x, int64_t rows) {
+    const jpo_config *c = &pass->model->config;
+    const jpo_norm_shape shape = {c->norm, rows, 1, c->hidden, c->eps};
+    jpo_norm_forward(y, c->hidden, stat, x, c->hidden, &pass->model->final_norm, &shape);
+}
+
+static jpo_head_batch head_batch(const jpo_pass *pass) {
+    return (jpo_head_batch){.rows = pass->plan.loss_rows,
+                            .entries = pass->plan.entries,
+                            .h = pass->head.h,
+                            .row = pass->index.head_entry_row,
+                            .target = pass->index.entry_target,
+                            .softcap = pass->model->config.logits_softcap,
+                            .slope = pass->head.slope};
+}
+
+/* The head multiplies m h, m the multiplier of logits: then the logits are m h W^T. */
+static jpo_status head_forward(jpo_pass *pass, double *logps, jpo_error *err) {
+    const jpo_config *c = &pass->model->config;
+    const jpo_head_memory *head = &pass->head;
+    int64_t n = pass->plan.loss_rows;
     if (n == 0) return JPO_OK;
-    double start = jpo_profile_start(&model->profile);
-    gather_rows(model->head_h, model->final_x, model->loss_row, n, c->hidden);
-    jpo_rmsnorm_forward(model->head_h, model->final_rstd, model->head_h, model->norm, n, c->hidden, c->eps);
-    jpo_head_batch batch = head_batch(model);
-    JPO_TRY(jpo_head_forward(logps, model->head_state, model->head_pw, &batch, &model->head, model->options.statistics,
-                             &model->scratch, err));
-    jpo_profile_add(&model->profile, JPO_OP_HEAD, start,
-                    (model->head_pw ? 4.0 : 2.0) * (double)(n * c->hidden) * (double)c->vocab);
+    double start = jpo_profile_start(&pass->profile);
+    gather_rows(head->h, pass->final_x, pass->index.loss_row, n, c->hidden);
+    final_norm(pass, head->h, head->stat, head->h, n);
+    if (c->logits_multiplier != 1) jpo_scale(head->h, c->logits_multiplier, n * c->hidden);
+    const jpo_head_batch batch = head_batch(pass);
+    JPO_TRY(jpo_head_forward(logps, head->state, head->pw, &batch, &pass->model->head, pass->options.statistics,
+                             &pass->scratch, err));
+    jpo_profile_add(&pass->profile, JPO_OP_HEAD, start,
+                    (head->pw ? 4.0 : 2.0) * (double)(n * c->hidden) * (double)c->vocab);
     return JPO_OK;
 }
 
-static jpo_status forward(jpo_model *model, double *logps, const jpo_forest *forest, const jpo_forward_options *options,
+static jpo_status forward(jpo_pass *pass, double *logps, const jpo_forest *forest, const jpo_forward_options *options,
                           jpo_error *err) {
-    JPO_TRY(jpo_forest_check(forest, &model->config, err));
-    JPO_TRY(jpo_plan_apply(model, forest, options, err));
-    int64_t layers = model->config.layers, rows = model->plan.rows;
-    jpo_saved_layer saved = jpo_saved_get(model, 0);
-    double start = jpo_profile_start(&model->profile);
-    jpo_embedding_forward(saved.x, model->tokens, &model->embedding, rows);
-    jpo_profile_add(&model->profile, JPO_OP_EMBEDDING, start, 0);
-    for (int64_t layer = 0; layer < layers; layer++) {
-        JPO_TRY(poll(model, err));
-        jpo_saved_layer next = jpo_saved_get(model, layer + 1 < layers ? layer + 1 : layer);
-        float *x_next = layer + 1 < layers ? next.x : model->final_x;
-        JPO_TRY(jpo_block_forward(model, layer, &saved, x_next, rows, model->position, &model->attention, NULL, err));
+    const jpo_config *c = &pass->model->config;
+    JPO_TRY(jpo_forest_check(forest, c, err));
+    JPO_TRY(jpo_plan_apply(pass, forest, options, err));
+    int64_t rows = pass->plan.rows, last = 0;
+    for (int64_t row = 0; row < rows; row++) last = jpo_max64(last, pass->index.position[row]);
+    JPO_TRY(jpo_angles_reserve(pass, last + 1, last + 1, err));
+    jpo_saved_layer saved = jpo_saved_get(pass, 0);
+    jpo_pass_embed(pass, saved.x, pass->index.tokens, pass->index.position, rows);
+    for (int64_t layer = 0; layer < c->layers; layer++) {
+        JPO_TRY(jpo_pass_poll(pass, err));
+        jpo_saved_layer next = jpo_saved_get(pass, layer + 1 < c->layers ? layer + 1 : layer);
+        float *x_next = layer + 1 < c->layers ? next.x : pass->final_x;
+        JPO_TRY(
+            jpo_block_forward(pass, layer, &saved, x_next, rows, pass->index.position, &pass->attention, NULL, err));
         saved = next;
     }
-    JPO_TRY(poll(model, err));
-    JPO_TRY(head_forward(model, logps, err));
+    JPO_TRY(jpo_pass_poll(pass, err));
+    JPO_TRY(head_forward(pass, logps, err));
     if (jpo_compute_interrupted()) return jpo_fail(err, JPO_ERR_INTERRUPTED, "interrupted");
-    model->kept = options->keep;
+    pass->kept = options->keep;
     return JPO_OK;
 }
 
-jpo_status jpo_model_forward(jpo_model *model, double *logps, const jpo_forest *forest,
-                             const jpo_forward_options *options, jpo_error *err) {
-    jpo_status status = forward(model, logps, forest, options, err);
-    if (status != JPO_OK) model->final_x = NULL; /* a pass that ended early leaves no rows */
+jpo_status jpo_pass_forward(jpo_pass *pass, double *logps, const jpo_forest *forest, const jpo_forward_options *options,
+                            jpo_error *err) {
+    jpo_status status = forward(pass, logps, forest, options, err);
+    if (status != JPO_OK) pass->final_x = NULL; /* a pass that ended early leaves no rows */
     return status;
 }
 
-/* work.dx (R, H) <- gradient of the last block's output. */
-static jpo_status head_backward(jpo_model *model, const double *coefficients, jpo_error *err) {
+/* work.dx (T, H) <- gradient of the last block's output. */
+static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_error *err) {
+    const jpo_model *model = pass->model;
     const jpo_config *c = &model->config;
-    int64_t n = model->plan.loss_rows, hidden = c->hidden;
-    float *dh = model->work.dh, *dx = model->work.dx; /* dh (N, H) fits: N <= R */
-    memset(dx, 0, (size_t)(model->plan.rows * hidden) * sizeof(float));
+    const jpo_head_memory *head = &pass->head;
+    int64_t n = pass->plan.loss_rows, hidden = c->hidden;
+    float *dh = pass->work.dh, *dx = pass->work.dx; /* dh (N, H) fits: N <= T */
+    memset(dx, 0, (size_t)(pass->plan.rows * hidden) * sizeof(float));
     if (n == 0) return JPO_OK;
-    double start = jpo_profile_start(&model->profile);
-    jpo_head_batch batch = head_batch(model);
-    if (model->full)
-        JPO_TRY(jpo_head_backward_full(dh, model->dhead, model->head_tile, coefficients, model->head_state, &batch,
-                                       &model->head, &model->scratch, err));
+    double start = jpo_profile_start(&pass->profile);
+    const jpo_head_batch batch = head_batch(pass);
+    if (model->dhead)
+        JPO_TRY(jpo_head_backward_full(dh, model->dhead, head->tile, coefficients, head->state, &batch, &model->head,
+                                       &pass->scratch, err));
     else
-        JPO_TRY(jpo_head_backward(dh, coefficients, model->head_state, model->head_pw, &batch, &model->head,
-                                  &model->scratch, err));
-    /* The norm's backward needs its input; work.h is free here, and so is head_h. */
-    float *x = model->work.h, *dn = model->head_h;
-    gather_rows(x, model->final_x, model->loss_row, n, hidden);
+        JPO_TRY(jpo_head_backward(dh, coefficients, head->state, head->pw, &batch, &model->head, &pass->scratch, err));
+    if (c->logits_multiplier != 1) jpo_scale(dh, c->logits_multiplier, n * hidden);
+    /* The norm's backward needs its input; work.h is free here, and so is head.h. */
+    float *x = pass->work.h, *dn = head->h;
+    gather_rows(x, pass->final_x, pass->index.loss_row, n, hidden);
     memset(dn, 0, (size_t)(n * hidden) * sizeof(float));
-    jpo_rmsnorm_backward(dn, model->dnorm, dh, x, model->norm, model->final_rstd, n, hidden);
+    const jpo_norm_shape shape = {c->norm, n, 1, hidden, c->eps};
+    jpo_norm_backward(dn, hidden, dh, hidden, x, hidden, head->stat, &model->final_norm, &shape);
     for (int64_t i = 0; i < n; i++)
-        memcpy(dx + model->loss_row[i] * hidden, dn + i * hidden, (size_t)hidden * sizeof(float));
-    jpo_profile_add(&model->profile, JPO_OP_HEAD_BACKWARD, start,
-                    model->full ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
+        memcpy(dx + pass->index.loss_row[i] * hidden, dn + i * hidden, (size_t)hidden * sizeof(float));
+    jpo_profile_add(&pass->profile, JPO_OP_HEAD_BACKWARD, start,
+                    model->dhead ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
     return JPO_OK;
 }
 
@@ -105,30 +134,70 @@ static int64_t lowest_layer(const jpo_model *model) {
     return model->config.layers;
 }
 
-/* What the layer's forward left in the shared slab, again; the highest layer's is still there. An adapted down
- * projection needs its own input's product, so that the block runs to its end (into work.dh, which is free between
- * blocks). */
-static jpo_status forward_again(jpo_model *model, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
-    if (!model->plan.recompute || layer + 1 == model->config.layers) return JPO_OK;
-    const bool whole = model->options.adapter && model->layer[layer].module[JPO_DOWN].lora.r;
-    return jpo_block_forward(model, layer, saved, whole ? model->work.dh : NULL, model->plan.rows, model->position,
-                             &model->attention, NULL, err);
+/* What the layer's forward left in the shared slab, again; the highest layer's is still there. The block runs to its
+ * end (into work.dh, which is free between blocks) where backward needs its last products: an adapted down
+ * projection's x A^T, a norm's input, a parallel block's output projection. */
+static jpo_status forward_again(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
+    const jpo_config *c = &pass->model->config;
+    if (!pass->plan.recompute || layer + 1 == c->layers) return JPO_OK;
+    const bool adapted = pass->options.adapter && pass->model->layer[layer].module[JPO_DOWN].lora.r;
+    const bool whole = adapted || c->norm_place != JPO_BEFORE || c->parallel;
+    return jpo_block_forward(pass, layer, saved, whole ? pass->work.dh : NULL, pass->plan.rows, pass->index.position,
+                             &pass->attention, NULL, err);
 }
 
-jpo_status jpo_model_backward(jpo_model *model, const double *coefficients, jpo_error *err) {
-    if (!model->kept)
+static void embedding_backward(const jpo_pass *pass) {
+    const jpo_model *model = pass->model;
+    const jpo_config *c = &model->config;
+    if (model->dembedding)
+        jpo_embedding_backward(model->dembedding, pass->work.dx, pass->index.tokens, c->embedding_multiplier,
+                               pass->plan.rows, c->hidden);
+    if (model->dpositions)
+        jpo_embedding_backward(model->dpositions, pass->work.dx, pass->index.position, 1, pass->plan.rows, c->hidden);
+}
+
+jpo_status jpo_pass_backward(jpo_pass *pass, const double *coefficients, jpo_error *err) {
+    const jpo_model *model = pass->model;
+    if (!pass->kept)
         return jpo_fail(err, JPO_ERR_VALUE, "backward needs a forward pass with keep=True directly before it");
-    model->kept = false; /* saved gates are overwritten by their gradients */
-    JPO_TRY(head_backward(model, coefficients, err));
+    pass->kept = false; /* saved gates are overwritten by their gradients */
+    JPO_TRY(head_backward(pass, coefficients, err));
     int64_t lowest = lowest_layer(model);
     for (int64_t layer = model->config.layers - 1; layer >= lowest; layer--) {
-        JPO_TRY(poll(model, err));
-        jpo_saved_layer saved = jpo_saved_get(model, layer);
-        JPO_TRY(forward_again(model, layer, &saved, err));
-        JPO_TRY(jpo_block_backward(model, layer, &saved, model->full || layer > lowest, err));
+        JPO_TRY(jpo_pass_poll(pass, err));
+        jpo_saved_layer saved = jpo_saved_get(pass, layer);
+        JPO_TRY(forward_again(pass, layer, &saved, err));
+        JPO_TRY(jpo_block_backward(pass, layer, &saved, model->full || layer > lowest, err));
     }
-    if (model->full)
-        jpo_embedding_backward(model->dembedding, model->work.dx, model->tokens, model->plan.rows,
-                               model->config.hidden);
+    embedding_backward(pass);
+    return JPO_OK;
+}
+
+/* ---- what a pass leaves to be read ---- */
+
+void jpo_pass_statistics(const jpo_pass *pass, double *entropy, double *mean_logit, double *log_p2, bool *hit) {
+    for (int64_t e = 0; e < pass->plan.entries; e++) {
+        const jpo_head_row *s = pass->head.state + pass->index.head_entry_row[e];
+        entropy[e] = s->max + log(s->sum) - s->sum_pz / s->sum;
+        mean_logit[e] = s->sum_z / (double)pass->model->config.vocab;
+        log_p2[e] = log(s->sum_p2) - 2 * log(s->sum);
+        hit[e] = s->best == pass->index.entry_target[e];
+    }
+}
+
+int64_t jpo_pass_rows(const jpo_pass *pass) { return pass->final_x ? pass->plan.rows : 0; }
+
+void jpo_pass_hidden(const jpo_pass *pass, float *out, int64_t row) {
+    final_norm(pass, out, NULL, pass->final_x + row * pass->model->config.hidden, 1);
+}
+
+jpo_status jpo_pass_logits(jpo_pass *pass, float *logits, float *h, int64_t rows, jpo_error *err) {
+    const jpo_config *c = &pass->model->config;
+    double start = jpo_profile_start(&pass->profile);
+    if (c->logits_multiplier != 1) jpo_scale(h, c->logits_multiplier, rows * c->hidden);
+    JPO_TRY(
+        jpo_linear_forward(logits, c->vocab, h, c->hidden, &pass->model->head, rows, false, NULL, &pass->scratch, err));
+    if (c->logits_softcap > 0) jpo_softcap(logits, c->logits_softcap, rows * c->vocab);
+    jpo_profile_add(&pass->profile, JPO_OP_HEAD, start, 2.0 * (double)(rows * c->hidden) * (double)c->vocab);
     return JPO_OK;
 }

@@ -1,100 +1,153 @@
-/* Making and freeing a model; the shapes of its modules. */
+/* Making and freeing a model, and handing it its tensors. */
 #include "model/model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-int64_t jpo_module_outputs(const jpo_config *c, jpo_module module) {
-    const int64_t outputs[] = {
-#define OUTPUTS(code, name, n, k) n,
-        JPO_MODULE_LIST(OUTPUTS)
-#undef OUTPUTS
-    };
-    return outputs[module];
-}
-
-int64_t jpo_module_inputs(const jpo_config *c, jpo_module module) {
-    const int64_t inputs[] = {
-#define INPUTS(code, name, n, k) k,
-        JPO_MODULE_LIST(INPUTS)
-#undef INPUTS
-    };
-    return inputs[module];
-}
-
-const char *jpo_module_name(jpo_module module) {
-    static const char *const names[] = {
-#define NAME(code, name, n, k) name,
-        JPO_MODULE_LIST(NAME)
-#undef NAME
-    };
-    return names[module];
-}
-
-static jpo_status check_config(const jpo_config *c, jpo_error *err) {
-    const struct {
-        const char *name;
-        int64_t value;
-    } sizes[] = {{"vocab_size", c->vocab},
-                 {"hidden_size", c->hidden},
-                 {"num_hidden_layers", c->layers},
-                 {"num_attention_heads", c->heads},
-                 {"num_key_value_heads", c->kv_heads},
-                 {"head_dim", c->head_dim},
-                 {"intermediate_size", c->intermediate},
-                 {"max_position_embeddings", c->max_positions}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (sizes[i].value < 1 || sizes[i].value > 1 << 28)
-            return jpo_fail(err, JPO_ERR_VALUE, "%s must lie in 1..2^28, got %lld", sizes[i].name,
-                            (long long)sizes[i].value);
-    if (c->layers > 1 << 14)
-        return jpo_fail(err, JPO_ERR_VALUE, "num_hidden_layers must be at most 2^14, got %lld", (long long)c->layers);
-    if (c->heads * c->head_dim > 1 << 28)
-        return jpo_fail(err, JPO_ERR_VALUE, "num_attention_heads times head_dim must be at most 2^28, got %lld * %lld",
-                        (long long)c->heads, (long long)c->head_dim);
-    if (c->heads % c->kv_heads)
-        return jpo_fail(err, JPO_ERR_VALUE, "num_attention_heads %lld must be a multiple of num_key_value_heads %lld",
-                        (long long)c->heads, (long long)c->kv_heads);
-    if (c->head_dim % 2) return jpo_fail(err, JPO_ERR_VALUE, "head_dim must be even, got %lld", (long long)c->head_dim);
-    if (c->window < 0)
-        return jpo_fail(err, JPO_ERR_VALUE, "sliding_window must not be negative, got %lld", (long long)c->window);
-    if (!(c->eps > 0)) return jpo_fail(err, JPO_ERR_VALUE, "rms_norm_eps must be positive, got %g", (double)c->eps);
+/* config's arrays in one piece of memory of the model's: layers, rotaries, frequencies. */
+static jpo_status copy_arrays(jpo_model *model, const jpo_config *config, jpo_error *err) {
+    size_t layers = (size_t)config->layers * sizeof(jpo_layer_choice);
+    size_t rotaries = (size_t)config->rotaries * sizeof(jpo_rotary), bytes = layers + rotaries;
+    for (int64_t i = 0; i < config->rotaries; i++) bytes += 2 * (size_t)config->rotary[i].half * sizeof(double);
+    char *memory = malloc(bytes);
+    model->arrays = memory;
+    if (!memory) return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate %lld layers", (long long)config->layers);
+    jpo_rotary *rotary = (jpo_rotary *)(memory + layers);
+    double *frequency = (double *)(memory + layers + rotaries);
+    memcpy(memory, config->layer, layers);
+    for (int64_t i = 0; i < config->rotaries; i++) {
+        rotary[i] = config->rotary[i];
+        rotary[i].inv_freq = frequency;
+        memcpy(frequency, config->rotary[i].inv_freq, (size_t)rotary[i].half * sizeof(double));
+        frequency += rotary[i].half;
+        if (!rotary[i].long_freq) continue;
+        rotary[i].long_freq = frequency;
+        memcpy(frequency, config->rotary[i].long_freq, (size_t)rotary[i].half * sizeof(double));
+        frequency += rotary[i].half;
+    }
+    model->config.layer = (const jpo_layer_choice *)memory;
+    model->config.rotary = rotary;
     return JPO_OK;
 }
 
 jpo_status jpo_model_init(jpo_model *model, const jpo_config *config, jpo_error *err) {
     memset(model, 0, sizeof *model);
-    JPO_TRY(check_config(config, err));
+    JPO_TRY(jpo_config_check(config, err));
     model->config = *config;
-    size_t half = (size_t)config->head_dim / 2;
-    double *inv_freq = malloc(half * sizeof *inv_freq);
-    model->config.inv_freq = inv_freq;
+    JPO_TRY(copy_arrays(model, config, err));
     model->layer = calloc((size_t)config->layers, sizeof *model->layer);
-    if (!inv_freq || !model->layer)
+    model->stored_layer = calloc((size_t)config->layers, sizeof *model->stored_layer);
+    if (!model->layer || !model->stored_layer)
         return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate %lld layers", (long long)config->layers);
-    memcpy(inv_freq, config->inv_freq, half * sizeof *inv_freq);
     return JPO_OK;
 }
 
-void jpo_model_trim(jpo_model *model) {
-    model->kept = false;
-    model->final_x = NULL;
-    jpo_block_free(&model->saved);
-    jpo_block_free(&model->work_block);
-    jpo_block_free(&model->index);
-    jpo_block_free(&model->head_block);
-    jpo_block_free(&model->decode_block);
-    jpo_scratch_free(&model->scratch);
-}
-
 void jpo_model_free(jpo_model *model) {
-    jpo_model_trim(model);
     for (int64_t i = 0; model->layer && i < model->config.layers; i++)
         for (int m = 0; m < JPO_MODULES; m++) jpo_weight_release(&model->layer[i].module[m].weight);
     jpo_weight_release(&model->head);
     free(model->layer);
-    free((void *)model->config.inv_freq);
-    free(model->cosine);
-    free(model->sine);
+    free(model->stored_layer);
+    free(model->arrays);
     memset(model, 0, sizeof *model);
+}
+
+static jpo_linear *linear_of(jpo_model *model, jpo_tensor tensor, int64_t layer) {
+    return (int)tensor < JPO_MODULES ? &model->layer[layer].module[tensor] : NULL;
+}
+
+static jpo_norm *norm_of(jpo_model *model, jpo_tensor tensor, int64_t layer) {
+    if (tensor == JPO_FINAL_NORM) return &model->final_norm;
+    return (int)tensor >= JPO_MODULES && (int)tensor < JPO_LAYER_TENSORS
+               ? &model->layer[layer].norm[tensor - JPO_MODULES]
+               : NULL;
+}
+
+static jpo_weight *table_of(jpo_model *model, jpo_tensor tensor) {
+    return tensor == JPO_EMBEDDING ? &model->embedding : tensor == JPO_HEAD ? &model->head : &model->positions;
+}
+
+void jpo_model_set(jpo_model *model, jpo_tensor tensor, int64_t layer, const void *data, jpo_dtype dtype,
+                   jpo_compute compute) {
+    jpo_norm *norm = norm_of(model, tensor, layer);
+    jpo_linear *linear = linear_of(model, tensor, layer);
+    if (norm) {
+        norm->w = data;
+        return;
+    }
+    jpo_tensor_info info = jpo_tensor_describe(&model->config, tensor);
+    *(linear ? &linear->weight : table_of(model, tensor)) =
+        (jpo_weight){.n = info.n, .k = info.k, .data = data, .dtype = dtype, .compute = compute};
+}
+
+void jpo_model_set_bias(jpo_model *model, jpo_tensor tensor, int64_t layer, const float *bias) {
+    jpo_norm *norm = norm_of(model, tensor, layer);
+    if (norm)
+        norm->b = bias;
+    else
+        linear_of(model, tensor, layer)->bias = bias;
+}
+
+jpo_status jpo_model_prepare(jpo_model *model, jpo_error *err) {
+    if (model->config.tied) model->head = model->embedding;
+    for (int64_t i = 0; i < model->config.layers; i++)
+        for (int m = 0; m < JPO_MODULES; m++) {
+            jpo_linear *linear = &model->layer[i].module[m];
+            linear->mask = m;
+            if (linear->weight.data) JPO_TRY(jpo_weight_prepare(&linear->weight, err));
+        }
+    JPO_TRY(jpo_weight_prepare(&model->head, err));
+    memcpy(model->stored_layer, model->layer, (size_t)model->config.layers * sizeof *model->layer);
+    model->stored_embedding = model->embedding, model->stored_positions = model->positions;
+    model->stored_head = model->head, model->stored_norm = model->final_norm;
+    return JPO_OK;
+}
+
+void jpo_model_restore(jpo_model *model) {
+    memcpy(model->layer, model->stored_layer, (size_t)model->config.layers * sizeof *model->layer);
+    model->embedding = model->stored_embedding, model->positions = model->stored_positions;
+    model->head = model->stored_head, model->final_norm = model->stored_norm;
+    model->dembedding = model->dpositions = model->dhead = NULL;
+    model->full = false;
+}
+
+static void train_table(jpo_model *model, jpo_tensor tensor, const float *values, float *gradient) {
+    jpo_weight *table = table_of(model, tensor);
+    table->data = values, table->dtype = JPO_F32;
+    if (tensor == JPO_EMBEDDING)
+        model->dembedding = gradient;
+    else if (tensor == JPO_HEAD)
+        model->dhead = gradient;
+    else
+        model->dpositions = gradient;
+    if (tensor == JPO_EMBEDDING && model->config.tied)
+        model->head.data = values, model->head.dtype = JPO_F32, model->dhead = gradient;
+}
+
+void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bias, const float *values,
+                     float *gradient) {
+    jpo_norm *norm = norm_of(model, tensor, layer);
+    jpo_linear *linear = linear_of(model, tensor, layer);
+    model->full = true;
+    if (norm && bias)
+        norm->b = values, norm->db = gradient;
+    else if (norm)
+        norm->w = values, norm->dw = gradient;
+    else if (linear && bias)
+        linear->bias = values, linear->dbias = gradient;
+    else if (linear)
+        linear->weight.data = values, linear->weight.dtype = JPO_F32, linear->dweight = gradient;
+    else
+        train_table(model, tensor, values, gradient);
+}
+
+void jpo_model_adapt(jpo_model *model, jpo_tensor module, int64_t layer, const jpo_lora *lora) {
+    jpo_linear *all = model->layer[layer].module;
+    all[module].lora = *lora;
+    all[module].mask = (int)module;
+    for (int m = 0; lora->r && m < (int)module; m++)
+        if (all[m].lora.r && all[m].lora.a == lora->a) {
+            all[module].mask = m;
+            break;
+        }
 }

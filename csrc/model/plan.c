@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "model/model.h"
+#include "model/pass.h"
 
 /* Hands out parts of a block in whole cache lines; with base NULL it only counts. */
 typedef struct {
@@ -23,63 +23,87 @@ static void *take(cursor *at, int64_t a, int64_t b) { /* a * b words of 4 bytes 
     return taken;
 }
 
+/* Memory of something that only some models have. */
+static void *take_if(bool wanted, cursor *at, int64_t a, int64_t b) { return wanted ? take(at, a, b) : NULL; }
+
+/* A branch is not added as it is: it is normed or scaled first. */
+static bool has_branch(const jpo_config *c) { return c->norm_place != JPO_BEFORE || c->residual_multiplier != 1; }
+
 static jpo_saved_layer take_layer(cursor *at, const jpo_config *c, const jpo_plan *plan) {
-    int64_t r = plan->rows, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    jpo_saved_layer saved;
+    int64_t r = plan->rows, q = jpo_query_width(c), kv = jpo_key_width(c);
+    const bool before = c->norm_place != JPO_AFTER, after = c->norm_place != JPO_BEFORE, qk = c->qk_norm != JPO_QK_NONE;
+    const bool heads = c->qk_norm == JPO_QK_HEAD;
+    jpo_saved_layer saved = {0};
     saved.x = take(at, r, c->hidden);
-    saved.rstd1 = take(at, r, 1);
+    saved.norm1 = take_if(before, at, r, JPO_NORM_STATISTICS);
+    saved.qk_raw = take_if(qk, at, r, q + kv);
+    saved.q_stat = take_if(qk, at, r, (heads ? c->heads : 1) * JPO_NORM_STATISTICS);
+    saved.k_stat = take_if(qk, at, r, (heads ? c->kv_heads : 1) * JPO_NORM_STATISTICS);
     saved.qkv = take(at, r, q + 2 * kv);
     saved.attn = take(at, r, q);
     saved.lse = take(at, r, c->heads);
-    saved.x_mid = take(at, r, c->hidden);
-    saved.rstd2 = take(at, r, 1);
-    saved.gate = take(at, r, c->intermediate);
+    saved.attn_out = take_if(after, at, r, c->hidden);
+    saved.attn_out_stat = take_if(after, at, r, JPO_NORM_STATISTICS);
+    saved.x_mid = take_if(!c->parallel, at, r, c->hidden);
+    saved.norm2 = take_if(before && !c->parallel, at, r, JPO_NORM_STATISTICS);
+    saved.gate = take_if(c->gated, at, r, c->intermediate);
     saved.up = take(at, r, c->intermediate);
+    saved.mlp_out = take_if(after, at, r, c->hidden);
+    saved.mlp_out_stat = take_if(after, at, r, JPO_NORM_STATISTICS);
     saved.xa = take(at, r, plan->rank_sum);
     return saved;
+}
+
+static bool has_dropout(const jpo_model *model) {
+    for (int64_t i = 0; i < model->config.layers; i++)
+        for (int m = 0; m < JPO_MODULES; m++)
+            if (model->layer[i].module[m].lora.dropout > 0) return true;
+    return false;
 }
 
 static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *plan,
                           const jpo_forward_options *options) {
     const jpo_config *c = &model->config;
-    int64_t r = plan->rows, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, wide = jpo_max64(c->hidden, q);
-    bool dropout = false;
-    for (int64_t i = 0; i < c->layers; i++)
-        for (int m = 0; m < JPO_MODULES; m++) dropout |= model->layer[i].module[m].lora.dropout > 0;
+    int64_t r = plan->rows, q = jpo_query_width(c), kv = jpo_key_width(c), wide = jpo_max64(c->hidden, q);
     jpo_work work = {0};
     work.h = take(at, r, wide);
     work.act = take(at, r, c->intermediate);
-    if (options->train && dropout) work.dropped = take(at, r, jpo_max64(wide, c->intermediate));
+    work.branch = take_if(has_branch(c), at, r, c->hidden);
+    work.dropped = take_if(options->train && has_dropout(model), at, r, jpo_max64(wide, c->intermediate));
     if (!options->keep) return work;
     work.dx = take(at, r, c->hidden);
     work.dh = take(at, r, wide);
+    work.dattn = c->parallel ? take(at, r, q) : work.dh;
     work.dqkv = take(at, r, q + 2 * kv);
+    work.dqk_raw = take_if(c->qk_norm != JPO_QK_NONE, at, r, q + kv);
     work.dxa = take(at, r, plan->rank_sum);
     return work;
 }
 
-static void take_head(cursor *at, jpo_model *model, const jpo_plan *plan, const jpo_forward_options *options) {
+static jpo_head_memory take_head(cursor *at, const jpo_model *model, const jpo_plan *plan,
+                                 const jpo_forward_options *options) {
     int64_t n = plan->loss_rows, hidden = model->config.hidden;
-    float *h = take(at, n, hidden), *rstd = take(at, n, 1);
-    jpo_head_row *state = take(at, n, sizeof *state / 4);
-    float *pw = options->keep && !model->full ? take(at, n, hidden) : NULL;
-    float *tile = options->keep && model->full ? take(at, n, JPO_HEAD_TILE) : NULL;
-    if (!at->base) return;
-    model->head_h = h, model->final_rstd = rstd, model->head_state = state, model->head_pw = pw,
-    model->head_tile = tile;
+    jpo_head_memory head = {0};
+    head.h = take(at, n, hidden);
+    head.stat = take(at, n, JPO_NORM_STATISTICS);
+    head.state = take(at, n, sizeof *head.state / 4);
+    head.pw = take_if(options->keep && !model->dhead, at, n, hidden);
+    head.tile = take_if(options->keep && model->dhead, at, n, JPO_HEAD_TILE);
+    head.slope = take_if(model->config.logits_softcap > 0, at, plan->entries, 1);
+    return head;
 }
 
-static void take_index(cursor *at, jpo_model *model, const jpo_plan *plan, jpo_attention_segment **segments,
-                       jpo_key_range **ranges) {
-    int32_t *tokens = take(at, plan->rows, 1), *position = take(at, plan->rows, 1);
-    int32_t *entry_row = take(at, plan->entries, 1), *entry_target = take(at, plan->entries, 1);
-    int32_t *head_entry_row = take(at, plan->entries, 1), *loss_row = take(at, plan->loss_rows, 1);
-    *segments = take(at, plan->segments, sizeof **segments / 4);
-    *ranges = take(at, plan->ranges, sizeof **ranges / 4);
-    if (!at->base) return;
-    model->tokens = tokens, model->position = position;
-    model->entry_row = entry_row, model->entry_target = entry_target;
-    model->head_entry_row = head_entry_row, model->loss_row = loss_row;
+static jpo_index take_index(cursor *at, const jpo_plan *plan) {
+    jpo_index index = {0};
+    index.tokens = take(at, plan->rows, 1);
+    index.position = take(at, plan->rows, 1);
+    index.entry_row = take(at, plan->entries, 1);
+    index.entry_target = take(at, plan->entries, 1);
+    index.head_entry_row = take(at, plan->entries, 1);
+    index.loss_row = take(at, plan->loss_rows, 1);
+    index.segments = take(at, plan->segments, sizeof *index.segments / 4);
+    index.ranges = take(at, plan->ranges, sizeof *index.ranges / 4);
+    return index;
 }
 
 static int64_t rank_sum(const jpo_model *model) {
@@ -99,13 +123,8 @@ static bool layers_bytes(size_t *bytes, const jpo_plan *plan, int64_t layers, bo
     return jpo_size_mul(plan->x_bytes, (size_t)layers, bytes) && jpo_size_add(*bytes, plan->layer_bytes, bytes);
 }
 
-jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_forest *forest,
-                         const jpo_forward_options *options, jpo_error *err) {
-    *plan = (jpo_plan){.rows = forest->rows,
-                       .entries = forest->entries,
-                       .segments = forest->segments,
-                       .recompute = options->keep && model->recompute};
-    plan->rank_sum = options->adapter ? rank_sum(model) : 0;
+/* Loss rows, trees and key ranges of the forest. */
+static jpo_status count_forest(jpo_plan *plan, const jpo_forest *forest, jpo_error *err) {
     for (int64_t e = 0; e < forest->entries; e++)
         plan->loss_rows += e == 0 || forest->entry_row[e] != forest->entry_row[e - 1];
     for (int64_t s = 0; s < forest->segments; s++) {
@@ -113,20 +132,29 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_model *model, const jpo_fores
         for (int64_t p = s; p >= 0; p = forest->segment[p].parent) plan->ranges++;
         if (plan->ranges > INT32_MAX) return jpo_fail(err, JPO_ERR_MEMORY, "the forest's paths are too long");
     }
-    jpo_attention_segment *segments;
-    jpo_key_range *ranges;
-    cursor x = {0}, layer = {0}, work = {0}, head = {0}, index = {0};
+    return JPO_OK;
+}
+
+jpo_status jpo_plan_make(jpo_plan *plan, const jpo_pass *pass, const jpo_forest *forest,
+                         const jpo_forward_options *options, jpo_error *err) {
+    const jpo_model *model = pass->model;
+    *plan = (jpo_plan){.rows = forest->rows,
+                       .entries = forest->entries,
+                       .segments = forest->segments,
+                       .recompute = options->keep && pass->recompute};
+    plan->rank_sum = options->adapter ? rank_sum(model) : 0;
+    JPO_TRY(count_forest(plan, forest, err));
+    cursor x = {0}, layer = {0}, work = {0}, head = {0}, index = {0}, saved = {0};
     take(&x, plan->rows, model->config.hidden);
     take_layer(&layer, &model->config, plan);
     plan->x_bytes = x.used, plan->layer_bytes = layer.used;
-    cursor saved = {0};
     take(&saved, plan->rows, model->config.hidden); /* final_x */
     size_t layers;
     saved.overflow |= !layers_bytes(&layers, plan, model->config.layers, options->keep) ||
                       !jpo_size_add(saved.used, layers, &saved.used);
     take_work(&work, model, plan, options);
-    take_head(&head, (jpo_model *)model, plan, options);
-    take_index(&index, (jpo_model *)model, plan, &segments, &ranges);
+    take_head(&head, model, plan, options);
+    take_index(&index, plan);
     if (layer.overflow || saved.overflow || work.overflow || head.overflow || index.overflow)
         return jpo_fail(err, JPO_ERR_MEMORY, "a pass over %lld rows does not fit the address space",
                         (long long)plan->rows);
@@ -151,88 +179,130 @@ static void fill_paths(jpo_attention_segment *out, jpo_key_range *ranges, const 
     }
 }
 
-static void fill_index(jpo_model *model, const jpo_forest *forest) {
-    const jpo_plan *plan = &model->plan;
-    const jpo_config *c = &model->config;
-    jpo_attention_segment *segments;
-    jpo_key_range *ranges;
-    cursor at = {.base = model->index.data};
-    take_index(&at, model, plan, &segments, &ranges);
-    memcpy(model->tokens, forest->tokens, (size_t)plan->rows * sizeof(int32_t));
+static void fill_index(jpo_pass *pass, const jpo_forest *forest) {
+    const jpo_plan *plan = &pass->plan;
+    const jpo_config *c = &pass->model->config;
+    cursor at = {.base = pass->index_block.data};
+    const jpo_index to = pass->index = take_index(&at, plan);
+    memcpy(to.tokens, forest->tokens, (size_t)plan->rows * sizeof(int32_t));
     for (int64_t s = 0; s < forest->segments; s++)
         for (int32_t i = 0; i < forest->segment[s].length; i++)
-            model->position[forest->segment[s].first_row + i] = forest->segment[s].first_position + i;
+            to.position[forest->segment[s].first_row + i] = forest->segment[s].first_position + i;
     int32_t n = -1;
     for (int64_t e = 0; e < plan->entries; e++) {
-        if (e == 0 || forest->entry_row[e] != forest->entry_row[e - 1]) model->loss_row[++n] = forest->entry_row[e];
-        model->entry_row[e] = forest->entry_row[e];
-        model->head_entry_row[e] = n;
-        model->entry_target[e] = forest->entry_target[e];
+        if (e == 0 || forest->entry_row[e] != forest->entry_row[e - 1]) to.loss_row[++n] = forest->entry_row[e];
+        to.entry_row[e] = forest->entry_row[e];
+        to.head_entry_row[e] = n;
+        to.entry_target[e] = forest->entry_target[e];
     }
-    fill_paths(segments, ranges, forest);
-    model->attention = (jpo_attention){plan->segments, plan->trees, plan->rows,  segments, ranges,
-                                       c->heads,       c->kv_heads, c->head_dim, c->window};
+    fill_paths(to.segments, to.ranges, forest);
+    pass->attention = (jpo_attention){.segments = plan->segments,
+                                      .trees = plan->trees,
+                                      .rows = plan->rows,
+                                      .segment = to.segments,
+                                      .ranges = to.ranges,
+                                      .heads = c->heads,
+                                      .kv_heads = c->kv_heads,
+                                      .head_dim = c->head_dim,
+                                      .scale = c->attention_scale,
+                                      .softcap = c->attention_softcap};
 }
 
-jpo_saved_layer jpo_saved_get(const jpo_model *model, int64_t layer) {
-    const jpo_plan *plan = &model->plan;
-    char *data = model->saved.data;
+jpo_saved_layer jpo_saved_get(const jpo_pass *pass, int64_t layer) {
+    const jpo_plan *plan = &pass->plan;
+    const jpo_config *c = &pass->model->config;
+    char *data = pass->saved.data;
     if (!plan->recompute) {
-        cursor at = {.base = data + (model->options.keep ? (size_t)layer * plan->layer_bytes : 0)};
-        return take_layer(&at, &model->config, plan);
+        cursor at = {.base = data + (pass->options.keep ? (size_t)layer * plan->layer_bytes : 0)};
+        return take_layer(&at, c, plan);
     }
-    cursor at = {.base = data + (size_t)model->config.layers * plan->x_bytes};
-    jpo_saved_layer saved = take_layer(&at, &model->config, plan);
+    cursor at = {.base = data + (size_t)c->layers * plan->x_bytes};
+    jpo_saved_layer saved = take_layer(&at, c, plan);
     saved.x = (float *)(data + (size_t)layer * plan->x_bytes);
     return saved;
 }
 
 /* Angles as the reference implementation rounds them: float32 products, then the cosine. */
-jpo_status jpo_rope_tables(jpo_model *model, int64_t positions, jpo_error *err) {
-    int64_t half = model->config.head_dim / 2;
-    if (positions <= model->positions) return JPO_OK;
-    positions = jpo_min64(jpo_max64(positions, 2 * model->positions), model->config.max_positions);
-    size_t bytes;
-    if (!jpo_size_mul3((size_t)positions, (size_t)half, sizeof(float), &bytes))
-        return jpo_fail(err, JPO_ERR_MEMORY, "rotary tables of %lld positions do not fit", (long long)positions);
-    float *cosine = malloc(bytes), *sine = malloc(bytes);
-    if (!cosine || !sine) {
-        free(cosine), free(sine);
-        return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate rotary tables of %lld positions",
-                        (long long)positions);
-    }
+static void fill_angles(float *cosine, const jpo_rotary *rotary, int64_t positions, int64_t reach) {
+    const double *frequency = rotary->long_freq && reach > rotary->original ? rotary->long_freq : rotary->inv_freq;
+    float *sine = cosine + positions * rotary->half;
     for (int64_t p = 0; p < positions; p++)
-        for (int64_t j = 0; j < half; j++) {
-            float angle = (float)p * (float)model->config.inv_freq[j];
-            cosine[p * half + j] = (float)(cos((double)angle) * model->config.rope_factor);
-            sine[p * half + j] = (float)(sin((double)angle) * model->config.rope_factor);
+        for (int64_t j = 0; j < rotary->half; j++) {
+            float angle = (float)p * (float)frequency[j];
+            cosine[p * rotary->half + j] = (float)(cos((double)angle) * rotary->factor);
+            sine[p * rotary->half + j] = (float)(sin((double)angle) * rotary->factor);
         }
-    free(model->cosine), free(model->sine);
-    model->cosine = cosine, model->sine = sine, model->positions = positions;
+}
+
+/* Whether two lengths of texts call for different frequencies. */
+static bool other_frequencies(const jpo_config *c, int64_t before, int64_t now) {
+    for (int64_t i = 0; i < c->rotaries; i++)
+        if (c->rotary[i].long_freq && (before > c->rotary[i].original) != (now > c->rotary[i].original)) return true;
+    return false;
+}
+
+jpo_status jpo_angles_reserve(jpo_pass *pass, int64_t positions, int64_t reach, jpo_error *err) {
+    const jpo_config *c = &pass->model->config;
+    if (positions <= pass->positions && !other_frequencies(c, pass->reach, reach)) return JPO_OK;
+    positions = jpo_min64(jpo_max64(positions, 2 * pass->positions), c->max_positions);
+    pass->positions = 0; /* until all tables are there */
+    for (int64_t i = 0; i < c->rotaries; i++) {
+        size_t bytes;
+        free(pass->angles[i]);
+        pass->angles[i] = NULL;
+        if (jpo_size_mul3((size_t)positions, (size_t)c->rotary[i].half, 2 * sizeof(float), &bytes))
+            pass->angles[i] = malloc(bytes);
+        if (!pass->angles[i])
+            return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate rotary tables of %lld positions",
+                            (long long)positions);
+        fill_angles(pass->angles[i], &c->rotary[i], positions, reach);
+    }
+    pass->positions = positions, pass->reach = reach;
     return JPO_OK;
 }
 
-jpo_status jpo_plan_apply(jpo_model *model, const jpo_forest *forest, const jpo_forward_options *options,
+jpo_status jpo_plan_apply(jpo_pass *pass, const jpo_forest *forest, const jpo_forward_options *options,
                           jpo_error *err) {
-    jpo_plan *plan = &model->plan;
-    model->kept = false;
-    model->final_x = NULL; /* until the pass is done */
-    JPO_TRY(jpo_plan_make(plan, model, forest, options, err));
-    model->options = *options;
-    JPO_TRY(jpo_block_reserve(&model->saved, plan->saved_bytes, err));
-    JPO_TRY(jpo_block_reserve(&model->work_block, plan->work_bytes, err));
-    JPO_TRY(jpo_block_reserve(&model->head_block, plan->head_bytes, err));
-    JPO_TRY(jpo_block_reserve(&model->index, plan->index_bytes, err));
-    fill_index(model, forest);
-    int64_t last = 0;
-    for (int64_t row = 0; row < plan->rows; row++) last = jpo_max64(last, model->position[row]);
-    JPO_TRY(jpo_rope_tables(model, last + 1, err));
+    jpo_plan *plan = &pass->plan;
+    const jpo_model *model = pass->model;
+    pass->kept = false;
+    pass->final_x = NULL;
+    JPO_TRY(jpo_plan_make(plan, pass, forest, options, err));
+    pass->options = *options;
+    JPO_TRY(jpo_block_reserve(&pass->saved, plan->saved_bytes, err));
+    JPO_TRY(jpo_block_reserve(&pass->work_block, plan->work_bytes, err));
+    JPO_TRY(jpo_block_reserve(&pass->head_block, plan->head_bytes, err));
+    JPO_TRY(jpo_block_reserve(&pass->index_block, plan->index_bytes, err));
+    fill_index(pass, forest);
     size_t layers = 0;
     layers_bytes(&layers, plan, model->config.layers, options->keep); /* did not overflow in jpo_plan_make */
-    float *final_x = (float *)((char *)model->saved.data + layers);
-    cursor work = {.base = model->work_block.data}, head = {.base = model->head_block.data};
-    model->work = take_work(&work, model, plan, options);
-    take_head(&head, model, plan, options);
-    model->final_x = final_x;
+    pass->final_x = (float *)((char *)pass->saved.data + layers);
+    cursor work = {.base = pass->work_block.data}, head = {.base = pass->head_block.data};
+    pass->work = take_work(&work, model, plan, options);
+    pass->head = take_head(&head, model, plan, options);
     return JPO_OK;
+}
+
+jpo_status jpo_pass_init(jpo_pass *pass, const jpo_model *model, jpo_error *err) {
+    *pass = (jpo_pass){.model = model};
+    pass->angles = calloc((size_t)model->config.rotaries + 1, sizeof *pass->angles);
+    return pass->angles ? JPO_OK : jpo_fail(err, JPO_ERR_MEMORY, "could not allocate a pass");
+}
+
+void jpo_pass_trim(jpo_pass *pass) {
+    pass->kept = false;
+    pass->final_x = NULL;
+    jpo_block_free(&pass->saved);
+    jpo_block_free(&pass->work_block);
+    jpo_block_free(&pass->index_block);
+    jpo_block_free(&pass->head_block);
+    jpo_block_free(&pass->decode_block);
+    jpo_scratch_free(&pass->scratch);
+}
+
+void jpo_pass_free(jpo_pass *pass) {
+    jpo_pass_trim(pass);
+    for (int64_t i = 0; pass->angles && i < pass->model->config.rotaries; i++) free(pass->angles[i]);
+    free(pass->angles);
+    *pass = (jpo_pass){0};
 }

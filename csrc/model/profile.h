@@ -19,7 +19,7 @@
     X(JPO_OP_ROPE, "rope")                             \
     X(JPO_OP_ATTENTION, "attention")                   \
     X(JPO_OP_ATTENTION_BACKWARD, "attention backward") \
-    X(JPO_OP_SWIGLU, "swiglu")                         \
+    X(JPO_OP_ACTIVATION, "activation")                 \
     X(JPO_OP_HEAD, "head")                             \
     X(JPO_OP_HEAD_BACKWARD, "head backward")
 

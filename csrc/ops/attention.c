@@ -30,11 +30,13 @@ typedef struct {
     const jpo_attention_segment *segment;
     int64_t first, queries, group, head, kv_head, m, dim; /* heads head .. head + group - 1 */
     float *q, *o, *s, *d_o, *ds, *row; /* (M, dim) x2, (M, KEY_BLOCK), (M, dim), (M, KEY_BLOCK), (M, 2) */
+    float *slope;                      /* (M, KEY_BLOCK): of the soft-cap, where there is one */
 } query_block;
 
 static size_t scratch_bytes(const jpo_attention *at) {
     int64_t m = at->heads / at->kv_heads * QUERY_BLOCK;
-    return (size_t)(m * (4 * at->head_dim + 2 * KEY_BLOCK + 3)) * sizeof(float) + 64;
+    int64_t tiles = at->softcap > 0 ? 3 : 2;
+    return (size_t)(m * (4 * at->head_dim + tiles * KEY_BLOCK + 3)) * sizeof(float) + 64;
 }
 
 static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t head, int thread) {
@@ -55,6 +57,7 @@ static query_block block_make(const attention_job *job, int64_t segment, int64_t
     b.s = b.d_o + 2 * max_m * b.dim;
     b.ds = b.s + max_m * KEY_BLOCK;
     b.row = b.ds + max_m * KEY_BLOCK;
+    b.slope = b.row + max_m * 3;
     return b;
 }
 
@@ -122,7 +125,14 @@ static void mask_tile(const attention_job *job, const query_block *b, const key_
         }
 }
 
-static void scores(const attention_job *job, const query_block *b, const key_tile *tile) {
+/* The tile's scores before the mask is applied, capped; slopes are kept for the backward pass. */
+static void cap_scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
+    for (int64_t r = 0; r < b->m; r++)
+        job->kernels->softcap(b->s + r * KEY_BLOCK, slopes ? b->slope + r * KEY_BLOCK : NULL, tile->count,
+                              job->at->softcap);
+}
+
+static void scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
     const float *k = job->k + tile->row * job->ldk + b->kv_head * b->dim;
     if (b->queries == 1) { /* decoding: no panel of keys pays */
         for (int64_t r = 0; r < b->m; r++)
@@ -130,6 +140,7 @@ static void scores(const attention_job *job, const query_block *b, const key_til
     } else {
         jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->q, b->dim, k, job->ldk, 0, b->s, KEY_BLOCK);
     }
+    if (job->at->softcap > 0) cap_scores(job, b, tile, slopes);
     mask_tile(job, b, tile);
 }
 
@@ -171,11 +182,11 @@ static void forward_task(void *context, int64_t task, int thread) {
     const jpo_attention *at = job->at;
     const int64_t tasks = at->heads / job->group, *block = job->block + task / tasks * 2;
     query_block b = block_make(job, block[0], block[1], task % tasks * job->group, thread);
-    gather(&b, b.q, job->q, job->ldq, 1.0f / sqrtf((float)b.dim));
+    gather(&b, b.q, job->q, job->ldq, at->scale);
     tile_cursor cursor = cursor_start(&b);
     key_tile tile;
     for (bool first = true; next_tile(job, &b, &cursor, &tile); first = false) {
-        scores(job, &b, &tile);
+        scores(job, &b, &tile, false);
         accumulate_tile(job, &b, &tile, first);
     }
     for (int64_t r = 0; r < b.m; r++) {
@@ -228,7 +239,7 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
     int64_t column = b->kv_head * b->dim;
     const float *v = job->v + tile->row * job->ldk + column, *k = job->k + tile->row * job->ldk + column;
     float *dv = job->dv + tile->row * job->ldd + column, *dk = job->dk + tile->row * job->ldd + column;
-    scores(job, b, tile);
+    scores(job, b, tile, true);
     for (int64_t r = 0; r < b->m; r++)
         job->kernels->softmax_tile(b->s + r * KEY_BLOCK, b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
     jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->s, KEY_BLOCK, b->d_o, b->dim, 1, dv, job->ldd);
@@ -237,6 +248,7 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
         const float *p = b->s + r * KEY_BLOCK, delta = b->row[2 * r + 1];
         float *ds = b->ds + r * KEY_BLOCK;
         for (int64_t j = 0; j < tile->count; j++) ds[j] = p[j] * (ds[j] - delta);
+        if (job->at->softcap > 0) job->kernels->multiply(ds, b->slope + r * KEY_BLOCK, tile->count);
     }
     jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->ds, KEY_BLOCK, b->q, b->dim, 1, dk, job->ldd);
     jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->ds, KEY_BLOCK, k, job->ldk, first ? 0 : 1, dq, b->dim);
@@ -245,9 +257,8 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
 static void backward_block(const attention_job *job, const query_block *b) {
     const jpo_attention *at = job->at;
     int64_t width = at->heads * at->head_dim;
-    float scale = 1.0f / sqrtf((float)b->dim);
     float *dq = b->d_o + b->group * QUERY_BLOCK * b->dim;
-    gather(b, b->q, job->q, job->ldq, scale); /* scaled q: then dk needs no further factor */
+    gather(b, b->q, job->q, job->ldq, at->scale); /* scaled q: then dk needs no further factor */
     gather(b, b->o, job->saved_out, width, 1);
     gather(b, b->d_o, job->dout, width, 1);
     for (int64_t r = 0; r < b->m; r++) {
@@ -258,7 +269,7 @@ static void backward_block(const attention_job *job, const query_block *b) {
     tile_cursor cursor = cursor_start(b);
     key_tile tile;
     for (bool first = true; next_tile(job, b, &cursor, &tile); first = false) backward_tile(job, b, &tile, dq, first);
-    job->kernels->scale(dq, scale, b->m * b->dim);
+    job->kernels->scale(dq, at->scale, b->m * b->dim);
     scatter(b, job->dq, dq, job->ldd);
 }
 

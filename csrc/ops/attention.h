@@ -1,6 +1,7 @@
 /* Causal attention over a forest: each segment of queries sees a path of key ranges, root first, its own rows last.
  * A key is visible to a query iff its position on the path is not after the query's (and, with a sliding window,
- * less than `window` before it). Grouped heads share keys and values. Only the output and the log-sum-exp are saved. */
+ * less than `window` before it). Scores are scale * q k, then cap tanh(score / cap) where a soft-cap is given. Grouped
+ * heads share keys and values. Only the output and the log-sum-exp are saved. */
 #ifndef JPO_OPS_ATTENTION_H
 #define JPO_OPS_ATTENTION_H
 
@@ -26,6 +27,7 @@ typedef struct {
     const jpo_attention_segment *segment; /* (S), those of a tree next to one another */
     const jpo_key_range *ranges;
     int64_t heads, kv_heads, head_dim, window; /* window 0: none */
+    float scale, softcap;                      /* softcap 0: none */
 } jpo_attention;
 
 /* out (R, heads*head_dim), lse (R, heads; NULL: not saved); q (R, ldq); k, v (rows of the key buffer, ldk). */

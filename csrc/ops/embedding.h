@@ -6,10 +6,17 @@
 
 #include "ops/linear.h"
 
-void jpo_embedding_forward(float *x, /* (R, H) */ const int32_t *tokens, /* (R) */ const jpo_weight *table, /* (V, H) */
-                           int64_t rows);
-/* dtable (V, H) += : columns are cut over threads, rows are walked in order. */
-void jpo_embedding_backward(float *dtable, /* (V, H) */ const float *dx, /* (R, H) */ const int32_t *tokens, /* (R) */
-                            int64_t rows, int64_t hidden);
+/* x = factor * table[token], plus place[position] where the positions are learned (place NULL: none). */
+typedef struct {
+    const jpo_weight *table; /* (V, H) */
+    const jpo_weight *place; /* (P, H) or NULL */
+    float factor;
+} jpo_embedding;
+void jpo_embedding_forward(float *x, /* (R, H) */ const int32_t *tokens, /* (R) */ const int32_t *positions, /* (R) */
+                           const jpo_embedding *embedding, int64_t rows);
+/* dtable (V, H) += factor * dx gathered by `row_of` (tokens or positions): columns are cut over threads, rows run in
+ * order. */
+void jpo_embedding_backward(float *dtable, /* (V, H) */ const float *dx, /* (R, H) */ const int32_t *row_of, /* (R) */
+                            float factor, int64_t rows, int64_t hidden);
 
 #endif

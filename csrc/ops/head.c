@@ -61,7 +61,7 @@ static int64_t first_entry(const jpo_head_batch *batch, int64_t row) {
 }
 
 /* Folds one row's tile of logits into its state; z becomes exp(z - max); earlier sums follow a rising maximum. */
-static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float *z, float *copy) {
+static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float *z, const float *slope, float *copy) {
     int64_t best;
     float max = job->kernels->max_tile(z, job->count, NULL);
     if (max > state->max || isnan(max)) {
@@ -83,6 +83,20 @@ static void fold_row(const head_job *job, jpo_head_row *state, float *pw, float 
         job->kernels->softmax_stats_tile(sums, z, copy, job->count);
         state->sum_pz += sums[0], state->sum_p2 += sums[1], state->sum_z += sums[2];
     }
+    if (slope && pw) job->kernels->multiply(z, slope, job->count);
+}
+
+/* Logits of the row's targets in this tile, and their slopes where a soft-cap has them. Returns the next row's entry.
+ */
+static int64_t pick_targets(const head_job *job, int64_t e, int64_t row, const float *z, const float *slope) {
+    const jpo_head_batch *batch = job->batch;
+    for (; e < batch->entries && batch->row[e] == row; e++) {
+        int64_t column = batch->target[e] - job->first;
+        if (column < 0 || column >= job->count) continue;
+        job->logps[e] = z[column];
+        if (slope && batch->slope) batch->slope[e] = slope[column];
+    }
+    return e;
 }
 
 static void forward_task(void *context, int64_t task, int thread) {
@@ -90,26 +104,26 @@ static void forward_task(void *context, int64_t task, int thread) {
     const jpo_head_batch *batch = job->batch;
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * TILE;
-    float *rounded = copy + TILE;
+    float *slope = batch->softcap > 0 ? copy + TILE : NULL, *rounded = copy + 2 * TILE;
     jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
-    for (int64_t e = first_entry(batch, row); e < batch->entries && batch->row[e] < row + rows; e++) {
-        int64_t column = batch->target[e] - job->first;
-        if (column >= 0 && column < job->count) job->logps[e] = z[(batch->row[e] - row) * TILE + column];
+    int64_t e = first_entry(batch, row);
+    for (int64_t i = 0; i < rows; i++) {
+        if (slope) job->kernels->softcap(z + i * TILE, slope, job->count, batch->softcap);
+        e = pick_targets(job, e, row + i, z + i * TILE, slope);
+        fold_row(job, job->state + row + i, job->pw ? job->pw + (row + i) * hidden : NULL, z + i * TILE, slope, copy);
     }
-    for (int64_t i = 0; i < rows; i++)
-        fold_row(job, job->state + row + i, job->pw ? job->pw + (row + i) * hidden : NULL, z + i * TILE, copy);
     if (job->pw)
         jpo_packed_multiply(job->pw + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
 }
 
-/* A thread's scratch: ROW_BLOCK rows of logits, one more, and the rows in the form that the weight's compute type
- * multiplies. */
+/* A thread's scratch: ROW_BLOCK rows of logits, a copy of one, a row of slopes, and the rows in the form that the
+ * weight's compute type multiplies. */
 static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight *w = job->w;
     JPO_TRY(jpo_weight_check(w, err));
     size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
     size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
-    job->scratch_part = (ROW_BLOCK + 1) * TILE * sizeof(float) + (up > down ? up : down);
+    job->scratch_part = (ROW_BLOCK + 2) * TILE * sizeof(float) + (up > down ? up : down);
     JPO_TRY(jpo_block_reserve(&scratch->shared, packed + 64, err));
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     /* blocks in fours, all of about a size, so that threads end together; by the number of rows alone */
@@ -149,9 +163,10 @@ static void backward_task(void *context, int64_t task, int thread) {
         memset(dh, 0, (size_t)hidden * sizeof(float));
         float *weight = (float *)(job->scratch + (size_t)thread * job->scratch_part);
         for (; e < batch->entries && batch->row[e] == row; e++) {
+            double slope = batch->softcap > 0 ? (double)batch->slope[e] : 1;
             total += job->coefficients[e];
             jpo_weight_rows(weight, job->w, batch->target[e], 1);
-            job->kernels->axpy(dh, (float)job->coefficients[e], weight, hidden);
+            job->kernels->axpy(dh, (float)(job->coefficients[e] * slope), weight, hidden);
         }
         job->kernels->axpy(dh, (float)(-total / job->state[row].sum), pw, hidden);
     }
@@ -173,13 +188,14 @@ jpo_status jpo_head_backward(float *dh, const double *coefficients, const jpo_he
     return JPO_OK;
 }
 
-/* z tile -> dz = sum of c_e onehot(target) - (sum c_e) p, then dh += dz W_tile. */
+/* z tile -> dz = sum of c_e onehot(target) - (sum c_e) p, times the soft-cap's slope; then dh += dz W_tile. */
 static void backward_full_task(void *context, int64_t task, int thread) {
     head_job *job = context;
     const jpo_head_batch *batch = job->batch;
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = job->z + row * TILE;
-    float *rounded = (float *)(job->scratch + (size_t)thread * job->scratch_part) + (ROW_BLOCK + 1) * TILE;
+    float *slope = (float *)(job->scratch + (size_t)thread * job->scratch_part) + (ROW_BLOCK + 1) * TILE;
+    float *rounded = slope + TILE;
     jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
@@ -187,12 +203,14 @@ static void backward_full_task(void *context, int64_t task, int thread) {
         double total = 0;
         int64_t last = e;
         while (last < batch->entries && batch->row[last] == row + i) total += job->coefficients[last++];
+        if (batch->softcap > 0) job->kernels->softcap(z + i * TILE, slope, job->count, batch->softcap);
         job->kernels->softmax_tile(z + i * TILE, z + i * TILE, job->count, (float)state->max);
         job->kernels->scale(z + i * TILE, (float)(-total / state->sum), job->count);
         for (; e < last; e++) {
             int64_t column = batch->target[e] - job->first;
             if (column >= 0 && column < job->count) z[i * TILE + column] += (float)job->coefficients[e];
         }
+        if (batch->softcap > 0) job->kernels->multiply(z + i * TILE, slope, job->count);
     }
     jpo_packed_multiply(job->dh + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
 }

@@ -1,7 +1,8 @@
 /* The head: log-likelihoods of targets under softmax(h W^T), logits never stored. The vocabulary is walked in tiles
  * with a running maximum; the unscaled product P W that the backward pass needs is computed in the same walk, so that
  * a frozen head costs 4 H V flop per row in all.
- * N rows that carry a loss, L entries (row, target); several entries may share a row. */
+ * N rows that carry a loss, L entries (row, target); several entries may share a row. With a soft-cap the logits are
+ * z = cap tanh(h W^T / cap), and P W is weighted by their slopes 1 - (z / cap)^2. */
 #ifndef JPO_OPS_HEAD_H
 #define JPO_OPS_HEAD_H
 
@@ -17,6 +18,8 @@ typedef struct {
     const float *h;        /* (N, H) */
     const int32_t *row;    /* (L): ascending, indices into h */
     const int32_t *target; /* (L) */
+    float softcap;         /* 0: none */
+    float *slope;          /* (L): of the targets' logits, saved by forward where there is a soft-cap; or NULL */
 } jpo_head_batch;
 
 typedef struct {

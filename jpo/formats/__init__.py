@@ -30,7 +30,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str], *, check: bool = True)
 
 
 def _load(name: str) -> Checkpoint:
-    from jpo.formats.gguf import load_gguf
+    from jpo.formats.gguf_model import load_gguf
     from jpo.formats.huggingface import load_directory
     from jpo.formats.tiny import load_tiny
 

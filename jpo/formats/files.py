@@ -13,8 +13,8 @@ import numpy as np
 
 from jpo import _core
 from jpo.errors import FormatError, JpoError
-from jpo.formats.config import tensor_shapes
 from jpo.formats.stored import BLOCKS, StoredTensor
+from jpo.formats.tensors import layer_tensors, tensor_shapes
 
 JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 
@@ -144,10 +144,9 @@ def write_json(path: str, value: Any) -> None:
 def check_tensors(where: str, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
     """FormatError naming the first tensor that is missing, unexpected or of another shape than `config` demands."""
     layers = config["num_hidden_layers"]
-    if 9 * layers > len(tensors):  # before the list of names is built: a hostile count must not cost memory
-        raise FormatError(
-            f"{where}: num_hidden_layers = {layers} needs {9 * layers + 2} tensors or more, got {len(tensors)}"
-        )
+    least = layer_tensors(config) * layers + 2
+    if least > len(tensors):  # before the list of names is built: a hostile count must not cost memory
+        raise FormatError(f"{where}: num_hidden_layers = {layers} needs {least} tensors or more, got {len(tensors)}")
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
         if name not in tensors:

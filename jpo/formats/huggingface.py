@@ -17,9 +17,11 @@ import tokenizers
 from jpo import tokenization
 from jpo.errors import FormatError
 from jpo.formats.bounded_tokens import needs_bounds, probe
-from jpo.formats.config import normalize, token_ids
+from jpo.formats.config import normalize
+from jpo.formats.families import Family, family_of
 from jpo.formats.files import check_tensors, open_regular, parse_json_object, read_json, read_text
 from jpo.formats.stored import Checkpoint, StoredTensor, aligned, tensor_bytes
+from jpo.formats.values import token_ids
 
 _DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own
@@ -133,11 +135,21 @@ def _holds_pickle(folder: str) -> bool:
     return any(name.startswith("pytorch_model") for name in os.listdir(folder))
 
 
+def _named_for(family: Family, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Without what holds nothing to compute with, and under whole names, where the inner class of a model wrote it."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(family.ignored))}
+    if not family.prefix or any(name.startswith(family.prefix) for name in kept):
+        return kept
+    return {name if name.startswith("lm_head.") else f"{family.prefix}{name}": tensor for name, tensor in kept.items()}
+
+
 def _drop_tied_head(where: str, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
     """A tied model may store its head a second time; a head that differs contradicts the configuration."""
     if not config["tie_word_embeddings"] or "lm_head.weight" not in tensors:
         return
-    head, embedding = tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")
+    names = family_of(config["model_type"]).names
+    embedding = tensors.get(f"{names.get('model.embed_tokens', 'model.embed_tokens')}.weight")
+    head = tensors["lm_head.weight"]
     if embedding is not None and (head.dtype != embedding.dtype or not np.array_equal(head.data, embedding.data)):
         raise FormatError(
             f"{where}: tensor lm_head.weight differs from the embedding although tie_word_embeddings is true; "
@@ -240,7 +252,7 @@ def load_directory(folder: str | os.PathLike[str]) -> Checkpoint:
     extra = os.path.join(folder, "generation_config.json")
     generation = read_json(extra, _SMALL) if os.path.exists(extra) else {}
     config = normalize(path, read_json(path, _SMALL), generation=generation)
-    tensors = read_tensors(folder)
+    tensors = _named_for(family_of(config["model_type"]), read_tensors(folder))
     _drop_tied_head(folder, config, tensors)
     check_tensors(folder, config, tensors)
     tokenizer = load_tokenizer(folder, config, config["eos_token_ids"])

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jpo.errors import FormatError, JpoError
-from jpo.formats.config import boolean, integer, number
 from jpo.formats.files import read_json, write_atomic, write_json
 from jpo.formats.huggingface import read_safetensors
+from jpo.formats.tensors import MODULES
+from jpo.formats.values import boolean, integer, number
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_NAME = re.compile(
-    r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,5})\.(self_attn|mlp)\.([a-z_]+)\.lora_([AB])\.weight", re.ASCII
-)
-_PARTS = {name: "self_attn" if index < 4 else "mlp" for index, name in enumerate(MODULES)}
+_NAME = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_([AB])\.weight", re.ASCII)
 _CONFIG, _TENSORS, _OWN = "adapter_config.json", "adapter_model.safetensors", "jpo_config.json"
 _SMALL = 16 << 20
 
@@ -32,7 +29,8 @@ _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
     "inference_mode", "layers_pattern", "lora_alpha", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
     "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
-    "init_lora_weights", "bias", "runtime_config",
+    "init_lora_weights", "bias", "runtime_config", "rank_pattern", "alpha_pattern", "layers_to_transform",
+    "fan_in_fan_out",
 }  # fmt: skip
 # starts of A and B that leave the base weights alone; the others (pissa, olora, corda, loftq, ...) change them
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -49,6 +47,12 @@ class AdapterConfig:
     use_rslora: bool = False
     base_model_name_or_path: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False  # the adapted weights stand as (inputs, outputs): GPT-2's
+    modules: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # of a stored adapter: whole names of the modules that its tensors adapt
 
     @property
     def scaling(self) -> float:
@@ -72,6 +76,30 @@ def base_name(source: str, hf: Mapping[str, Any]) -> str:
 
 
 LORA = AdapterConfig()  # the defaults, which LanguageModel.add_lora and the training options read from here
+
+
+def pattern_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rank_pattern and alpha_pattern: the value of the first key that the module's name ends with."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _pattern(path: str, stored: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping of expressions to positive numbers."""
+    pattern = stored.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise FormatError(f"{path}: key {key}: expected an object, got {pattern!r}")
+    for name, value in pattern.items():
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise FormatError(f"{path}: key {key}: {name!r} is no regular expression: {error}") from None
+        positive = isinstance(value, int) or (key == "alpha_pattern" and isinstance(value, float))
+        if isinstance(value, bool) or not positive or not 0 < value <= 1 << 16:
+            raise FormatError(f"{path}: key {key}: {name!r}: expected a number from 1 to 65536, got {value!r}")
+    return dict(pattern)
 
 
 def _refuse_unimplemented(path: str, stored: dict[str, Any]) -> None:
@@ -123,36 +151,43 @@ def _read_config(path: str) -> AdapterConfig:
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         lora_dropout=_dropout(path, stored),
         use_rslora=boolean(path, stored, "use_rslora"),
+        rank_pattern=_pattern(path, stored, "rank_pattern"),
+        alpha_pattern=_pattern(path, stored, "alpha_pattern"),
+        fan_in_fan_out=boolean(path, stored, "fan_in_fan_out"),
         base_model_name_or_path=base,
     )
 
 
-def _targets(path: str, names: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules that the tensors adapt, in MODULES' order; FormatError unless each layer has the same, A with B."""
-    found: dict[str, set[tuple[int, str]]] = {}
+def _modules(path: str, names: Collection[str]) -> tuple[str, ...]:
+    """Whole names of the modules that the tensors adapt; FormatError unless each has A and B."""
+    found: dict[str, str] = {}
     for name in names:
         match = _NAME.fullmatch(name)
-        if match is None or _PARTS.get(match[3]) != match[2]:
-            raise FormatError(f"{path}: tensor {name}: only LoRA matrices of {', '.join(MODULES)} are implemented")
-        found.setdefault(match[3], set()).add((int(match[1]), match[4]))
+        if match is None:
+            raise FormatError(f"{path}: tensor {name}: only LoRA matrices of linear modules are implemented")
+        found[match[1]] = found.get(match[1], "") + match[2]
     if not found:
         raise FormatError(f"{path}: holds no tensor")
-    layers = 1 + max(layer for places in found.values() for layer, _ in places)
-    if 2 * layers * len(found) != len(names):
-        for module, places in found.items():
-            for layer in range(min(layers, len(names) + 1)):
-                for part in "AB":
-                    if (layer, part) not in places:
-                        name = f"base_model.model.model.layers.{layer}.{_PARTS[module]}.{module}.lora_{part}.weight"
-                        raise FormatError(
-                            f"{path}: tensor {name} is missing: adapters of some layers only are not implemented"
-                        )
-    return tuple(module for module in MODULES if module in found)
+    for module, parts in found.items():
+        if len(parts) != 2:
+            missing = "B" if parts == "A" else "A"
+            raise FormatError(f"{path}: tensor base_model.model.{module}.lora_{missing}.weight is missing")
+    return tuple(found)
 
 
-def _check_ranks(path: str, rank: int, tensors: Mapping[str, np.ndarray], error: type[JpoError]) -> None:
+def _ends(modules: Collection[str]) -> tuple[str, ...]:
+    """The last parts of the modules' names, the usual ones first and in the engine's order."""
+    usual = [name.rsplit(".", 1)[-1] for name in MODULES]
+    ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in modules)
+    return tuple(sorted(ends, key=lambda end: usual.index(end) if end in usual else len(usual)))
+
+
+def _check_ranks(path: str, config: AdapterConfig, tensors: Mapping[str, np.ndarray], error: type[JpoError]) -> None:
     for name, value in tensors.items():
         axis = 0 if name.endswith("lora_A.weight") else 1
+        rank = pattern_value(
+            config.rank_pattern, name.removeprefix("base_model.model.")[: -len(".lora_A.weight")], config.r
+        )
         if value.ndim != 2 or value.shape[axis] != rank:
             expected = f"({rank}, in)" if axis == 0 else f"(out, {rank})"
             raise error(f"{path}: tensor {name}: expected shape {expected} by key r, got {value.shape}")
@@ -161,8 +196,8 @@ def _check_ranks(path: str, rank: int, tensors: Mapping[str, np.ndarray], error:
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
     """(configuration, float32 array (r, in) or (out, r) by PEFT name) of an adapter's directory.
 
-    target_modules are those that the tensors show, whatever pattern chose them. float16 and bfloat16 are widened.
-    FormatError names file and key or tensor; DoRA, patterns of ranks, biases and the like are refused by name.
+    target_modules and modules are those that the tensors show, whatever pattern chose them. float16 and bfloat16 are
+    widened. FormatError names file and key or tensor; DoRA, biases and the like are refused by name.
     """
     folder = os.fspath(folder)
     path = os.path.join(folder, _CONFIG)
@@ -174,9 +209,10 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[st
         hint = " (adapter_model.bin is a pickle and is not read)" if os.path.exists(path[:-11] + "bin") else ""
         raise FormatError(f"{folder}: {_TENSORS} is missing{hint}")
     stored = read_safetensors(path)
-    config.target_modules = _targets(path, stored)
+    config.modules = _modules(path, stored)
+    config.target_modules = _ends(config.modules)
     tensors = {name: stored[name].float32() for name in sorted(stored)}
-    _check_ranks(path, config.r, tensors, FormatError)
+    _check_ranks(path, config, tensors, FormatError)
     own = os.path.join(folder, _OWN)
     config.extra = read_json(own, _SMALL) if os.path.exists(own) else {}
     return config, tensors
@@ -185,11 +221,11 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[st
 def adapter_config_json(config: AdapterConfig) -> dict[str, Any]:
     """adapter_config.json as PEFT 0.17 and later read it: the keys that all of them know."""
     return {
-        "alpha_pattern": {},
+        "alpha_pattern": dict(config.alpha_pattern),
         "auto_mapping": None,
         "base_model_name_or_path": config.base_model_name_or_path,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "layer_replication": None,
@@ -200,7 +236,7 @@ def adapter_config_json(config: AdapterConfig) -> dict[str, Any]:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": {},
+        "rank_pattern": dict(config.rank_pattern),
         "revision": None,
         "target_modules": list(config.target_modules),
         "task_type": "CAUSAL_LM",
@@ -218,12 +254,15 @@ def write_adapter(folder: str | os.PathLike[str], config: AdapterConfig, tensors
     from safetensors.numpy import save_file
 
     folder = os.fspath(folder)
-    if set(_targets(folder, tensors)) != set(config.target_modules):
+    adapted = _modules(folder, tensors)
+    ends = {name for name in config.target_modules for module in adapted if f".{module}".endswith(f".{name}")}
+    strange = [module for module in adapted if not any(f".{module}".endswith(f".{name}") for name in ends)]
+    if strange or ends != set(config.target_modules):
         raise JpoError(f"{folder}: target_modules {config.target_modules} are not those of the tensors")
     for name, value in tensors.items():
         if value.dtype != np.float32:
             raise JpoError(f"{folder}: tensor {name}: expected float32, got {value.dtype}")
-    _check_ranks(folder, config.r, tensors, JpoError)
+    _check_ranks(folder, config, tensors, JpoError)
     os.makedirs(folder, exist_ok=True)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     path = os.path.join(folder, _TENSORS)

@@ -12,20 +12,45 @@ from typing import Any
 import numpy as np
 
 from jpo.errors import FormatError
+from jpo.formats.values import Values, number
 
-IMPLEMENTED = ("default", "linear", "llama3", "yarn")
+IMPLEMENTED = ("default", "linear", "llama3", "yarn", "longrope")
 _OPTIONAL = {
     "default": (),
     "linear": (),
     "llama3": (),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("attention_factor", "factor", "short_factor", "long_factor"),
 }
 _REQUIRED = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
+    "longrope": (),
 }
+
+
+def rope_parameters(values: Values, kind: str | None = None, theta: float = 10000.0) -> dict[str, Any]:
+    """RoPE's parameters with rope_theta among them, from either spelling: rope_theta + rope_scaling, or rope_parameters.
+
+    kind: of the layers whose parameters are meant, where rope_parameters hold them by layer type; theta: where none stands.
+    """
+    parameters: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):  # the older spelling wins where both stand, as in transformers
+        value = values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise values.fail(key, f"expected an object, got {value!r}")
+        parameters = value or parameters
+    if any(isinstance(value, dict) for value in parameters.values()):
+        if kind is None:
+            raise values.fail("rope_parameters", "parameters per layer type are not implemented")
+        parameters = parameters.get(kind) or {}
+    if values.get("original_max_position_embeddings") is not None:
+        original = values.get("original_max_position_embeddings")
+        parameters = {**parameters, "original_max_position_embeddings": original}
+    given = parameters.get("rope_theta") or values.get("rope_theta")
+    return {**parameters, "rope_theta": number(values.where, {"rope_theta": given}, "rope_theta", theta)}
 
 
 def _number(where: str, parameters: dict[str, Any], key: str, default: float | None = None) -> float:
@@ -80,6 +105,21 @@ def _yarn(where: str, base: np.ndarray, parameters: dict[str, Any], theta: float
     return base / factor * slow + base * (1 - slow)
 
 
+def _longrope_factors(where: str, parameters: dict[str, Any], key: str, count: int) -> np.ndarray:
+    """Divisors of the frequencies, one each (2402.13753)."""
+    factors = parameters.get(key)
+    if not isinstance(factors, list) or len(factors) != count:
+        raise FormatError(f"{where}: RoPE parameter {key}: expected {count} factors, got {factors!r:.200}")
+    return np.array([_number(where, {key: factor}, key) for factor in factors])
+
+
+def _longrope_attention(where: str, parameters: dict[str, Any], original: float, max_positions: int) -> float:
+    if parameters.get("attention_factor") is not None:
+        return _number(where, parameters, "attention_factor")
+    factor = _number(where, parameters, "factor", max_positions / original)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
 def inverse_frequencies(
     where: str,
     head_dim: int,
@@ -87,10 +127,12 @@ def inverse_frequencies(
     parameters: dict[str, Any],
     max_positions: int,
     factors: np.ndarray | None = None,
+    long: bool = False,
 ) -> tuple[list[float], float]:
     """(inverse frequencies (head_dim/2,), factor on cosine and sine) of `parameters`, spelled as Hugging Face does.
 
-    `factors` (head_dim/2,) are divisors that a GGUF file brings ready-made. The frequencies are rounded to float32,
+    `factors` (head_dim/2,) are divisors that a GGUF file brings ready-made; `long` asks for longrope's frequencies of
+    texts beyond original_max_position_embeddings. The frequencies are rounded to float32,
     as every implementation holds them, and returned as float64. FormatError names `where` and the parameter.
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
@@ -112,7 +154,10 @@ def inverse_frequencies(
         base = base / _number(where, parameters, "factor")
     elif kind != "default":
         original = _number(where, parameters, "original_max_position_embeddings", float(max_positions))
-        if kind == "llama3":
+        if kind == "longrope":
+            base = base / _longrope_factors(where, parameters, "long_factor" if long else "short_factor", len(base))
+            attention = _longrope_attention(where, parameters, original, max_positions)
+        elif kind == "llama3":
             base = _llama3(where, base, parameters, original)
         else:
             base = _yarn(where, base, parameters, theta, original)

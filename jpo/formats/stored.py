@@ -28,6 +28,7 @@ class StoredTensor:
     dtype: str  # a key of BLOCKS
     shape: tuple[int, ...]
     data: np.ndarray  # uint8, 1-D: the bytes as stored, memory-mapped where the file allows it
+    rows_are_outputs: bool = False  # shape is (inputs, outputs), but the bytes are those of (outputs, inputs)
 
     @property
     def row_bytes(self) -> int:
@@ -37,10 +38,12 @@ class StoredTensor:
 
     def float32(self) -> np.ndarray:
         """The values widened to float32, of this tensor's shape; a copy. One tensor at a time: it may be large."""
-        width = self.shape[-1] if self.shape else 1
-        values = np.empty((len(self.data) // max(self.row_bytes, 1), width), np.float32)
-        _core.widen_rows(values, np.ascontiguousarray(self.data), len(values), width, self.dtype, 0)
-        return values.reshape(self.shape)
+        shape = self.shape[::-1] if self.rows_are_outputs else self.shape
+        width = shape[-1] if shape else 1
+        rows = int(np.prod(shape)) // max(width, 1)
+        values = np.empty((rows, width), np.float32)
+        _core.widen_rows(values, np.ascontiguousarray(self.data), rows, width, self.dtype, 0)
+        return values.reshape(shape).T if self.rows_are_outputs else values.reshape(shape)
 
 
 @dataclass

@@ -14,8 +14,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from jpo import tokenization
-from jpo.formats.config import normalize, tensor_shapes
+from jpo.formats.config import normalize
 from jpo.formats.stored import Checkpoint, StoredTensor
+from jpo.formats.tensors import tensor_shapes
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _CHAT = (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jpo.errors import JpoError
-from jpo.formats.config import tensor_shapes
 from jpo.formats.files import write_atomic, write_json
+from jpo.formats.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from jpo.tokenization import Tokenizer

@@ -69,7 +69,7 @@ def settled(lm: LanguageModel, config: C) -> C:
                 f"use jpo.load(..., {name}={asked!r})"
             )
     if lm.lora is not None:
-        brought |= dataclasses.asdict(lm.lora)
+        brought |= lm.lora.options()
     lm.set_recompute(config.gradient_checkpointing)
     return dataclasses.replace(config, **brought)
 

@@ -10,7 +10,8 @@ import numpy as np
 from jpo.data.readers import read_records
 from jpo.data.templates import Template
 from jpo.formats import load_checkpoint, write_checkpoint
-from jpo.formats.config import normalize, tensor_shapes
+from jpo.formats.config import normalize
+from jpo.formats.tensors import tensor_shapes
 
 MISTRAL = {"hidden": 4096, "mlp": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "vocab": 32000}
 SIZED = {

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from model_files import hf_config, llama_weights, safetensors_bytes, write_directory
+from reference.families import configuration
 
 from jpo.errors import FormatError, JpoError
 from jpo.formats import load_checkpoint, write_checkpoint
@@ -77,7 +78,7 @@ def test_stored_frequencies_are_ignored(tmp_path):
     ("change", "named"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"model_type": "qwen2"}, "model_type"),
+        ({"model_type": "mamba"}, "model_type"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"pretraining_tp": 2}, "pretraining_tp"),
@@ -85,7 +86,7 @@ def test_stored_frequencies_are_ignored(tmp_path):
         ({"logits_scaling": 8.0}, "logits_scaling"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "'odd'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
@@ -120,19 +121,22 @@ def test_both_rope_spellings_agree():
     scaling["original_max_position_embeddings"] = 64
     old = normalize("c", hf_config(rope_theta=500000.0, rope_scaling=scaling))
     new = normalize("c", hf_config(rope_theta=None, rope_parameters={**scaling, "rope_theta": 500000.0}))
-    assert old["inv_freq"] == new["inv_freq"] and old["inv_freq"][-1] < 500000.0 ** -(14 / 16) / 7
+    assert (
+        old["rotary"][0]["inv_freq"] == new["rotary"][0]["inv_freq"]
+        and old["rotary"][0]["inv_freq"][-1] < 500000.0 ** -(14 / 16) / 7
+    )
 
 
 def test_head_dim_need_not_be_hidden_over_heads():
     config = normalize("c", hf_config(head_dim=24))
-    assert config["head_dim"] == 24 and len(config["inv_freq"]) == 12
+    assert config["head_dim"] == 24 and len(config["rotary"][0]["inv_freq"]) == 12
 
 
 def test_mistral_defaults():
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-    assert normalize("c", hf_config(**mistral))["sliding_window"] == 4096
-    assert normalize("c", {**hf_config(**mistral), "sliding_window": None})["sliding_window"] == 0
-    assert normalize("c", hf_config(sliding_window=5))["sliding_window"] == 0  # Llama's blocks ignore it
+    assert normalize("c", hf_config(**mistral))["layer_window"] == [4096, 4096]
+    assert normalize("c", {**hf_config(**mistral), "sliding_window": None})["layer_window"] == [0, 0]
+    assert normalize("c", hf_config(sliding_window=5))["layer_window"] == [0, 0]  # Llama's blocks ignore it
 
 
 def test_written_directory_loads_back(tmp_path):
@@ -181,3 +185,14 @@ def test_misaligned_tensors_are_copied(tmp_path):
 def test_missing_model():
     with pytest.raises(JpoError, match=r"no such model.*'smollm2-135m'.*'tiny'"):
         load_checkpoint("no/such/model")
+
+
+def test_longrope_under_its_older_names():
+    """Phi-3's first files call longrope "su" or "yarn" and name no length inside: the same frequencies, both sets."""
+    base = configuration("phi3-beyond")
+    want = normalize("c", base)["rotary"]
+    assert want[0]["inv_freq"] != want[0]["long_inv_freq"] and want[0]["original"] == 12
+    for name in ("su", "yarn"):
+        assert normalize("c", {**base, "rope_scaling": {**base["rope_scaling"], "type": name}})["rotary"] == want
+    with pytest.raises(FormatError, match="long_factor: expected 3 factors"):
+        normalize("c", {**base, "rope_scaling": {**base["rope_scaling"], "long_factor": [1.0]}})

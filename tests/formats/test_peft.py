@@ -8,7 +8,10 @@ import pytest
 from model_files import adapter_config, adapter_tensors, write_adapter_files
 
 from jpo.errors import FormatError, JpoError
-from jpo.formats.peft import MODULES, AdapterConfig, base_name, read_adapter, write_adapter
+from jpo.formats import tensors as formats_tensors
+from jpo.formats.peft import AdapterConfig, base_name, read_adapter, write_adapter
+
+MODULES = tuple(name.split(".")[1] for name in formats_tensors.MODULES)
 
 
 def test_reads_what_peft_writes(tmp_path):
@@ -42,12 +45,13 @@ def test_target_modules_come_from_the_tensors(tmp_path, targets):
         ({"task_type": "SEQ_CLS"}, "task_type"),
         ({"bias": "all"}, "bias"),
         ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern"),
+        ({"rank_pattern": [2]}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"fan_in_fan_out": 1}, "fan_in_fan_out"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"target_parameters": ["x"]}, "target_parameters"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
@@ -88,7 +92,7 @@ def named(name, shape=(4, 64)):
         (dropped("0.self_attn.v_proj.lora_A"), "layers.0.self_attn.v_proj.lora_A.weight is missing"),
         (named("layers.7.self_attn.q_proj.lora_A"), "is missing"),
         (named("layers.999999.self_attn.q_proj.lora_A"), "is missing"),
-        (named("layers.0.self_attn.up_proj.lora_A"), "only LoRA matrices of"),
+        (named("layers.0.self_attn.up_proj.lora_A"), "layers.0.self_attn.up_proj.lora_B.weight is missing"),
         (named("embed_tokens.lora_embedding_A"), "only LoRA matrices of"),
         (named("layers.0.self_attn.q_proj.lora_magnitude_vector"), "only LoRA matrices of"),
         (adapter_tensors(r=3), r"expected shape \(4, in\) by key r, got \(3, 64\)"),

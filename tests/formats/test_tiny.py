@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from jpo.formats import load_checkpoint
-from jpo.formats.config import tensor_shapes
+from jpo.formats.tensors import tensor_shapes
 
 
 def test_same_bits_everywhere():
@@ -41,4 +41,4 @@ def test_quick():
     start = time.perf_counter()
     load_checkpoint("tiny")
     assert time.perf_counter() - start < 1
-    assert np.isfinite(load_checkpoint("tiny").config["inv_freq"]).all()
+    assert np.isfinite(load_checkpoint("tiny").config["rotary"][0]["inv_freq"]).all()

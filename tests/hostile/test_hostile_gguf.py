@@ -127,7 +127,10 @@ def tensors_but(drop=None, **replace):
         (change(llama__embedding_length=(U32, 128)), "dimension_count"),
         (change(llama__block_count=(U32, 3)), "num_hidden_layers = 3 needs 29 tensors or more, got 21"),
         (change(llama__block_count=(U32, 1)), "model.layers.1."),
-        (change(llama__block_count=(U32, (1 << 31) - 1)), "num_hidden_layers = 2147483647"),
+        (
+            change(llama__block_count=(U32, (1 << 31) - 1)),
+            "key num_hidden_layers: expected at most 2^14, got 2147483647",
+        ),
         (change(llama__block_count=(U64, BIG)), "block_count"),
         (change(llama__block_count=(I32, -1)), "block_count"),
         (change(llama__attention__head_count=(U32, 0)), "head_count"),
@@ -149,7 +152,10 @@ def tensors_but(drop=None, **replace):
         (change(llama__attention__key_length=(U32, 1 << 30)), "head size|head_dim|dimension_count"),
         (whole(tensors=tensors_but(drop="blk.1.ffn_up.weight")), "layers.1.mlp.up_proj.weight is missing"),
         (whole(tensors=tensors_but(drop="token_embd.weight")), "token_embd.weight is missing"),
-        (whole(tensors=[*tensors_but(), *one("blk.0.attn_q_norm.weight")]), "blk.0.attn_q_norm.weight: no such tensor"),
+        (
+            whole(tensors=[*tensors_but(), *one("blk.0.attn_q_norm.weight")]),
+            "layers.0.self_attn.q_norm.weight is unexpected",
+        ),
         (whole(tensors=[*tensors_but(), *one("blk.x.attn_q.weight")]), "blk.x.attn_q.weight: no such tensor"),
         (
             whole(tensors=[*tensors_but(), *one("blk.9.attn_q.weight")]),

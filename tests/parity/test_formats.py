@@ -158,9 +158,9 @@ def test_gguf_read_by_transformers_gives_the_same_model(tmp_path):
     state = model.state_dict()
     for name in meant:
         np.testing.assert_allclose(ours.tensors[name].float32(), state[name].numpy(), rtol=1e-6, err_msg=name)
-    assert model.config.rms_norm_eps == pytest.approx(ours.config["rms_norm_eps"])
+    assert model.config.rms_norm_eps == pytest.approx(ours.config["norm_eps"])
     frequencies = model.model.rotary_emb.inv_freq.numpy()
-    np.testing.assert_allclose(ours.config["inv_freq"], frequencies, rtol=3e-7)
+    np.testing.assert_allclose(ours.config["rotary"][0]["inv_freq"], frequencies, rtol=3e-7)
 
 
 SPM_TEXT = ["the cat sat on the mat", "thethe at-mat, saté 猫 12", "a  b   the\n\nmat", "cat"]
@@ -244,8 +244,8 @@ def test_rope_as_transformers_computes_it(model_type, spelling, scaling):
         from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding as Rotary
     embedding = Rotary(config)
     ours = normalize("c", hf)
-    np.testing.assert_allclose(ours["inv_freq"], embedding.inv_freq.numpy(), rtol=1e-6)
-    assert ours["rope_attention_factor"] == pytest.approx(embedding.attention_scaling, rel=1e-9)
+    np.testing.assert_allclose(ours["rotary"][0]["inv_freq"], embedding.inv_freq.numpy(), rtol=1e-6)
+    assert ours["rotary"][0]["attention_factor"] == pytest.approx(embedding.attention_scaling, rel=1e-9)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
@@ -265,9 +265,9 @@ def test_directories_of_transformers_load_here(tmp_path, model_type):
     for name, value in model.state_dict().items():
         if name != "lm_head.weight" or not config.tie_word_embeddings:
             np.testing.assert_array_equal(ours.tensors[name].float32(), value.float().numpy())
-    assert ours.config["sliding_window"] == (0 if model_type == "llama" else 9)
+    assert set(ours.config["layer_window"]) == ({0} if model_type == "llama" else {9})
     assert set(ours.config["eos_token_ids"]) == {1, 2}
-    np.testing.assert_allclose(ours.config["inv_freq"], frequencies, rtol=1e-6)
+    np.testing.assert_allclose(ours.config["rotary"][0]["inv_freq"], frequencies, rtol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -282,7 +282,7 @@ def test_transformers_loads_what_is_written_here(tmp_path, tied):
     for name, value in values.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
     assert model.config.tie_word_embeddings is tied and model.dtype == torch.float32
-    np.testing.assert_allclose(model.model.rotary_emb.inv_freq.numpy(), config["inv_freq"], rtol=1e-6)
+    np.testing.assert_allclose(model.model.rotary_emb.inv_freq.numpy(), config["rotary"][0]["inv_freq"], rtol=1e-6)
     assert model.generation_config.eos_token_id == [2] and model.generation_config.temperature == 0.5
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.eos_token_id == 2 and tokenizer.chat_template == source.tokenizer.chat_template

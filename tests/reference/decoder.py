@@ -3,86 +3,168 @@
     logps = token_logps(config, values, ids, adapter)          # log p of ids[1:], (T - 1,)
     slope = directional_derivative(f, point, direction)        # central difference of a scalar function, float64
 
-`config` is a normalized configuration (jpo.formats.config), `values` maps Hugging Face names to arrays, `adapter` is
-None or (scaling, tensors) with PEFT's names. No cache, no sharing, no blocking: a matrix of T x T scores per head.
+`config` is a normalized configuration (jpo.formats.config), `values` maps the file's names to arrays, `adapter` is
+None or (scaling, tensors) with PEFT's names. No cache, no sharing, no blocking: a matrix of T x T scores per head; an
+adapter is merged into its weight.
 """
 
 import numpy as np
 
-
-def rmsnorm(x, weight, eps):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; arXiv:1910.07467."""
-    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * weight
+from jpo.formats.tensors import places
 
 
-def rotate(x, positions, config):
-    """Rotary embedding of (T, heads, D), halves apart as Hugging Face stores them; arXiv:2104.09864."""
-    angle = positions[:, None] * np.asarray(config["inv_freq"], np.float64)[None]
-    cosine, sine = (f(angle)[:, None] * config["rope_attention_factor"] for f in (np.cos, np.sin))
-    left, right = np.split(x, 2, -1)
-    return np.concatenate([left * cosine - right * sine, right * cosine + left * sine], -1)
+def rms(x, weight, bias, eps, one=0.0):
+    """x / sqrt(mean(x^2) + eps) * (one + weight) over the last axis; arXiv:1910.07467."""
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * (one + weight)
 
 
-def linear(x, name, values, adapter):
-    """x W^T + b, plus scaling * x A^T B^T where the adapter has the module."""
-    y = x @ values[f"{name}.weight"].T
-    if f"{name}.bias" in values:
-        y = y + values[f"{name}.bias"]
-    if adapter is not None:
-        scaling, tensors = adapter
-        stem = f"base_model.model.{name}"
-        if f"{stem}.lora_A.weight" in tensors:
-            y = y + scaling * (x @ tensors[f"{stem}.lora_A.weight"].T) @ tensors[f"{stem}.lora_B.weight"].T
-    return y
+def rms_plus_one(x, weight, bias, eps):
+    """Gemma's: the weight counts from 1."""
+    return rms(x, weight, bias, eps, 1.0)
 
 
-def attention(x, layer, config, values, adapter):
-    """Causal attention with grouped key-value heads and, where the window is positive, only its last keys."""
-    length, dim = len(x), config["head_dim"]
+def layer(x, weight, bias, eps):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; arXiv:1607.06450."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * weight + bias
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+NORMS = {"rms": rms, "rms_plus_one": rms_plus_one, "layer": layer}
+ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def softcap(x, cap):
+    """cap tanh(x / cap); 0: none."""
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def rotate(x, positions, rotary):
+    """Rotary embedding of the first values of (T, heads, D); arXiv:2104.09864. Halves apart, or in pairs."""
+    frequencies = np.asarray(rotary["inv_freq"], np.float64)
+    angle = positions[:, None] * frequencies[None]
+    cosine, sine = (f(angle)[:, None] * rotary["attention_factor"] for f in (np.cos, np.sin))
+    turned, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
+    if rotary["pairs"]:
+        left, right = turned[..., ::2], turned[..., 1::2]
+        both = np.stack([left * cosine - right * sine, right * cosine + left * sine], -1)
+        return np.concatenate([both.reshape(turned.shape), rest], -1)
+    left, right = np.split(turned, 2, -1)
+    return np.concatenate([left * cosine - right * sine, right * cosine + left * sine, rest], -1)
+
+
+class Weights:
+    """The engine's tensors by name, cut out of the file's; what is absent is None."""
+
+    def __init__(self, config, values, adapter):
+        self.config, self.tensors = config, {}
+        values = {name: np.asarray(value, np.float64) for name, value in values.items()}
+        scaling, added = adapter if adapter is not None else (1.0, {})
+        for place in places(config):
+            value = values[place.name]
+            if place.transposed:
+                value = value.T
+            stem = f"base_model.model.{place.name.removesuffix('.weight')}"
+            if f"{stem}.lora_A.weight" in added:
+                a, b = (np.asarray(added[f"{stem}.lora_{part}.weight"], np.float64) for part in "AB")
+                value = value + (scaling(place.name) if callable(scaling) else scaling) * (b @ a)
+            self.tensors[place.engine] = value[place.row : place.row + place.shape[0]]
+
+    def get(self, name):
+        return self.tensors.get(name)
+
+    def norm(self, name, x):
+        """The named norm of x, or x itself where the model has no such norm."""
+        if self.get(f"{name}.weight") is None:
+            return x
+        bias = self.get(f"{name}.bias")
+        bias = 0.0 if bias is None else bias
+        return NORMS[self.config["norm"]](x, self.get(f"{name}.weight"), bias, self.config["norm_eps"])
+
+    def linear(self, name, x):
+        """x W^T + b."""
+        y = x @ self.get(f"{name}.weight").T
+        bias = self.get(f"{name}.bias")
+        return y if bias is None else y + bias
+
+
+def heads_of(weights, x, stem, part, count):
+    """Projected and, where the model norms them, normed heads (T, count, D): each head apart or the whole row."""
+    config, length = weights.config, len(x)
+    y = weights.linear(f"{stem}.{part}_proj", x)
+    if part != "v" and config["qk_norm"] == "full":
+        y = weights.norm(f"{stem}.{part}_norm", y)
+    y = y.reshape(length, count, config["head_dim"])
+    return weights.norm(f"{stem}.{part}_norm", y) if part != "v" and config["qk_norm"] == "head" else y
+
+
+def attention(weights, x, index):
+    """Causal attention with grouped key-value heads and, where the layer has a window, only its last keys."""
+    config, length = weights.config, len(x)
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    positions = np.arange(length)
-    q, k, v = (linear(x, f"{layer}.self_attn.{part}_proj", values, adapter).reshape(length, -1, dim) for part in "qkv")
-    q, k = rotate(q, positions, config), rotate(k, positions, config)
+    stem, positions = f"model.layers.{index}.self_attn", np.arange(length)
+    q, k, v = (heads_of(weights, x, stem, part, heads if part == "q" else groups) for part in "qkv")
+    if config["layer_rotary"][index] >= 0:
+        q, k = (rotate(part, positions, config["rotary"][config["layer_rotary"][index]]) for part in (q, k))
     distance = positions[:, None] - positions[None]
     seen = distance >= 0
-    if config["sliding_window"] > 0:
-        seen &= distance < config["sliding_window"]
-    output = np.empty((length, heads, dim))
+    if config["layer_window"][index] > 0:
+        seen &= distance < config["layer_window"][index]
+    output = np.empty((length, heads, config["head_dim"]))
     for head in range(heads):
         group = head * groups // heads
-        scores = np.where(seen, q[:, head] @ k[:, group].T / np.sqrt(dim), -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        output[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, group]
-    return linear(output.reshape(length, -1), f"{layer}.self_attn.o_proj", values, adapter)
+        scores = softcap(q[:, head] @ k[:, group].T * config["attention_scale"], config["attention_softcap"])
+        scores = np.where(seen, scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        output[:, head] = shares / shares.sum(-1, keepdims=True) @ v[:, group]
+    return weights.linear(f"{stem}.o_proj", output.reshape(length, -1))
 
 
-def mlp(x, layer, values, adapter):
-    """down(silu(gate(x)) * up(x)); arXiv:2002.05202."""
-    gate = linear(x, f"{layer}.mlp.gate_proj", values, adapter)
-    up = linear(x, f"{layer}.mlp.up_proj", values, adapter)
-    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", values, adapter)
+def mlp(weights, x, index):
+    """down(f(gate(x)) * up(x)) (arXiv:2002.05202), or down(f(up(x)))."""
+    config, stem = weights.config, f"model.layers.{index}.mlp"
+    activate, up = ACTIVATIONS[config["activation"]], weights.linear(f"{stem}.up_proj", x)
+    inner = activate(weights.linear(f"{stem}.gate_proj", x)) * up if config["gated"] else activate(up)
+    return weights.linear(f"{stem}.down_proj", inner)
+
+
+def block(weights, x, index):
+    """Both branches with their norms before and after, one behind the other or beside each other."""
+    config, stem = weights.config, f"model.layers.{index}"
+    factor = config["residual_multiplier"]
+    normed = weights.norm(f"{stem}.input_layernorm", x)
+    first = weights.norm(f"{stem}.attention_output_layernorm", attention(weights, normed, index))
+    if config["parallel"]:
+        return x + factor * (first + mlp(weights, normed, index))
+    x = x + factor * first
+    second = mlp(weights, weights.norm(f"{stem}.post_attention_layernorm", x), index)
+    return x + factor * weights.norm(f"{stem}.mlp_output_layernorm", second)
 
 
 def hidden_states(config, values, ids, adapter=None):
     """The final hidden states behind the last norm, (T, H)."""
-    values = {name: np.asarray(value, np.float64) for name, value in values.items()}
-    if adapter is not None:
-        adapter = (adapter[0], {name: np.asarray(value, np.float64) for name, value in adapter[1].items()})
-    eps = config["rms_norm_eps"]
-    x = values["model.embed_tokens.weight"][list(ids)]
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        normed = rmsnorm(x, values[f"{layer}.input_layernorm.weight"], eps)
-        x = x + attention(normed, layer, config, values, adapter)
-        normed = rmsnorm(x, values[f"{layer}.post_attention_layernorm.weight"], eps)
-        x = x + mlp(normed, layer, values, adapter)
-    return rmsnorm(x, values["model.norm.weight"], eps)
+    weights = Weights(config, values, adapter)
+    x = weights.get("model.embed_tokens.weight")[list(ids)] * config["embedding_multiplier"]
+    if config["learned_positions"]:
+        x = x + weights.get("model.embed_positions.weight")[: len(x)]
+    for index in range(config["num_hidden_layers"]):
+        x = block(weights, x, index)
+    return weights.norm("model.norm", x)
 
 
 def logits(config, values, ids, adapter=None):
     """(T, V) float64."""
-    head = values["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
-    return hidden_states(config, values, ids, adapter) @ np.asarray(head, np.float64).T
+    name = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
+    head = Weights(config, values, None).get(name)
+    z = hidden_states(config, values, ids, adapter) @ head.T * config["logits_multiplier"]
+    return softcap(z, config["logits_softcap"])
 
 
 def token_logps(config, values, ids, adapter=None):

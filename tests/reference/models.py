@@ -3,8 +3,9 @@
 import numpy as np
 
 from jpo.formats import load_checkpoint, write_checkpoint
-from jpo.formats.config import normalize, tensor_shapes
+from jpo.formats.config import normalize
 from jpo.formats.peft import AdapterConfig, write_adapter
+from jpo.formats.tensors import tensor_shapes
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TINY = {
