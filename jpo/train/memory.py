@@ -87,13 +87,13 @@ def estimate(lm: LanguageModel, config: TrainingConfig, chosen: Settings) -> Est
 
 def _activations(lm: LanguageModel, config: TrainingConfig, chosen: Settings) -> int:
     """A pass with backward over `rows` rows, each scored: the engine's own plan, and the adapter's rows where it is not
-    there yet."""
-    rows = chosen.rows
+    there yet. A micro-batch holds many records, none longer than the model's positions."""
+    rows, most = chosen.rows, int(lm.config["max_position_embeddings"])
     zeros = np.zeros(rows, dtype=np.int32)
     ends = np.arange(rows, dtype=np.int32)
     none = np.zeros(0, dtype=np.int64)
-    segment = np.array([[0, rows, -1, 0]], dtype=np.int32)
-    forest = Forest(zeros, segment, ends, zeros, none, none, none)
+    segments = np.array([[at, min(most, rows - at), -1, 0] for at in range(0, rows, most)], dtype=np.int32)
+    forest = Forest(zeros, segments, ends, zeros, none, none, none)
     lm.set_recompute(chosen.recompute)
     try:
         planned = lm.pass_bytes(forest, True)

@@ -12,6 +12,8 @@ import jpo
 from jpo.cli.main import main
 from jpo.errors import JpoError
 from jpo.memory import free_bytes, size
+from jpo.model import LanguageModel
+from jpo.study.decoder import random_decoder
 from jpo.train import memory
 from jpo.train.config import PreferenceConfig, SFTConfig
 
@@ -39,6 +41,15 @@ def test_the_estimate_covers_what_the_passes_plan():
         made = trainer(**options)
         planned = made.dry_run()["buffers_gb"] * 2**30
         assert planned <= 1.01 * made.memory.activations <= 3 * planned, options
+
+
+def test_a_micro_batch_may_have_more_rows_than_the_model_has_positions():
+    """The embedded world's decoder knows 128 positions; its micro-batches have 2048 rows."""
+    lm = LanguageModel(random_decoder(0))
+    config = SFTConfig(full=True, batch_size=64, token_budget=2048, template="raw")
+    one = memory.estimate(lm, config, memory.settings_of(lm, config, [12] * 10))
+    many = memory.estimate(lm, config, memory.settings_of(lm, config, [12] * 64))
+    assert 4 * one.activations < many.activations < 8 * one.activations
 
 
 def test_adapter_and_optimizer_are_counted_before_they_exist():
