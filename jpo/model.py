@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from jpo.formats.tensors import engine_offsets, engine_tensors, modules, transpo
 from jpo.lora import LoraSettings, adapted_modules, lora_places, lora_shapes, select_modules, targets_of
 from jpo.memory import free_bytes, size
 from jpo.storage import COMPUTES, Compute, ProductType, Storage, stored_as, stored_bytes
+
+if TYPE_CHECKING:
+    from jpo.generation import Completion
 
 _ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' full speed
 
@@ -434,7 +437,7 @@ class LanguageModel:
         seed: int = 0,
         stop: Sequence[str] = (),
         **options: Any,
-    ) -> Any:
+    ) -> list[list[Completion]]:
         """Sample n completions of each prompt; see jpo.generation.generate for every option."""
         from jpo.generation import generate
 

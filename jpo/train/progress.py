@@ -187,23 +187,22 @@ class Bar(_Shown):
     """A bar with step, loss, margin, tokens/s and time left; sentences stand above it."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         super().__init__()
+        self.console = Console(stderr=True, highlight=False)
         self.progress: Any = None
         self.task: Any = None
 
     def say(self, text: str) -> None:
-        if self.progress is None:
-            super().say(text)
-        else:
-            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False)  # lines break between words
 
     def on_train_begin(self, run: Run) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         super().on_train_begin(run)
         columns = (MofNCompleteColumn(), BarColumn(bar_width=16), TextColumn("{task.description}"))
-        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.progress = Progress(*columns, console=self.console)
         self.task = self.progress.add_task("the first step is computed", total=run.total, completed=run.first)
         self.progress.start()
 

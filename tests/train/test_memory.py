@@ -22,6 +22,9 @@ LONG = [
     for n in range(6)
 ]
 
+# the sanitizers' shadow memory counts as the process's own
+UNSANITIZED = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="memory is measured")
+
 
 def trainer(**changes):
     return jpo.PreferenceTrainer(jpo.load("tiny"), LONG, PreferenceConfig(**({"batch_size": 4} | changes)))
@@ -69,6 +72,15 @@ def test_the_adapter_s_part_of_the_activations_is_counted_before_it_exists():
         after = memory.estimate(lm, config, chosen).activations
         lm.remove_adapter()
         assert before == pytest.approx(after, rel=0.01)
+
+
+def test_more_rows_than_the_model_has_positions():
+    """A micro-batch holds many texts; it used to be counted as one, beyond the model's positions."""
+    lm = jpo.load("tiny")
+    rows = 3 * lm.config["max_position_embeddings"] + 7
+    chosen = memory.Settings(rows, 100, False, "auto", False)
+    one = memory.estimate(lm, PreferenceConfig(), memory.Settings(rows // 3, 100, False, "auto", False)).activations
+    assert memory.estimate(lm, PreferenceConfig(), chosen).activations == pytest.approx(3 * one, rel=0.02)
 
 
 def test_full_fine_tuning_is_counted():
@@ -167,6 +179,7 @@ def large_model(folder):
     return end
 
 
+@UNSANITIZED
 def test_a_dry_run_of_a_model_far_too_large_answers_without_allocating(tmp_path):
     bytes_of = large_model(tmp_path / "large")
     command = [sys.executable, "-c", "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30));"
