@@ -248,6 +248,41 @@ def test_alpaca_eval_as_a_stage(small, tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
+def test_killed_in_any_given_stage_it_ends_with_the_same_numbers(small, adapter, tmp_path):
+    """Policy, pairs and evaluation set given; a kill -9 in each of their stages."""
+    rows = [{"instruction": f"Question {i}", "output": "base " * (i % 3 + 1), "generator": "gpt"} for i in range(14)]
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    values = {**small, "policy": adapter, "alpaca_eval": str(tmp_path / "set.json"), "methods": ["sft", "dpo"]}
+    values |= {"joint_pairs": write(tmp_path / "joint.jsonl", JOINT), "max_new_tokens": 12}
+    run_study(config(values, output=str(tmp_path / "whole")), show=False)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**values, "output": str(tmp_path / "cut")}))
+    command = [sys.executable, "-m", "jpo", "study", str(tmp_path / "s.yaml")]
+    waits = (
+        "data/test.jsonl",
+        "policy.part",
+        "feedback/joint.jsonl",
+        "runs/dpo-seed0.part",
+        "alpaca_eval",
+        "alpaca_eval/dpo-seed0.samples.jsonl",
+    )
+    kills = 0
+    for name in waits:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "cut" / name).exists():
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 3
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, want = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole"))
+    for key in ("win_rates", "alpaca_eval", "sizes", "feedback"):
+        assert found[key] == want[key], key
+    assert not list((tmp_path / "cut").glob("**/*.part*"))
+
+
 def test_a_dry_run_counts_questions_tokens_hours_and_cost(small, tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**small, "judge": "openai", "judge_model": "m"}))
     flags = ["study", str(tmp_path / "s.yaml"), "--dry-run"]
