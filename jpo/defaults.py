@@ -1,4 +1,5 @@
-"""Numbers that several places need, each said once. Imports nothing, so that command lines may read it at their heads."""
+"""Numbers that several places need, each said once. Imports nothing, so that command lines may read it at their
+heads."""
 
 MAX_NEW_TOKENS = 400  # of a sample, as in the paper
 CONCURRENCY = 8  # questions to a judge at once

@@ -55,8 +55,8 @@ def memory() -> dict[str, float | None]:
 
 
 def gflops(shape: tuple[int, int, int] = PROBE) -> dict[str, float | str]:
-    """GF/s of a product with a frozen weight (outputs, inputs, rows) in each compute type; where one cannot run, the reason
-    as text."""
+    """GF/s of a product with a frozen weight (outputs, inputs, rows) in each compute type; where one cannot run, the
+    reason as text."""
     from jpo import _core
     from jpo.storage import COMPUTES
 
@@ -79,9 +79,10 @@ def report(measure: bool = True) -> dict[str, Any]:
     """Everything that `jpo doctor` prints, as a dictionary.
 
     Keys: version, python, numpy, platform, isa, isa_best, features and masked (of the processor: in use; left out
-    by JPO_CPU or the level), isa_unavailable (what JPO_CPU asked for in vain, or None), auto_compute (what compute="auto" is
-    here), kernels (compute type -> the kernel that serves it), avx512_vnni, avx512_bf16, blas, blas_kernel, threads, processors, memory, switches, extras, gflops (empty unless
-    `measure`; the measurement takes about a second).
+    by JPO_CPU or the level), isa_unavailable (what JPO_CPU asked for in vain, or None), auto_compute (what
+    compute="auto" is here), kernels (compute type -> the kernel that serves it), avx512_vnni, avx512_bf16, blas,
+    blas_kernel, threads, processors, memory, switches, extras, gflops (empty unless `measure`; the measurement takes
+    about a second).
     """
     import numpy
 

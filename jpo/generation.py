@@ -24,7 +24,8 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample: text without the stop string or end token, its token ids, the log-likelihood of the tokens drawn (under
+    """One sample: text without the stop string or end token, its token ids, the log-likelihood of the tokens drawn
+    (under
     the model itself: temperature 1, no cut), and why it ended: "stop" or "length"."""
 
     text: str
@@ -73,8 +74,8 @@ def generate(
     """n completions of each prompt (plain strings; no template is added).
 
     temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; a completion ends at the tokenizer's end tokens,
-    stop_token_ids, a stop string, or max_new_tokens. ids: the prompts' numbers for the seeds (default: their places), so
-    that a resumed run draws the same. on_token(prompt, sample, token id) is called as tokens come.
+    stop_token_ids, a stop string, or max_new_tokens. ids: the prompts' numbers for the seeds (default: their places),
+    so that a resumed run draws the same. on_token(prompt, sample, token id) is called as tokens come.
     """
     if isinstance(prompts, str):
         raise JpoError("prompts: expected a list of strings, got one string")
@@ -208,7 +209,8 @@ class _Batch:
 def _draw(
     logits: np.ndarray[Any, Any], streams: list[_Stream], temperature: float, top_p: float, top_k: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A token of each stream and its log-likelihood under the model; where it is random, for one number of its generator."""
+    """A token of each stream and its log-likelihood under the model; where it is random, for one number of its
+    generator."""
     uniforms = np.zeros(len(streams))
     if temperature > 0:
         uniforms[:] = [stream.generator.random() for stream in streams]

@@ -43,8 +43,8 @@ def _raise(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP raise Stopped, where nothing else was decided about them (nohup ignores SIGHUP,
-    and it stays ignored)."""
+    """Inside the block SIGTERM and SIGHUP raise Stopped, where nothing else was decided about them (nohup ignores
+    SIGHUP, and it stays ignored)."""
     if not _main_thread():
         yield
         return

@@ -88,7 +88,8 @@ def select_modules(
     exclude_modules: Sequence[str] | str | None = None,
     layers_to_transform: Sequence[int] | int | None = None,
 ) -> tuple[str, ...]:
-    """Names for LoraSettings.target_modules: ends of names, or whole names where only some of their modules are meant."""
+    """Names for LoraSettings.target_modules: ends of names, or whole names where only some of their modules are
+    meant."""
     chosen = _chosen(modules, target_modules)
     if exclude_modules:
         if isinstance(exclude_modules, str):

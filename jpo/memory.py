@@ -1,4 +1,5 @@
-"""How much memory can still be had here: what the system has free, under the limits of the control groups. Knows no models."""
+"""How much memory can still be had here: what the system has free, under the limits of the control groups. Knows no
+models."""
 
 from __future__ import annotations
 

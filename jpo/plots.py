@@ -1,4 +1,5 @@
-"""Figures of training runs and of the interplay of feedback, in colours that the colour-blind can tell apart and that print well. Needs matplotlib."""
+"""Figures of training runs and of the interplay of feedback, in colours that the colour-blind can tell apart and that
+print well. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ def history(
 ) -> Any:
     """Loss, margins, rewards and accuracies over steps: one panel each, the columns that the run has.
 
-    run: what train() returned, or an output directory or metrics.jsonl. path: where to save (the suffix names the format).
-    Returns matplotlib's Figure.
+    run: what train() returned, or an output directory or metrics.jsonl. path: where to save (the suffix names the
+    format). Returns matplotlib's Figure.
     """
     pyplot = _pyplot()
     columns = read_history(run) if isinstance(run, (str, os.PathLike)) else run
@@ -86,9 +87,9 @@ SHARES = (  # key of an interplay, what it says
 def interplay(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> Any:
     """The paper's figures 2 and 3: decisive shares of equal labels, and who wins where labels differ, with intervals.
 
-    result: what jpo.feedback.interplay.interplay returns (or `jpo interplay --json` wrote); several annotators stand one
-    below the other. path: where to save (the suffix names the format). Returns matplotlib's Figure; DataError where no
-    share is known.
+    result: what jpo.feedback.interplay.interplay returns (or `jpo interplay --json` wrote); several annotators stand
+    one below the other. path: where to save (the suffix names the format). Returns matplotlib's Figure; DataError where
+    no share is known.
     """
     sources = result.get("annotators") or {"": result}
     rows = shares_known(sources)

@@ -1,7 +1,7 @@
 """The engine's counters: time and arithmetic of each operator.
 
-JPO_PROFILE=1 prints them as a table to stderr when Python ends, beside NumPy's float32 product on all cores, measured at that
-moment; a dry run reads from them what another compute type would take. Knows operators, nothing of training.
+JPO_PROFILE=1 prints them as a table to stderr when Python ends, beside NumPy's float32 product on all cores, measured
+at that moment; a dry run reads from them what another compute type would take. Knows operators, nothing of training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def peak_gflops(runs: int = 7, size: int = 2048) -> float:
 
 
 def table(name: str, counted: Mapping[str, tuple[int, float, float]], wall: float, peak: float | None = None) -> str:
-    """Lines of text: operator, calls, seconds, share of the operators' time, GF/s, share of `peak` (measured if None)."""
+    """Lines of text: operator, calls, seconds, share of the operators' time, GF/s, share of `peak` (measured if
+    None)."""
     total = sum(seconds for _, seconds, _ in counted.values())
     peak = peak_gflops() if peak is None else peak
     lines = [f"{name}: {total:.2f} s in operators of {wall:.2f} s since it was loaded; NumPy's sgemm {peak:.0f} GF/s"]
@@ -58,8 +59,8 @@ _PRODUCTS = ("linear", "linear backward, input", "head")  # what a compute type 
 def compute_costs(lm: Any, step: Callable[[], Any]) -> tuple[float, dict[str, float | str]]:
     """(seconds of one step, {compute type: seconds of the same step, or why it cannot run here}).
 
-    The step runs once. The other types' times are estimates: its products with the model's weights, scaled by the measured speeds
-    of a product of the model's widest layer; the rest stays.
+    The step runs once. The other types' times are estimates: its products with the model's weights, scaled by the
+    measured speeds of a product of the model's widest layer; the rest stays.
     """
     from jpo.doctor import gflops
 

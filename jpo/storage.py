@@ -1,4 +1,5 @@
-"""How a model's weights are held in memory and multiplied: as stored, or converted once at load. Knows bytes; never models."""
+"""How a model's weights are held in memory and multiplied: as stored, or converted once at load. Knows bytes; never
+models."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from jpo import _core
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
-# types of products with the model's weights, in the engine's order (csrc/base/dtype.h; tests/typing holds this copy to it)
+# types of products with the model's weights, in the engine's order (csrc/base/dtype.h; tests/typing holds this copy to
+# it)
 ProductType = Literal["float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3"]
 Compute = Literal[ProductType, "auto"]
 COMPUTES: tuple[ProductType, ...] = get_args(ProductType)

@@ -1,8 +1,9 @@
 """Follows the README literally: every sh, bash and python block, in order, from the root of a fresh clone, and checks
 what each printed. `python tests/follow_readme.py [--quick] [--keep FOLDER]`; CI runs it.
 
---quick: the test suite is collected instead of run, because CI runs it by itself. --keep: clone into FOLDER and leave it.
-The transcript goes to standard output; the status is 1 where a block fails or does not print what is expected of it.
+--quick: the test suite is collected instead of run, because CI runs it by itself. --keep: clone into FOLDER and leave
+it. The transcript goes to standard output; the status is 1 where a block fails or does not print what is expected of
+it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The notebooks' code cells run from top to bottom. Those of exact arithmetic print what is stored, but for numbers' last
-digits; those of models, whose stored outputs are of larger runs, run on the embedded default and are held to their results."""
+"""The notebooks' code cells run from top to bottom. Those of exact arithmetic print what is stored, but for numbers'
+last digits; those of models, whose stored outputs are of larger runs, run on the embedded default and are held to their
+results."""
 
 import contextlib
 import io
@@ -40,7 +41,8 @@ def studied(space):
 
 
 def summarized(space):
-    """05, its cut: made-up posts, from which the tiny model learns; ROUGE-L is that of the files, in all methods and degrees."""
+    """05, its cut: made-up posts, from which the tiny model learns; ROUGE-L is that of the files, in all methods and
+    degrees."""
     assert space["SIZES"] == "cut" and space["results"]["sizes"]["test"] == 6
     assert space["rouge"](space["rows"][0]["instruction"], space["rows"][0]["gold_response"]) == 1
     outcome = space["outcome"]

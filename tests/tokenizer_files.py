@@ -1,4 +1,5 @@
-"""Small tokenizers of the kinds that models come with, trained here on the embedded pairs: for tests of tokenization."""
+"""Small tokenizers of the kinds that models come with, trained here on the embedded pairs: for tests of
+tokenization."""
 
 import json
 

@@ -33,7 +33,8 @@ _ORDER = [FIRST, *GROUPS.values()]
 
 
 def compute_for(config: TrainingConfig, resume: bool) -> Any:
-    """What to load a model with: as the options say, otherwise as the run that is resumed was started with, otherwise auto."""
+    """What to load a model with: as the options say, otherwise as the run that is resumed was started with, otherwise
+    auto."""
     from jpo.train.checkpoint import compute_of
 
     held = compute_of(config.output) if resume and config.output else None

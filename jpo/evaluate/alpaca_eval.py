@@ -1,8 +1,8 @@
 """AlpacaEval 2's files: outputs for it to judge, and its annotations read back. Knows its formats; runs nothing of it.
 
-Outputs are a JSON array of {instruction, output, generator}. Annotations are a JSON array with output_1 (the baseline's),
-output_2 (the model's), generator_1, generator_2 and preference: from 1 (the baseline) to 2 (the model), 1.5 or the
-older 0 a draw, null where the annotator failed.
+Outputs are a JSON array of {instruction, output, generator}. Annotations are a JSON array with output_1 (the
+baseline's), output_2 (the model's), generator_1, generator_2 and preference: from 1 (the baseline) to 2 (the model),
+1.5 or the older 0 a draw, null where the annotator failed.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ def write_alpaca_eval_outputs(
 def read_annotations(path: str | os.PathLike[str], difficulty: Difficulty | None = None) -> dict[str, dict[str, Any]]:
     """model -> its figures out of AlpacaEval's annotations.json, win-rates from 0 to 1.
 
-    win_rate is the mean of preference - 1, with standard_error; discrete_win_rate rounds each preference to a win, a loss
-    or a draw first; wins, losses and draws count preferences above, below and at 1.5; failed counts nulls, which enter
-    nothing. length_controlled: see jpo.evaluate.statistics.length_controlled, with an interval. alpaca_eval: AlpacaEval's
-    own regression, in percent (jpo.evaluate.alpaca_regression), with the term of `difficulty` where it is given; an
-    annotation's key `index`, else its place, is the instruction's number. DataError names the file and the annotation.
+    win_rate is the mean of preference - 1, with standard_error; discrete_win_rate rounds each preference to a win, a
+    loss or a draw first; wins, losses and draws count preferences above, below and at 1.5; failed counts nulls, which
+    enter nothing. length_controlled: see jpo.evaluate.statistics.length_controlled, with an interval. alpaca_eval:
+    AlpacaEval's own regression, in percent (jpo.evaluate.alpaca_regression), with the term of `difficulty` where it is
+    given; an annotation's key `index`, else its place, is the instruction's number. DataError names the file and the
+    annotation.
     """
     name = os.fspath(path)
     try:
@@ -160,8 +161,8 @@ def read_evaluation_set(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def annotated(judged: Iterable[Mapping[str, Any]], generators: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Judged outputs (jpo.evaluate.judging) in AlpacaEval's form: preference 2 where the output won, 1 where the baseline
-    did, 1.5 for neither, null where the verdict failed. generators: id -> the baseline's name."""
+    """Judged outputs (jpo.evaluate.judging) in AlpacaEval's form: preference 2 where the output won, 1 where the
+    baseline did, 1.5 for neither, null where the verdict failed. generators: id -> the baseline's name."""
     return [
         {
             "index": int(row["id"]),

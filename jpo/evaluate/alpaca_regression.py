@@ -31,8 +31,10 @@ _LEAST = 1e-15  # of a probability in the validation's loss
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What AlpacaEval knows of its instructions: how difficult each is, by its number; and, where the file has them, the
-    annotations of gamed baselines: (n, 3) rows (length term before tanh, difficulty, not gamed) and their preferences."""
+    """What AlpacaEval knows of its instructions: how difficult each is, by its number; and, where the file has them,
+    the
+    annotations of gamed baselines: (n, 3) rows (length term before tanh, difficulty, not gamed) and their
+        preferences."""
 
     of: Mapping[int, float]
     gamed: Array | None = None
@@ -80,8 +82,8 @@ def alpaca_length_controlled(
     """{length_controlled_winrate, lc_standard_error, glm, weights, problem}: percentages, as the package gives them.
 
     preferences: 0 (the baseline) to 1 (the model), None where the annotator failed; lengths in characters. indices: the
-    instructions' numbers in the evaluation set, for `difficulty`; default: their places. problem: why there is no figure,
-    else None. DataError for an instruction whose difficulty is not known.
+    instructions' numbers in the evaluation set, for `difficulty`; default: their places. problem: why there is no
+    figure, else None. DataError for an instruction whose difficulty is not known.
     """
     glm = "minimal" if difficulty is None else "noreg" if difficulty.gamed is None else "v1"
     result: dict[str, Any] = {"length_controlled_winrate": None, "lc_standard_error": None, "weights": None}
@@ -123,7 +125,8 @@ def _difficulties(difficulty: Difficulty, indices: Sequence[int] | range) -> Arr
 
 
 def _fitted(x: Array, y: Array, difficulty: Difficulty | None) -> Array:
-    """The weights at the strength that validates best, over all rows; those of gamed baselines first, as in the package."""
+    """The weights at the strength that validates best, over all rows; those of gamed baselines first, as in the
+    package."""
     importance = np.ones(len(y))
     if difficulty is not None and difficulty.gamed is not None and difficulty.preferences is not None:
         own = difficulty.gamed

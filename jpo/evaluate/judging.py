@@ -20,7 +20,8 @@ _TRAVEL = ("model", "temperature", "seed", "training_seed", "sample")
 def beside_gold(
     generations: Iterable[Mapping[str, Any]], gold: Iterable[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], int]:
-    """(candidates, missing): {id, instruction, response_0: the output, response_1: gold, model, temperature, seed, ...}.
+    """(candidates, missing): {id, instruction, response_0: the output, response_1: gold, model, temperature, seed,
+    ...}.
 
     Joined by id, and the instructions must agree; without an id, by the instruction alone. missing: test items of which
     some (model, temperature, seed, sample) has no output. DataError for an output whose id or instruction gold lacks.

@@ -1,8 +1,8 @@
 """The files that the paper's authors released, as they are: templated outputs and caches of verdicts, in and out.
 
 Outputs are JSON Lines of {instruction: the prompt with its template, outputs}; the file's name ends in its temperature.
-A cache is JSON, {model: {"instruction<SEP>...gold<SEP>...output": "model" | "gold" | "equal"}}, its instructions templated
-likewise. Knows texts; never judges.
+A cache is JSON, {model: {"instruction<SEP>...gold<SEP>...output": "model" | "gold" | "equal"}}, its instructions
+templated likewise. Knows texts; never judges.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _TEMPERATURE = re.compile(r"(?P<model>.+)_(?P<temperature>\d+(?:\.\d+)?)\.jsonl?
 
 
 def untemplated(text: str) -> str:
-    """The instruction within a prompt of one of our text templates, the longest that fits; the text itself where none does."""
+    """The instruction within a prompt of one of our text templates, the longest that fits; the text itself where none
+    does."""
     for name in sorted(TEXTS, key=lambda name: -len(TEXTS[name])):
         before, _, rest = TEXTS[name].partition("{instruction}")
         after = rest.partition("{response}")[0].rstrip(" ")
@@ -49,7 +50,8 @@ def generation(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_known(paths: Iterable[str | os.PathLike[str]]) -> dict[tuple[str, str, str], int]:
-    """(instruction, gold, output) -> feedback out of verdict caches; what two of them say of one comparison must agree."""
+    """(instruction, gold, output) -> feedback out of verdict caches; what two of them say of one comparison must
+    agree."""
     found: dict[tuple[str, str, str], int] = {}
     for path in paths:
         for model, verdicts in read_cache(path).items():
@@ -64,7 +66,8 @@ def read_known(paths: Iterable[str | os.PathLike[str]]) -> dict[tuple[str, str, 
 
 
 def known_feedback(row: Mapping[str, Any], known: Known) -> int | None:
-    """What the caches say of a row {instruction, response_0: the output, response_1: gold}; None where they say nothing."""
+    """What the caches say of a row {instruction, response_0: the output, response_1: gold}; None where they say
+    nothing."""
     texts = [row[key] for key in ("instruction", "response_1", "response_0")]
     if not all(isinstance(text, str) for text in texts):
         return None
@@ -72,8 +75,8 @@ def known_feedback(row: Mapping[str, Any], known: Known) -> int | None:
 
 
 def write_verdicts(path: str | os.PathLike[str], judged: Iterable[Mapping[str, Any]]) -> int:
-    """Judged rows as a verdict cache, added to what the file holds already; how many verdicts it then has. Failed verdicts
-    and conversations are left out; a model's temperatures and seeds share its name."""
+    """Judged rows as a verdict cache, added to what the file holds already; how many verdicts it then has. Failed
+    verdicts and conversations are left out; a model's temperatures and seeds share its name."""
     names = {value: name for name, value in FEEDBACK.items()}
     cache: dict[str, dict[str, str]] = {}
     if os.path.exists(path):

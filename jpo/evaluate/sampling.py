@@ -54,7 +54,8 @@ class Sampling:
 
 
 def encoder_of(lm: Any, adapter: Mapping[str, Any] | None = None, template: str | None = None) -> Encoder:
-    """How prompts are made: by `template` (a name, or a text with {instruction} and {response}), else as the adapter was trained.
+    """How prompts are made: by `template` (a name, or a text with {instruction} and {response}), else as the adapter
+    was trained.
 
     adapter: what lm.load_adapter returned. Lengths are the adapter's, within the model's positions.
     """
@@ -85,7 +86,8 @@ def weights_digest(lm: Any) -> str:
 
 
 def fingerprint(lm: Any, encoder: Encoder, stop: Sequence[str] = ()) -> str:
-    """Sixteen digits that differ where the model's do (weights_digest), its template, prompt lengths or stop strings."""
+    """Sixteen digits that differ where the model's do (weights_digest), its template, prompt lengths or stop
+    strings."""
     rest = [list(stop), encoder.template.to_dict(), encoder.max_prompt_length, encoder.truncation]
     return digest([weights_digest(lm), rest])
 
@@ -101,11 +103,13 @@ def sample(
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows {id, instruction, output, temperature, seed, sample, model, ...}: for each temperature and seed, each record's
-    n samples.
+    """Rows {id, instruction, output, temperature, seed, sample, model, ...}: for each temperature and seed, each
+    record's n samples.
 
-    records: with `instruction` (or `prompt`) and, where they have one, `id` or `instruction_id`. encoder: see encoder_of;
-    default: the paper's template. output: a JSONL file, synced block by block; what it holds already is not drawn again.
+    records: with `instruction` (or `prompt`) and, where they have one, `id` or `instruction_id`. encoder: see
+        encoder_of;
+    default: the paper's template. output: a JSONL file, synced block by block; what it holds already is not drawn
+        again.
     model: the name written into the rows (default: the model's source). extra: further keys of every row, such as
     training_seed. progress(done, total) after each block.
     JpoError where `output` was sampled by another model, with other settings or other instructions.

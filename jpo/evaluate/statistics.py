@@ -86,12 +86,12 @@ def length_controlled(
 ) -> dict[str, Any]:
     """The win-rate that a logistic model predicts at equal lengths: {win_rate, low, high, length_effect, n, problem}.
 
-    After AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475): P(win on x) = sigmoid(theta + phi tanh(d_x / std(d))), with
-    d = length - baseline length in characters; scores in [0, 1] (a tie is 1/2) are its targets; the result is
+    After AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475): P(win on x) = sigmoid(theta + phi tanh(d_x / std(d))),
+    with d = length - baseline length in characters; scores in [0, 1] (a tie is 1/2) are its targets; the result is
     sigmoid(theta). Left out is their term of instruction difficulty, which is fit over the annotations of many models,
     and the annotations of gamed models that they add. Penalty: ridge / 2 (theta^2 + phi^2), as their C = 100 weighs it.
-    The interval comes from the sandwich estimate of theta's variance. Where the fit cannot be made, `problem` says why and
-    the other values are None; where every verdict is the same, the win-rate is theirs at any length.
+    The interval comes from the sandwich estimate of theta's variance. Where the fit cannot be made, `problem` says why
+    and the other values are None; where every verdict is the same, the win-rate is theirs at any length.
     """
     y = np.asarray(scores, dtype=np.float64)
     n = len(y)

@@ -123,7 +123,8 @@ def win_rates(judged: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     output), response_1 (gold), feedback (0 the output, 1 gold, 2 equal, null failed: counted, not scored).
     win_rates[model][temperature] holds win_rate, low, high (the mean over training seeds with Student's 95 % interval;
     without training seeds, over sampling seeds), runs (how many), items (the mean over items with its interval, seeds
-    averaged), length_controlled (likewise over the runs that could be fitted, and `problem`: why others could not), longer_than_gold, wins, losses, ties, failed, total, and by_run.
+    averaged), length_controlled (likewise over the runs that could be fitted, and `problem`: why others could not),
+    longer_than_gold, wins, losses, ties, failed, total, and by_run.
     comparisons: at each temperature, bootstrap over the items that both models answered, seeds averaged.
     """
     cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}

@@ -1,8 +1,9 @@
 """Acquisition: every candidate is asked about twice, with the order swapped; agreement decides.
 
-Equal verdicts of both orders give 0 or 1; the same position twice, a tie in either order, or two ties give 2 (equal). By
-the protocol `forced` no single verdict is a tie. A question that stays without a parsed verdict after max_attempts is recorded as failed: feedback null, never a preference.
-Input is streamed and output written aside and renamed, so memory does not grow with the number of records.
+Equal verdicts of both orders give 0 or 1; the same position twice, a tie in either order, or two ties give 2 (equal).
+By the protocol `forced` no single verdict is a tie. A question that stays without a parsed verdict after max_attempts
+is recorded as failed: feedback null, never a preference. Input is streamed and output written aside and renamed, so
+    memory does not grow with the number of records.
 """
 
 from __future__ import annotations
@@ -262,11 +263,11 @@ def acquire(
 ) -> Summary:
     """Judge every candidate of `source` (file or records) and write them with `feedback` to `output` (JSONL).
 
-    Conditional: {instruction, response_0, response_1}; joint: {instruction_0, response_0, instruction_1, response_1}; all
-    other keys travel along. question: protocol, task and wording. The journal (default: output + ".journal.sqlite") makes
-    a killed run go on where it was; salvage: of a damaged one what is sound is kept, otherwise it is a FormatError.
-    progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is given up, the
-    verdicts so far are kept, the output is not written.
+    Conditional: {instruction, response_0, response_1}; joint: {instruction_0, response_0, instruction_1, response_1};
+    all other keys travel along. question: protocol, task and wording. The journal (default: output + ".journal.sqlite")
+    makes a killed run go on where it was; salvage: of a damaged one what is sound is kept, otherwise it is a
+    FormatError. progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is
+    given up, the verdicts so far are kept, the output is not written.
     """
     for name, value in (("concurrency", concurrency), ("max_attempts", max_attempts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -385,7 +386,8 @@ def plan(
     question: Question | None = None,
     max_attempts: int = MAX_ATTEMPTS,
 ) -> Plan:
-    """What `acquire` with these arguments would ask; asks and writes nothing. judge: anything with `name` (and `key`)."""
+    """What `acquire` with these arguments would ask; asks and writes nothing. judge: anything with `name` (and
+    `key`)."""
     question = question or Question()
     path = os.fspath(journal) if journal is not None else f"{os.fspath(output)}.journal.sqlite"
     result = Plan()

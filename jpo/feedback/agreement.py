@@ -1,6 +1,6 @@
-"""Agreement between annotators who judged the same content: human-human, human-model, model-model, conditional and joint
-feedback apart, in percent and as Krippendorff's alpha; and of each annotator with the majority's vote. Knows feedback
-records; never judges.
+"""Agreement between annotators who judged the same content: human-human, human-model, model-model, conditional and
+joint feedback apart, in percent and as Krippendorff's alpha; and of each annotator with the majority's vote. Knows
+feedback records; never judges.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def majority(verdicts: Iterable[int]) -> int | None:
 
 
 def annotator_kind(name: str, record: Mapping[str, Any] | None = None, humans: Sequence[str] = ()) -> str:
-    """ "human" or "model": by the record's key annotator_kind, by `humans` (names), else human where the name is "human"
-    or begins with "human" and one of : _ - / or a space."""
+    """ "human" or "model": by the record's key annotator_kind, by `humans` (names), else human where the name is
+    "human" or begins with "human" and one of : _ - / or a space."""
     stated = (record or {}).get("annotator_kind")
     if stated is not None:
         if stated not in ("human", "model"):
@@ -65,10 +65,10 @@ def agreement(
 ) -> dict[str, Any]:
     """{annotators, conditional, joint}: how far annotators agree on content that they both judged.
 
-    records: feedback of several annotators, {..., feedback, annotator, annotator_kind?}; the same comparison with its sides
-    exchanged counts as the same. Failed verdicts (null) count for nothing; of two verdicts of one annotator on the same
-    content the first counts. `annotators` holds each one's kind and numbers of verdicts; under each protocol stand the
-    kinds of pairs (human_human, human_model, model_model) and `pairs`, every two annotators:
+    records: feedback of several annotators, {..., feedback, annotator, annotator_kind?}; the same comparison with its
+    sides exchanged counts as the same. Failed verdicts (null) count for nothing; of two verdicts of one annotator on
+    the same content the first counts. `annotators` holds each one's kind and numbers of verdicts; under each protocol
+    stand the kinds of pairs (human_human, human_model, model_model) and `pairs`, every two annotators:
     {percent, percent_low, percent_high, alpha, alpha_low, alpha_high, n}, n being comparisons of two verdicts. Alpha is
     Krippendorff's, nominal, over 0, 1 and 2 (equal), with every two verdicts on the same content as a unit; None where
     only one value occurs. Intervals: 95 %, bootstrap over contents. Under `majority` stands what _majorities says.
@@ -109,9 +109,10 @@ def _protocol(verdicts: Mapping[str, Mapping[Unit, int]], kinds: Mapping[str, st
 
 
 def _majorities(verdicts: Mapping[str, Mapping[Unit, int]], kinds: Mapping[str, str], seed: int) -> dict[str, Any]:
-    """Of all annotators, and of the humans alone where enough of them voted: {contents, tied, annotators}. contents: those
-    with FEWEST_VOTES votes; tied: how many of them have no majority; annotators: each one's agreement with it, as for two
-    annotators, and others_percent: with the majority of the others, which its own vote does not help to make."""
+    """Of all annotators, and of the humans alone where enough of them voted: {contents, tied, annotators}. contents:
+    those with FEWEST_VOTES votes; tied: how many of them have no majority; annotators: each one's agreement with it, as
+    for two annotators, and others_percent: with the majority of the others, which its own vote does not help to
+    make."""
     found = {}
     for group, names in (("all", list(verdicts)), ("humans", [name for name in verdicts if kinds[name] == "human"])):
         votes: dict[Unit, dict[str, int]] = {}

@@ -1,8 +1,8 @@
 """The interplay of conditional and joint feedback (the paper's figures 2 and 3).
 
 Items carry the label that conditional feedback gave them; joint feedback then compares items of different instructions.
-Over chosen-chosen and rejected-rejected pairs: how often is the joint verdict decisive? Over chosen-rejected pairs: which
-side wins, or neither? An item's label decides, never its position.
+Over chosen-chosen and rejected-rejected pairs: how often is the joint verdict decisive? Over chosen-rejected pairs:
+which side wins, or neither? An item's label decides, never its position.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _verdict(record: Mapping[str, Any], number: int) -> tuple[str, str, int] | N
 def interplay(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The shares, each {share, n, low, high} with Wilson's 95 % interval, unrounded; share None where n is 0.
 
-    records: joint feedback, {label_0, label_1, feedback, annotator?, ...}. Where several annotators judged, `annotators`
-    holds each one's shares."""
+    records: joint feedback, {label_0, label_1, feedback, annotator?, ...}. Where several annotators judged,
+    `annotators` holds each one's shares."""
     found: list[tuple[tuple[str, str, int], str]] = []
     skipped = 0
     for number, record in enumerate(records, 1):
@@ -88,11 +88,12 @@ Likelihood = Callable[[Sequence[tuple[Text, Text]]], Sequence[float]]  # log p o
 def disagreements(records: Iterable[Mapping[str, Any]], likelihood: Likelihood | None = None) -> dict[str, Any]:
     """What goes with the outcome of joint verdicts over a chosen and a rejected item.
 
-    `features` holds, for each feature and each outcome (the keys of interplay: conditional and joint agree, are reversed,
-    or joint is indecisive), {mean, low, high, n} with Student's 95 % interval. Features are differences, the chosen item's
-    minus the rejected one's: response_length and instruction_length in characters; instruction_score, how often the
-    instruction's items win (1, 0, 1/2) in the other joint verdicts of `records`, where it has any; with `likelihood`
-    (see likelihood_of) response_logp, and response_logp_per_character. `instructions` lists those that stand in reversed
+    `features` holds, for each feature and each outcome (the keys of interplay: conditional and joint agree, are
+    reversed, or joint is indecisive), {mean, low, high, n} with Student's 95 % interval. Features are differences, the
+    chosen item's minus the rejected one's: response_length and instruction_length in characters; instruction_score, how
+    often the instruction's items win (1, 0, 1/2) in the other joint verdicts of `records`, where it has any; with
+    `likelihood` (see likelihood_of) response_logp, and response_logp_per_character. `instructions` lists those that
+    stand in reversed
     verdicts most: {instruction, reversed, n} over its chosen-rejected verdicts.
     """
     judged = [

@@ -1,8 +1,9 @@
 """The journal of attempts: SQLite, write-ahead, synced at every commit, keyed by content.
 
-A received verdict is on disk before its slot asks again; a killed run loses nothing and asks nothing twice. Verdicts that
-arrive while one commit is being synced share the next one, and none of them depends on another: an entry that SQLite
-cannot hold is left out alone. What is read is checked; jpo.feedback.salvage gets the sound rows out of a damaged file.
+A received verdict is on disk before its slot asks again; a killed run loses nothing and asks nothing twice. Verdicts
+that arrive while one commit is being synced share the next one, and none of them depends on another: an entry that
+SQLite cannot hold is left out alone. What is read is checked; jpo.feedback.salvage gets the sound rows out of a damaged
+file.
 """
 
 from __future__ import annotations

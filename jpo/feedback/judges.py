@@ -1,4 +1,5 @@
-"""The judges of --judge: an OpenAI-compatible server, a local model, a Python callable. Knows prompts; never records."""
+"""The judges of --judge: an OpenAI-compatible server, a local model, a Python callable. Knows prompts; never
+records."""
 
 from __future__ import annotations
 
@@ -148,7 +149,8 @@ class LocalJudge:
         return self.scores(prompt) - np.array([half, -half, 0.0][: len(self.answers)])
 
     async def ask(self, prompt: str) -> Reply:
-        """One pass of the model, in a thread beside the event loop. JudgeFault for a prompt without its neutral twin."""
+        """One pass of the model, in a thread beside the event loop. JudgeFault for a prompt without its neutral
+        twin."""
         if not isinstance(prompt, Prompt):
             raise JudgeFault("the local judge is asked jpo.feedback.prompts.Prompt, which knows its neutral twin")
         scores = await self._worker.run(self.calibrated, prompt)

@@ -1,8 +1,9 @@
 """A judge on an OpenAI-compatible server: bounded in time and size, rate limits obeyed, its key written nowhere.
 
-Every way in which a request can go wrong surfaces as JudgeFault, one attempt; retries are the acquisition's. What a server
-refuses of a request (a temperature, max_tokens by that name) is met once, said, left out or renamed, and remembered. The
-transport, with its bounds on what is decoded and where a request may go, stands in jpo.feedback.transport.
+Every way in which a request can go wrong surfaces as JudgeFault, one attempt; retries are the acquisition's. What a
+server refuses of a request (a temperature, max_tokens by that name) is met once, said, left out or renamed, and
+remembered. The transport, with its bounds on what is decoded and where a request may go, stands in
+jpo.feedback.transport.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def server_name(base_url: str | None, model: str) -> str:
 
 
 def _address(base_url: str | None) -> str:
-    """The server's address, which stands in every record: JpoError where it carries credentials, whose text is not shown."""
+    """The server's address, which stands in every record: JpoError where it carries credentials, whose text is not
+    shown."""
     address = (base_url or "https://api.openai.com/v1").rstrip("/")
     try:
         parts = urllib.parse.urlsplit(address)
@@ -121,7 +123,8 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 class OpenAIJudge:
     """A model on an OpenAI-compatible server, temperature 0; the key comes from OPENAI_API_KEY and is written nowhere.
 
-    timeout: seconds for one request, its body included. temperature, max_tokens: sent with each request, None: left out.
+    timeout: seconds for one request, its body included. temperature, max_tokens: sent with each request, None: left
+        out.
     refused: what the server is known to refuse, as jpo.feedback.journal keeps it between runs."""
 
     def __init__(
@@ -198,8 +201,8 @@ class OpenAIJudge:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The first request goes alone, so that a refusal is met once and not by every slot; the others wait for its end,
-        however it ends."""
+        """The first request goes alone, so that a refusal is met once and not by every slot; the others wait for its
+        end, however it ends."""
         self._openai()
         assert self._first is not None
         if self._tried:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's raw reply and the tokens that it cost; `wait`: seconds for which the server wants no further request."""
+    """A judge's raw reply and the tokens that it cost; `wait`: seconds for which the server wants no further
+    request."""
 
     text: str
     prompt_tokens: int = 0
@@ -17,7 +18,8 @@ class Reply:
 
 
 class JudgeFault(Exception):
-    """An attempt that brought no reply; `wait`: seconds for which the server wants no further request, if it said so."""
+    """An attempt that brought no reply; `wait`: seconds for which the server wants no further request, if it said
+    so."""
 
     def __init__(self, problem: str, wait: float | None = None):
         super().__init__(problem)

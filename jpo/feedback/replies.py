@@ -1,9 +1,9 @@
 """What a judge's raw reply says: "A", "B" or "tie", or nothing that can be told.
 
-Read are the forms that people's models give: a letter ("A", "A.", "**A**", "(a)"), a named side ("Output (a)", "Response
-B is better."), each with a lead-in ("Answer: B", "The better response is A"), then an explanation where the first line alone
-decides. A reply that names both sides stays unread, and so does one in which the letter may be the English article.
-Knows texts; never judges.
+Read are the forms that people's models give: a letter ("A", "A.", "**A**", "(a)"), a named side ("Output (a)",
+"Response B is better."), each with a lead-in ("Answer: B", "The better response is A"), then an explanation where the
+first line alone decides. A reply that names both sides stays unread, and so does one in which the letter may be the
+English article. Knows texts; never judges.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 SQLite stops at the first bad page, and a bad inner page hides every page under it. So the file is read page by page
 (SQLite's file format, sections 1.6 and 2.1): each B-tree page of the kind that holds the journal's rows is decoded by
-itself, in the database and in its write-ahead log. A row counts if its key is a content key and its verdict is one; what
-else is wrong in it is mended. Knows bytes and rows; never judges.
+itself, in the database and in its write-ahead log. A row counts if its key is a content key and its verdict is one;
+what else is wrong in it is mended. Knows bytes and rows; never judges.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _bytes(path: str) -> bytes:
 
 
 def _replace(path: str, entries: Sequence[Entry], damaged: Mapping[str, bytes]) -> None:
-    """A new journal at `path`; `damaged`: the old file's and its log's bytes, kept beside it. Every step leaves the rows in `path` or in `path`.damaged, so that a kill in between loses none."""
+    """A new journal at `path`; `damaged`: the old file's and its log's bytes, kept beside it. Every step leaves the
+    rows in `path` or in `path`.damaged, so that a kill in between loses none."""
     fresh = f"{path}.salvaged"
     for end in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
 """The process that runs tokenizers of unknown origin: a loop over requests on standard input, one reply each.
 
-A request is {"tokenizer": text of a tokenizer.json or null for the last one, "texts": [...]}; the reply {"ids": [[...]]}
-or {"error": ...}. Run as a file, outside the package, so that it imports neither jpo nor NumPy.
+A request is {"tokenizer": text of a tokenizer.json or null for the last one, "texts": [...]}; the reply {"ids":
+[[...]]} or {"error": ...}. Run as a file, outside the package, so that it imports neither jpo nor NumPy.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Tokenizers of unknown origin: which of them are taken as they are, and the bounds of the others.
 
-A tokenizer.json is a program too: its normalizer may multiply a text, its regular expressions may backtrack without end.
-What multiplies by more than a small factor is refused by arithmetic. Expressions other than the published ones run in a
-process with limits of time and memory (worker.py), first on probe texts, then on every text; so do long texts of every
-tokenizer, because the tokenizers package holds the interpreter's lock, and Ctrl-C would wait for it.
+A tokenizer.json is a program too: its normalizer may multiply a text, its regular expressions may backtrack without
+end. What multiplies by more than a small factor is refused by arithmetic. Expressions other than the published ones run
+in a process with limits of time and memory (worker.py), first on probe texts, then on every text; so do long texts of
+every tokenizer, because the tokenizers package holds the interpreter's lock, and Ctrl-C would wait for it.
 """
 
 from __future__ import annotations

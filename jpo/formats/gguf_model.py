@@ -242,7 +242,8 @@ def _names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _renamed(file: GGUFFile, family: Family) -> Iterator[StoredTensor]:
-    """The file's tensors under the family's names; a fused attn_qkv of a family that stores q, k and v is kept whole."""
+    """The file's tensors under the family's names; a fused attn_qkv of a family that stores q, k and v is kept
+    whole."""
     once, layer = _names(family)
     for name, tensor in file.tensors.items():
         parts = name.split(".")

@@ -1,8 +1,9 @@
 """The tokenizer inside a GGUF file, rebuilt for the `tokenizers` package.
 
-Three kinds: "gpt2" (byte-level BPE with merges, cut beforehand by the patterns that `tokenizer.ggml.pre` names), "llama"
-(SentencePiece BPE with scores and byte fallback) and "gemma4" (the same with merges). Ids are those of the model's own
-tokenizer.json. Outside test: the vocabularies in llama.cpp's models/, tests/parity/test_gguf_vocabularies.py.
+Three kinds: "gpt2" (byte-level BPE with merges, cut beforehand by the patterns that `tokenizer.ggml.pre` names),
+"llama" (SentencePiece BPE with scores and byte fallback) and "gemma4" (the same with merges). Ids are those of the
+model's own tokenizer.json. Outside test: the vocabularies in llama.cpp's models/,
+tests/parity/test_gguf_vocabularies.py.
 """
 
 from __future__ import annotations

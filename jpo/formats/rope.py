@@ -32,9 +32,11 @@ _REQUIRED = {
 
 
 def rope_parameters(values: Values, kind: str | None = None, theta: float = 10000.0) -> dict[str, Any]:
-    """RoPE's parameters with rope_theta among them, from either spelling: rope_theta + rope_scaling, or rope_parameters.
+    """RoPE's parameters with rope_theta among them, from either spelling: rope_theta + rope_scaling, or
+    rope_parameters.
 
-    kind: of the layers whose parameters are meant, where rope_parameters hold them by layer type; theta: where none stands.
+    kind: of the layers whose parameters are meant, where rope_parameters hold them by layer type; theta: where none
+        stands.
     """
     parameters: dict[str, Any] = {}
     for key in ("rope_parameters", "rope_scaling"):  # the older spelling wins where both stand, as in transformers

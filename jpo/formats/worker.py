@@ -1,8 +1,8 @@
 """A process of its own for what came with a downloaded model and may never end: bounded in time, memory and output.
 
-Neither a thread nor a sandbox can be stopped while it multiplies strings or backtracks; a process can. It starts with the
-first request (some 0.1 s) and stays; a request then costs a round trip. Knows scripts and messages; never templates or
-tokenizers (chat.py, bounded_tokens.py).
+Neither a thread nor a sandbox can be stopped while it multiplies strings or backtracks; a process can. It starts with
+the first request (some 0.1 s) and stays; a request then costs a round trip. Knows scripts and messages; never templates
+or tokenizers (chat.py, bounded_tokens.py).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 
     results = lm_eval.simple_evaluate(model=JpoLM("smollm2-135m", adapter="out"), tasks=["arc_easy"])
 
-Importing this module also registers the model under the name "jpo" for `model="jpo", model_args="pretrained=...,adapter=..."`.
-Requests that share a context are scored in one pass over it; texts become tokens as in the harness's own hf model.
+Importing this module also registers the model under the name "jpo" for `model="jpo",
+model_args="pretrained=...,adapter=..."`. Requests that share a context are scored in one pass over it; texts become
+tokens as in the harness's own hf model.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class JpoLM(TemplateLM):  # type: ignore[misc]
     """The harness's view of a jpo model.
 
     pretrained: what `jpo.load` takes, or a loaded LanguageModel; adapter: a PEFT directory; storage, compute: as for
-    `jpo.load`; max_length: tokens of context and continuation (default: the model's positions); max_gen_toks: tokens of a
-    generated answer where a task does not say; add_bos_token: None is the tokenizer's own rule.
+    `jpo.load`; max_length: tokens of context and continuation (default: the model's positions); max_gen_toks: tokens of
+    a generated answer where a task does not say; add_bos_token: None is the tokenizer's own rule.
     """
 
     def __init__(

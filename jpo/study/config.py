@@ -340,8 +340,8 @@ def load_config(
     """A preset's options, under a file's, under KEY=VALUE assignments (dotted keys reach into sections), under flags. A
     file may name its preset itself, by the key `preset`.
 
-    Without a preset, what a file leaves open on the embedded world is as in the preset demo, whose options suit so small a
-    model; on any other model it is StudyConfig's default."""
+    Without a preset, what a file leaves open on the embedded world is as in the preset demo, whose options suit so
+    small a model; on any other model it is StudyConfig's default."""
     import yaml
 
     own = read_yaml(path) if path else {}

@@ -1,8 +1,8 @@
 """What a study will ask, sample and train, and how long that takes here: for the dry run, before anything is written.
 
 Counts come from the settings and the lengths of the given texts; times from the number of the model's weights and the
-speed of products that is measured on this machine (0.2 s). All of it is about: how many verdicts are decided, and how long
-responses get, is known afterwards. Knows settings, lengths and speeds; runs nothing.
+speed of products that is measured on this machine (0.2 s). All of it is about: how many verdicts are decided, and how
+long responses get, is known afterwards. Knows settings, lengths and speeds; runs nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _READ = 200  # records whose lengths are looked at
 
 @dataclass
 class Estimate:
-    """Questions by stage (two for each comparison), their tokens, tokens sampled and trained on here, seconds by kind."""
+    """Questions by stage (two for each comparison), their tokens, tokens sampled and trained on here, seconds by
+    kind."""
 
     questions: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
@@ -46,7 +47,8 @@ class Estimate:
 
 
 def estimate(config: StudyConfig, runs: Sequence[Run], done: Sequence[str]) -> Estimate:
-    """Of a study whose stages `done` (by name) have nothing left to do. DataError for given files that cannot be read."""
+    """Of a study whose stages `done` (by name) have nothing left to do. DataError for given files that cannot be
+    read."""
     lengths = _lengths(config)
     found = Estimate()
     conditional, joint = _candidates(config)
@@ -158,8 +160,8 @@ def _weights(config: StudyConfig) -> int:
 
 
 def _seconds(config: StudyConfig, found: Estimate, lengths: Mapping[str, int], done: Sequence[str]) -> None:
-    """Fills in the times: a forward pass takes two operations for each weight and token; training another one back and, for
-    the reference, another one forth."""
+    """Fills in the times: a forward pass takes two operations for each weight and token; training another one back and,
+    for the reference, another one forth."""
     from jpo import _core
 
     try:

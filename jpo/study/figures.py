@@ -1,8 +1,9 @@
-"""The report's figures: Okabe and Ito's colours, markers that differ in shape, readable on a phone, in the dark and in print.
+"""The report's figures: Okabe and Ito's colours, markers that differ in shape, readable on a phone, in the dark and in
+print.
 
-Each is a Drawing: SVG for the report, whose ink and grid take the page's colours, PNG and PDF for papers, a text for those
-who cannot see it. Knows the numbers of results.json; never files of stages. Drawn on matplotlib's Figure directly, so that
-no display is needed.
+Each is a Drawing: SVG for the report, whose ink and grid take the page's colours, PNG and PDF for papers, a text for
+those who cannot see it. Knows the numbers of results.json; never files of stages. Drawn on matplotlib's Figure
+directly, so that no display is needed.
 """
 
 from __future__ import annotations

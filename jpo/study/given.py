@@ -1,7 +1,8 @@
-"""What a person has already, in the form of the stages that it stands for: pairs as decided verdicts, a policy's template.
+"""What a person has already, in the form of the stages that it stands for: pairs as decided verdicts, a policy's
+template.
 
-The authors' *_conditional_pref.jsonl and every other form of preference record fit as they are. Knows files and records;
-never the order of stages.
+The authors' *_conditional_pref.jsonl and every other form of preference record fit as they are. Knows files and
+records; never the order of stages.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def as_conditional(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 
 
 def as_joint(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
-    """Joint feedback that decided for the chosen item, without conditional labels: decided verdicts alone say nothing of
-    how often one is decisive."""
+    """Joint feedback that decided for the chosen item, without conditional labels: decided verdicts alone say nothing
+    of how often one is decisive."""
     rows = []
     for pair in pairs:
         chosen = {"instruction_0": plain(pair.i_chosen), "response_0": plain(pair.r_chosen)}

@@ -41,8 +41,9 @@ METHODS: dict[str, Method] = {
 
 
 def swapped(conditional: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """IOPO's groups (arXiv 2411.06208) out of conditional pairs: two instructions x, x' with chosen responses y, y' give
-    (x, y) over (x', y) and (x', y') over (x, y'). Partners are neighbours in a seeded order; one may be left out."""
+    """IOPO's groups (arXiv 2411.06208) out of conditional pairs: two instructions x, x' with chosen responses y, y'
+    give (x, y) over (x', y) and (x', y') over (x, y'). Partners are neighbours in a seeded order; one may be left
+    out."""
     order = [int(at) for at in permutation(len(conditional), seed, _PARTNERS)]
     found = []
     for first, second in zip(order[::2], order[1::2], strict=False):

@@ -72,7 +72,8 @@ def _averages(results: Mapping[str, Any], method: str) -> dict[str, float | None
 
 
 def _versus(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """[{baseline, rows: [(method, temperature -> comparison)]}]: every method against the SFT policy, and against DPO."""
+    """[{baseline, rows: [(method, temperature -> comparison)]}]: every method against the SFT policy, and against
+    DPO."""
     found = []
     for baseline in ("sft", "dpo"):
         rows: dict[str, dict[str, Any]] = {}

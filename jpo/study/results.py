@@ -1,4 +1,5 @@
-"""The numbers of a study, gathered from its files: results.json. Knows files of stages; never runs or draws anything."""
+"""The numbers of a study, gathered from its files: results.json. Knows files of stages; never runs or draws
+anything."""
 
 from __future__ import annotations
 
@@ -114,16 +115,18 @@ def _means(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, float]:
 
 
 def _pooled(rows: Rows, model: str) -> dict[str, Any]:
-    """All temperatures together: {mean, low, high, n} over training seeds, and `items` likewise over items; intervals of
-    shares, within 0 and 1."""
+    """All temperatures together: {mean, low, high, n} over training seeds, and `items` likewise over items; intervals
+    of shares, within 0 and 1."""
     own = [row for row in rows if row["model"] == model]
     by_seed = _means(own, "training_seed")
     return {**share_interval(list(by_seed.values())), "items": share_interval(list(_means(own, "id").values()))}
 
 
 def _difference(rows: Rows, better: str, other: str) -> dict[str, Any] | None:
-    """How far `better` stands above `other` over all temperatures: {items, seeds, verdict}; None where they share no items.
-    items: paired bootstrap over test items. seeds: Student's over training seeds. The verdict needs both to leave out 0."""
+    """How far `better` stands above `other` over all temperatures: {items, seeds, verdict}; None where they share no
+    items.
+    items: paired bootstrap over test items. seeds: Student's over training seeds. The verdict needs both to leave out
+        0."""
     sides = [[row for row in rows if row["model"] == model] for model in (better, other)]
     items = [_means(side, "id") for side in sides]
     shared = sorted(items[0].keys() & items[1].keys())
@@ -161,7 +164,8 @@ def _claims(rows: Rows, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _unparsed(config: StudyConfig) -> Any:
-    """Whether a judged sample could not be parsed: the world's judge reads outputs; of other judges, failed verdicts."""
+    """Whether a judged sample could not be parsed: the world's judge reads outputs; of other judges, failed
+    verdicts."""
     if config.judge == WORLD:
         return lambda row: world.parse_response(row["instruction"], row["response_0"]) is None
     return lambda row: row["feedback"] is None

@@ -49,8 +49,8 @@ _WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
 
 @dataclass(frozen=True)
 class Run:
-    """One training (of the policy "sft": none) and its samples. `share`: of the mixing study at equal pairs, joint pairs by
-    all; `epochs`: of the mixing study at equal epochs, where training is otherwise told in steps."""
+    """One training (of the policy "sft": none) and its samples. `share`: of the mixing study at equal pairs, joint
+    pairs by all; `epochs`: of the mixing study at equal epochs, where training is otherwise told in steps."""
 
     method: str
     seed: int
@@ -152,8 +152,8 @@ class Stages:
         )
 
     def _pool(self) -> list[Any]:
-        """The instructions that candidates may be sampled for: in the file's order where each of them may get some, else
-        in a seeded one, whose beginning is sampled. Of given pairs, theirs."""
+        """The instructions that candidates may be sampled for: in the file's order where each of them may get some,
+        else in a seeded one, whose beginning is sampled. Of given pairs, theirs."""
         c = self.config
         if c.conditional_pairs:
             return given.instructions_of(given.pairs_of(c.conditional_pairs, joint=False))
@@ -349,8 +349,8 @@ class Stages:
         write_records(self.path("feedback", "joint.jsonl"), given.as_joint(some))
 
     def joint(self) -> None:
-        """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged until enough are decided.
-        The order of the candidates is random, so that each round has about the mix of all."""
+        """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged until enough are
+        decided. The order of the candidates is random, so that each round has about the mix of all."""
         items = build.items_of(self._rows("feedback", "conditional.jsonl"))
         labelled = sum(item.label is not None for item in items)
         most = labelled * (labelled - 2) // 8  # so many pairs there are even of one kind alone
@@ -406,7 +406,8 @@ class Stages:
         os.rename(part, final)
 
     def _passes(self, run: Run) -> dict[str, Any]:
-        """Of a run that is to take as many epochs as DPO's steps are of the conditional pairs, that many; else nothing."""
+        """Of a run that is to take as many epochs as DPO's steps are of the conditional pairs, that many; else
+        nothing."""
         c = self.config
         told = c.train_options(run.method)
         union = c.union == "epochs" and run.method == "jpo_union" and run.share is None
@@ -458,8 +459,8 @@ class Stages:
         self._sampled(run, rows, degrees, self.path(self.alpaca_samples(run)))
 
     def alpaca_judge(self, run: Run) -> None:
-        """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders; the verdicts
-        as they came in NAME.judged.jsonl."""
+        """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders; the
+        verdicts as they came in NAME.judged.jsonl."""
         assert self.config.alpaca_eval
         gold = read_evaluation_set(self.config.alpaca_eval)
         output, samples = self.path("alpaca_eval", f"{run.name}.judged.jsonl"), self.path(self.alpaca_samples(run))

@@ -1,8 +1,8 @@
 """A study: its stages in order, what of them is done, and the run that goes on where a killed one was.
 
 Every stage leaves one file or folder, written aside and renamed; a stage is done when that is there. So the files say
-everything, and a run after kill -9 ends with the numbers of an undisturbed one. Knows the order; the stages themselves are
-in jpo.study.stages.
+everything, and a run after kill -9 ends with the numbers of an undisturbed one. Knows the order; the stages themselves
+are in jpo.study.stages.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The embedded world: instructions over words, responses of graded quality, gold responses, and an exact judge.
 
-Five families of instructions over two to six different words. The texts are by writers of four habits: the careful one is
-right, the hasty one stops early, the stammering one says a word twice, the absent-minded one does another job; the longer
-an instruction, the fewer write with care. So a policy fine-tuned on them has good and bad habits to choose between, and
-instructions differ in how well they are answered. The quality of a response is a number from 0 to 1, relative to its own
-instruction, read from the text itself; so one judge compares two responses to one instruction and two (instruction,
-response) pairs alike. Everything is a pure function of the seed. Knows words; never models, tokens or files.
+Five families of instructions over two to six different words. The texts are by writers of four habits: the careful one
+is right, the hasty one stops early, the stammering one says a word twice, the absent-minded one does another job; the
+longer an instruction, the fewer write with care. So a policy fine-tuned on them has good and bad habits to choose
+between, and instructions differ in how well they are answered. The quality of a response is a number from 0 to 1,
+relative to its own instruction, read from the text itself; so one judge compares two responses to one instruction and
+two (instruction, response) pairs alike. Everything is a pure function of the seed. Knows words; never models, tokens or
+files.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def parse_response(instruction: str, response: str) -> list[str] | None:
 def quality(instruction: str, response: str) -> float | None:
     """From 0 to 1; None for a response that cannot be parsed.
 
-    Lists: 1 - edits / length of the longer list (insertions, deletions, replacements of words). Numbers: 1 - distance / 4,
-    at least 0."""
+    Lists: 1 - edits / length of the longer list (insertions, deletions, replacements of words). Numbers: 1 - distance /
+    4, at least 0."""
     found, best = parse_response(instruction, response), best_answer(instruction)
     if found is None:
         return None
@@ -107,8 +108,8 @@ def edits(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def compare(first: tuple[str, str], second: tuple[str, str]) -> str:
-    """ "A", "B" or "tie": which (instruction, response) has the higher quality, by more than TIE. A response that cannot be
-    parsed has quality 0."""
+    """ "A", "B" or "tie": which (instruction, response) has the higher quality, by more than TIE. A response that
+    cannot be parsed has quality 0."""
     qualities = [quality(*pair) or 0.0 for pair in (first, second)]
     if abs(qualities[0] - qualities[1]) < TIE:
         return "tie"
@@ -116,7 +117,8 @@ def compare(first: tuple[str, str], second: tuple[str, str]) -> str:
 
 
 def judge(prompt: str) -> str:
-    """The exact judge behind jpo.feedback's question (`--judge jpo.study.world:judge`): reads both sides from its text."""
+    """The exact judge behind jpo.feedback's question (`--judge jpo.study.world:judge`): reads both sides from its
+    text."""
     first, second = sides_of(prompt)
     return compare(first, second)
 
@@ -148,8 +150,8 @@ def _instruction(family: str, dice: Dice) -> str:
 
 def respond(instruction: str, habit: str, dice: Dice) -> str:
     """What a writer of that habit (one of HABITS) writes. Hasty: one or two words too few. Stammering: a word twice.
-    Absent-minded: the words as they stand in the instruction, or from behind where that is the job. Numbers: one or two too
-    small, too large, or always two. What does no harm is right by chance."""
+    Absent-minded: the words as they stand in the instruction, or from behind where that is the job. Numbers: one or two
+    too small, too large, or always two. What does no harm is right by chance."""
     family, given = parse_instruction(instruction)
     words = best_answer(instruction)
     if habit == "careful":
@@ -178,8 +180,8 @@ def responses(texts: Sequence[str], seed: int, stream: int, careful: Mapping[int
 
 
 def reading(texts: Sequence[str], answers: Sequence[str]) -> list[dict[str, str]]:
-    """Texts to pre-train on. Of one in four all but the first word is learned, as joint scope scores it; of the others, whose
-    instruction is words at random, the answer alone, which is learned the faster for it."""
+    """Texts to pre-train on. Of one in four all but the first word is learned, as joint scope scores it; of the others,
+    whose instruction is words at random, the answer alone, which is learned the faster for it."""
     found = []
     for place, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         family, words = text.split(":")

@@ -3,8 +3,8 @@
     from jpo.torch import jpo_loss, linear_logps, sequence_logps    # extra: pip install 'jpo[torch]'
     from jpo.torch import JPOConfig, JPOTrainer                     # a TRL DPOTrainer that scores pairs jointly
 
-`jpo_loss` takes (B,) log-likelihoods on any device; `sequence_logps` and `linear_logps` run jpo's C kernels on CPU tensors
-without a copy, and plain torch elsewhere. The rest of jpo never imports torch.
+`jpo_loss` takes (B,) log-likelihoods on any device; `sequence_logps` and `linear_logps` run jpo's C kernels on CPU
+tensors without a copy, and plain torch elsewhere. The rest of jpo never imports torch.
 """
 
 from __future__ import annotations

@@ -64,11 +64,11 @@ def jpo_loss(
     """The mean preference loss (a scalar tensor) of (B,) sequence log-likelihoods, differentiable in the policy's two.
 
     policy_w, policy_l: (B,) floating tensors on any device, of the preferred and the other sequence: joint
-    log-likelihoods of instruction and response give JPO (arXiv 2404.00530, equation 3), those of the response alone DPO.
-    ref_w, ref_l: the reference model's; no gradient flows into them. settings: every keyword of `jpo.preference_loss`
-    (loss, beta, label_smoothing, chosen_lengths, ...), tensors included. With return_outputs=True also what
-    `jpo.preference_loss` returns (rewards, margins, accuracies as float64 arrays). Computed in float64; raises as
-    `jpo.preference_loss` does.
+    log-likelihoods of instruction and response give JPO (arXiv 2404.00530, equation 3), those of the response alone
+    DPO. ref_w, ref_l: the reference model's; no gradient flows into them. settings: every keyword of
+    `jpo.preference_loss` (loss, beta, label_smoothing, chosen_lengths, ...), tensors included. With return_outputs=True
+    also what `jpo.preference_loss` returns (rewards, margins, accuracies as float64 arrays). Computed in float64;
+    raises as `jpo.preference_loss` does.
     """
     for name, value in (("policy_w", policy_w), ("policy_l", policy_l)):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -131,7 +131,8 @@ class _LinearLogps(torch.autograd.Function):
 
 
 def _lying(tensor: torch.Tensor) -> Any:
-    """What jpo's kernels read: the tensor's own memory (contiguous; a transposed or expanded one is copied by torch)."""
+    """What jpo's kernels read: the tensor's own memory (contiguous; a transposed or expanded one is copied by
+    torch)."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
@@ -147,8 +148,8 @@ def sequence_logps(
 ) -> torch.Tensor:
     """(B,) log-likelihoods of label sequences under logits, differentiable in the logits.
 
-    logits (B, T, V) float32, float64, float16 or bfloat16; labels (B, T) integers, shifted inside as Hugging Face's are;
-    positions whose label is ignore_index are not read. float64 sums (float32 on devices without it), means with
+    logits (B, T, V) float32, float64, float16 or bfloat16; labels (B, T) integers, shifted inside as Hugging Face's
+    are; positions whose label is ignore_index are not read. float64 sums (float32 on devices without it), means with
     average=True. On CPU tensors jpo's C kernels read the logits where they lie; elsewhere torch computes the same.
     """
     options = {"ignore_index": ignore_index, "average": average}
@@ -163,8 +164,9 @@ def linear_logps(
 ) -> torch.Tensor:
     """(B,) log-likelihoods under softmax(hidden weight^T), differentiable in both; the logits never stand in memory.
 
-    hidden (B, T, H), weight (V, H), labels (B, T), as for sequence_logps. On CPU tensors jpo's fused head runs, and once
-    more in backward; elsewhere torch holds a few hundred rows of logits at a time and computes them again in backward.
+    hidden (B, T, H), weight (V, H), labels (B, T), as for sequence_logps. On CPU tensors jpo's fused head runs, and
+    once more in backward; elsewhere torch holds a few hundred rows of logits at a time and computes them again in
+    backward.
     """
     options = {"ignore_index": ignore_index, "average": average}
     if hidden.device.type == "cpu":

@@ -1,9 +1,10 @@
-"""JPOTrainer: TRL's DPOTrainer over pairs of (instruction, response) pairs, wherever TRL runs (GPU, quantized bases, FSDP).
+"""JPOTrainer: TRL's DPOTrainer over pairs of (instruction, response) pairs, wherever TRL runs (GPU, quantized bases,
+FSDP).
 
 The whole difference between JPO and DPO is which tokens are scored: every token of a sequence but the first (scope
 "joint"), or the response's alone ("response"). TRL scores what the collator's `completion_mask` marks, and chosen and
-rejected may have prompts of their own there; so losses, reference, adapters and logging are TRL's, untouched. Texts become
-tokens by jpo's own templates, bounds and boundary rule, so that the ids equal those of jpo's trainers.
+rejected may have prompts of their own there; so losses, reference, adapters and logging are TRL's, untouched. Texts
+become tokens by jpo's own templates, bounds and boundary rule, so that the ids equal those of jpo's trainers.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_prompt_ids", "rejected_ids"]
 class JPOConfig(trl.DPOConfig):
     """TRL's DPOConfig with jpo's own settings.
 
-    scope: "joint" scores instruction and response (JPO), "response" the response alone (DPO, or the paper's prompt-masked
-    arm where the instructions differ). template: a name ("spaced", "paper", "tldr", "raw", "chat") or a text
-    with {instruction} and {response}, by default as in jpo's own trainers ("chat" for conversations); truncation: "keep_start", "keep_end" or "drop", applied to the instruction, never to the template.
+    scope: "joint" scores instruction and response (JPO), "response" the response alone (DPO, or the paper's
+    prompt-masked arm where the instructions differ). template: a name ("spaced", "paper", "tldr", "raw", "chat") or a
+    text with {instruction} and {response}, by default as in jpo's own trainers ("chat" for conversations); truncation:
+    "keep_start", "keep_end" or "drop", applied to the instruction, never to the template.
     max_length and max_prompt_length: tokens, template included.
     """
 
@@ -95,8 +97,9 @@ class JPOTrainer(trl.DPOTrainer):
     """TRL's DPOTrainer, scoring by `args.scope` (arXiv 2404.00530).
 
     train_dataset, eval_dataset: a datasets.Dataset, or any iterable of records as jpo's own trainers read them:
-    {i_chosen, r_chosen, i_reject, r_reject}, TRL's {prompt, chosen, rejected}, conversational forms; conditional and joint
-    records may be mixed (the paper's union). processing_class: a fast tokenizer. Everything else as in DPOTrainer.
+    {i_chosen, r_chosen, i_reject, r_reject}, TRL's {prompt, chosen, rejected}, conversational forms; conditional and
+    joint records may be mixed (the paper's union). processing_class: a fast tokenizer. Everything else as in
+    DPOTrainer.
     """
 
     _tag_names = ["trl", "jpo"]
@@ -163,7 +166,8 @@ class JPOTrainer(trl.DPOTrainer):
         return datasets.Dataset.from_list(rows)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """TRL's files, and jpo_config.json beside them: `jpo generate --adapter` samples with the template of training."""
+        """TRL's files, and jpo_config.json beside them: `jpo generate --adapter` samples with the template of
+        training."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and self._template is not None:
             bounds = {name: getattr(self.args, name) for name in ("max_length", "max_prompt_length", "truncation")}

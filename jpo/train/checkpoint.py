@@ -1,7 +1,7 @@
 """Checkpoints: written aside, digested, synced, renamed; and the metrics file that goes with them.
 
-A checkpoint is finished when its folder has its own name; manifest.json, written last, holds a digest of every other file.
-Nothing that stands is removed before what replaces it stands. Knows files; never models.
+A checkpoint is finished when its folder has its own name; manifest.json, written last, holds a digest of every other
+file. Nothing that stands is removed before what replaces it stands. Knows files; never models.
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ def save(
 ) -> str:
     """checkpoint-<step>: the model by write_model(folder), optimizer.safetensors, trainer_state.json, manifest.json.
 
-    A sound checkpoint of this step that already stands is left alone (a run that was interrupted just after it); a damaged
-    one is set aside until the new one stands. JpoError names a fault of the file system; what stood before still does."""
+    A sound checkpoint of this step that already stands is left alone (a run that was interrupted just after it); a
+    damaged one is set aside until the new one stands. JpoError names a fault of the file system; what stood before
+    still does."""
     final, aside = path_of(output, step), os.path.join(output, f".checkpoint-{step}.part")
     if os.path.isdir(final) and sound(final, step):
         return final
@@ -282,7 +283,8 @@ def load(folder: str, size: int | None = None) -> tuple[dict[str, np.ndarray[Any
 
 
 def compute_of(output: str) -> str | None:
-    """The compute type that the run in `output` was started with, by its newest checkpoint; None where there is none."""
+    """The compute type that the run in `output` was started with, by its newest checkpoint; None where there is
+    none."""
     for step in reversed(finished(output)):
         with contextlib.suppress(FormatError, OSError, ValueError, TypeError, KeyError):
             return str(json.loads(_json(os.path.join(path_of(output, step), STATE))["mark"]["compute"]))
@@ -303,7 +305,8 @@ def load_newest(
 ) -> tuple[str, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
     """(folder, tensors, state) of the newest sound checkpoint; None where there is no finished one at all.
 
-    A damaged one is named through `say` and renamed to checkpoint-N.damaged, and the one before it is taken. JpoError where
+    A damaged one is named through `say` and renamed to checkpoint-N.damaged, and the one before it is taken. JpoError
+    where
     all are damaged: starting anew is for the user to decide."""
     problems = []
     for step in reversed(finished(output)):

@@ -1,7 +1,8 @@
 """Which item comes before which annotator, and which side stands left: a function of the seed and of what was shown.
 
-Every item goes to `overlap` annotators, the least shown ones first, in an order of each annotator's own; gold items go to
-everybody; a share of the items comes a second time with its sides exchanged, some items later. Knows keys; never texts.
+Every item goes to `overlap` annotators, the least shown ones first, in an order of each annotator's own; gold items go
+to everybody; a share of the items comes a second time with its sides exchanged, some items later. Knows keys; never
+texts.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def next_choice(
 ) -> Choice | Showing | None:
     """The annotator's open showing, or what to show next, or None when everything is done.
 
-    showings, answers: those of all annotators, in order. An item that stands unanswered before somebody for more than half
-    an hour counts as free; showings of items that the input no longer holds are passed over.
+    showings, answers: those of all annotators, in order. An item that stands unanswered before somebody for more than
+    half an hour counts as free; showings of items that the input no longer holds are passed over.
     """
     now = time.time() if now is None else now
     answered = {answer.showing.id for answer in answers}

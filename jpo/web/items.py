@@ -22,7 +22,8 @@ SIDES = (0, 1)
 
 @dataclass(frozen=True)
 class Item:
-    """One comparison. key: a hash of the two (instruction, response) pairs, whichever stands first; gold: 0, 1, 2 or None."""
+    """One comparison. key: a hash of the two (instruction, response) pairs, whichever stands first; gold: 0, 1, 2 or
+    None."""
 
     key: str
     record: Mapping[str, Any]
@@ -87,7 +88,8 @@ def _gold(record: Mapping[str, Any], where: str) -> int | None:
 
 
 def read_items(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Items:
-    """The candidates of a file (or records), conditional and joint ones mixed as they come; DataError where none is left."""
+    """The candidates of a file (or records), conditional and joint ones mixed as they come; DataError where none is
+    left."""
     items = Items()
     for record in iter_records(source):
         for candidate in candidates([record], report=items.report):

@@ -102,8 +102,8 @@ class Project:
         return [answer for answer in answers if answer.showing.item in self.items.by_key]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Feedback records, one a verdict: the candidate, feedback 0, 1, 2 or null (skipped), annotator, words. Gold items
-        and repetitions measure the annotator and are left out; jpo interplay, pairs and train read the rest."""
+        """Feedback records, one a verdict: the candidate, feedback 0, 1, 2 or null (skipped), annotator, words. Gold
+        items and repetitions measure the annotator and are left out; jpo interplay, pairs and train read the rest."""
         for answer in self.answers():
             item = self.items.by_key[answer.showing.item]
             if answer.showing.again == 0 and item.gold is None:

@@ -1,7 +1,8 @@
 """What people said: SQLite, write-ahead, synced at every commit. A verdict is on disk before the browser is told so.
 
-A showing is one item before one annotator, with its sides as they stood; a verdict belongs to a showing, and the same one
-sent twice is one. `changes` keeps every answer that was ever given, undone ones too. Knows keys and names; never texts.
+A showing is one item before one annotator, with its sides as they stood; a verdict belongs to a showing, and the same
+one sent twice is one. `changes` keeps every answer that was ever given, undone ones too. Knows keys and names; never
+texts.
 """
 
 from __future__ import annotations

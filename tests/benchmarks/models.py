@@ -36,7 +36,8 @@ def gguf_path(model: str) -> str | None:
 
 
 def sample_pairs(lm: Any, posts: str, count: int, samples: int = 6) -> list[dict[str, str]]:
-    """`count` pairs of the model's own responses to posts of 256 to 384 tokens of prompt. An untuned model often stops at
+    """`count` pairs of the model's own responses to posts of 256 to 384 tokens of prompt. An untuned model often stops
+    at
     once: of `samples` a post the two longest are taken."""
     template = Template.named("tldr")
     instructions = [str(record["instruction"]) for record in read_records(posts)]
@@ -76,7 +77,8 @@ def write_sized(folder: Path, axis: str, size: int) -> str:
 
 
 def write_mistral_shape(path: str) -> None:
-    """A GGUF file (about 4 GB) of Mistral-7B's shape: random Q4_0 weights, the first 32000 tokens of SmolLM2's tokenizer."""
+    """A GGUF file (about 4 GB) of Mistral-7B's shape: random Q4_0 weights, the first 32000 tokens of SmolLM2's
+    tokenizer."""
     import gguf
 
     source = gguf_path("smollm2-135m")

@@ -156,8 +156,8 @@ def run_case(
     settings: Settings,
     compared: Callable[[str, str], bool] = lambda ours, peer: True,
 ) -> list[Any]:
-    """Outcomes of the case, the yardstick's first. Each turn carries its wave, so that ratios pair neighbours; behind the
-    first wave only those of ours run anew that are compared(ours, peer) with a peer of the wave."""
+    """Outcomes of the case, the yardstick's first. Each turn carries its wave, so that ratios pair neighbours; behind
+    the first wave only those of ours run anew that are compared(ours, peer) with a peer of the wave."""
     work_file = settings.folder / f"{name}.json"
     work_file.write_text(json.dumps(work), encoding="utf-8")
     outcomes: dict[str, Outcome] = {}

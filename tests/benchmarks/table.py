@@ -1,4 +1,5 @@
-"""The report as text: the machine, one table of figures a case, one table of goals. Markdown, so that it can be pasted."""
+"""The report as text: the machine, one table of figures a case, one table of goals. Markdown, so that it can be
+pasted."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def _texts(template: Template, pair: dict[str, str], scope: str) -> dict[str, st
 
 
 def _steps(context: Context, batches: Sequence[Sequence[dict[str, str]]], template: str, scope: str) -> list[Any]:
-    """Records with their texts and token ids: [step][pair] -> {pair, trl, ids: [[prompt, response] chosen, rejected]}."""
+    """Records with their texts and token ids: [step][pair] -> {pair, trl, ids: [[prompt, response] chosen,
+    rejected]}."""
     named = Template.named(template)
     encoder = Encoder(context.lm.tokenizer, named, 512, 448)
     steps = []

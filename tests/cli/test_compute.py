@@ -40,7 +40,8 @@ def test_the_api_computes_in_float32_unless_asked():
 
 
 def test_auto_is_printed_stored_and_held(tmp_path):
-    """A run that was started with other features in use goes on, from checkpoint-1, in the type that it was started with."""
+    """A run that was started with other features in use goes on, from checkpoint-1, in the type that it was started
+    with."""
     first = run(tmp_path / "out", cpu="generic")
     assert first.returncode == 0 and "compute float32 (auto)" in first.stdout, first.stderr
     resumed = run(tmp_path / "out", "--resume")

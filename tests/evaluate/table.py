@@ -8,7 +8,8 @@ SIZE = 200
 
 
 def table(seed):
-    """(annotations, rows of a df_gamed.csv): 200 instructions, some draws, some failed verdicts; two gamed baselines."""
+    """(annotations, rows of a df_gamed.csv): 200 instructions, some draws, some failed verdicts; two gamed
+    baselines."""
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(0, 1, SIZE)
     baseline = rng.integers(50, 2000, SIZE)

@@ -1,5 +1,5 @@
-"""AlpacaEval 2's length-controlled win-rate: a fixed table against the package's figures, and against the package itself
-where it is installed (here, or in the interpreter that JPO_ALPACA_EVAL names)."""
+"""AlpacaEval 2's length-controlled win-rate: a fixed table against the package's figures, and against the package
+itself where it is installed (here, or in the interpreter that JPO_ALPACA_EVAL names)."""
 
 import csv
 import importlib.util

@@ -1,4 +1,5 @@
-"""The authors' files in their own form: templated outputs, verdict caches, test sets and pairs, made here word for word."""
+"""The authors' files in their own form: templated outputs, verdict caches, test sets and pairs, made here word for
+word."""
 
 import json
 

@@ -130,7 +130,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(faults=(), delay=0.0, headers=(), refuses=None, judge=longest):
-    """(base_url, server): faults are used up by the first requests, one each. refuses: parameter -> the error message."""
+    """(base_url, server): faults are used up by the first requests, one each. refuses: parameter -> the error
+    message."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay

@@ -1,4 +1,5 @@
-"""A hostile or stubborn server: nothing that it sends costs another question's verdict, memory, the key or the prompt."""
+"""A hostile or stubborn server: nothing that it sends costs another question's verdict, memory, the key or the
+prompt."""
 
 import asyncio
 import gzip

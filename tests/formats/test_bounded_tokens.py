@@ -1,4 +1,5 @@
-"""Tokenizers that multiply texts, backtrack or panic: each an error in bounded time and memory; Ctrl-C within long texts."""
+"""Tokenizers that multiply texts, backtrack or panic: each an error in bounded time and memory; Ctrl-C within long
+texts."""
 
 import json
 import resource

@@ -1,7 +1,8 @@
-"""Every allocation of the C engine fails once, and each with all that follow: MemoryError or the right result, no signal.
+"""Every allocation of the C engine fails once, and each with all that follow: MemoryError or the right result, no
+signal.
 
-The shim counts the calls of our own library alone; what third-party libraries do when memory ends (Rust aborts, NumPy and
-Python raise) is theirs."""
+The shim counts the calls of our own library alone; what third-party libraries do when memory ends (Rust aborts, NumPy
+and Python raise) is theirs."""
 
 import os
 import shutil

@@ -1,6 +1,6 @@
-"""Training killed before each call that changes its directory, then resumed: the adapter is that of the whole run, to the
-byte. The same points with Ctrl-C in place of the kill; and a disk that is full, broken or read-only from a point on: an
-error that names the file, and the checkpoints that stood before still resume.
+"""Training killed before each call that changes its directory, then resumed: the adapter is that of the whole run, to
+the byte. The same points with Ctrl-C in place of the kill; and a disk that is full, broken or read-only from a point
+on: an error that names the file, and the checkpoints that stood before still resume.
 
 JPO_SWEEP sets how many points are tried; 100000 is each one."""
 

@@ -1,8 +1,9 @@
 """python -m tests.mutation --area objective|bind|parsers [--every N] [--limit N]
 
-Removes each bounds check (bind, parsers) or turns each operator of the losses and their gradients (objective) in turn, in a
-copy of the tree, and runs the area's tests: a mutant that passes them all has survived, is printed with its line, and the
-exit status is 1. --every N takes each N-th mutant alone. Takes seconds a mutant, so it is no part of the test suite.
+Removes each bounds check (bind, parsers) or turns each operator of the losses and their gradients (objective) in turn,
+in a copy of the tree, and runs the area's tests: a mutant that passes them all has survived, is printed with its line,
+and the exit status is 1. --every N takes each N-th mutant alone. Takes seconds a mutant, so it is no part of the test
+suite.
 """
 
 import argparse

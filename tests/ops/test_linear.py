@@ -229,8 +229,8 @@ for compute, _, lacking in _core.compute_types():
 
 
 def quantization_bound(x, w, stored):
-    """Of x (M, D) times w (D, C) where blocks of 32 along D are rounded to integers and a scale on both sides: 16383 and
-    4095 at most, or 32767 beside the stored integers of w."""
+    """Of x (M, D) times w (D, C) where blocks of 32 along D are rounded to integers and a scale on both sides: 16383
+    and 4095 at most, or 32767 beside the stored integers of w."""
     m, depth = x.shape
     pad = -depth % 32
     x, w = np.pad(np.abs(x), ((0, 0), (0, pad))), np.pad(np.abs(w), ((0, pad), (0, 0)))

@@ -1,4 +1,5 @@
-"""Every family against transformers and PEFT: log-likelihoods, greedy tokens, gradients of adapters and of all weights."""
+"""Every family against transformers and PEFT: log-likelihoods, greedy tokens, gradients of adapters and of all
+weights."""
 
 import numpy as np
 import peft

@@ -167,8 +167,9 @@ SPM_TEXT = ["the cat sat on the mat", "thethe at-mat, saté 猫 12", "a  b   the
 
 
 def test_sentencepiece_in_gguf_against_transformers(tmp_path):
-    """Merges recovered from scores. By themselves, texts that begin with spaces differ: transformers' class then prepends
-    no mark, SentencePiece and llama.cpp always one. Behind another text all three agree, and that is what is scored."""
+    """Merges recovered from scores. By themselves, texts that begin with spaces differ: transformers' class then
+    prepends no mark, SentencePiece and llama.cpp always one. Behind another text all three agree, and that is what is
+    scored."""
     random = np.random.default_rng(1)
     words = {"".join(random.choice(list("thecasmon\u2581"), size)) for size in (2, 2, 2, 3, 3, 4, 5) for _ in range(60)}
     letters = sorted(set("".join(SPM_TEXT).replace(" ", "\u2581")) - {"\u732b"})

@@ -1,4 +1,5 @@
-"""jpo.torch.JPOTrainer, a subclass of TRL's, beside our own trainer: the same token ids, ten equal steps, each scope."""
+"""jpo.torch.JPOTrainer, a subclass of TRL's, beside our own trainer: the same token ids, ten equal steps, each
+scope."""
 
 import datasets
 import numpy as np
@@ -74,7 +75,8 @@ def theirs(folder, records, **changes):
 
 
 def opens_in_jpo(folder, trainer, own):
-    """What TRL saved is an adapter of ours, with the template that it was trained with; it scores as our own one does."""
+    """What TRL saved is an adapter of ours, with the template that it was trained with; it scores as our own one
+    does."""
     trainer.save_model(str(folder / "saved"))
     lm = jpo.load(str(folder / "base"), storage="float32")
     settings = lm.load_adapter(str(folder / "saved"))

@@ -1,4 +1,5 @@
-"""The embedded world: what is right, how wrong a wrong answer is, what cannot be read, and the judge behind its prompt."""
+"""The embedded world: what is right, how wrong a wrong answer is, what cannot be read, and the judge behind its
+prompt."""
 
 import itertools
 

@@ -11,6 +11,12 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "jpo").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TOP = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "jpo", "tests", "notebooks"}
+WIDE = {  # written on by several when the rule came: to be reflowed, and taken out of here
+    "jpo/cli/commands/pairs.py", "jpo/data/encoding.py", "jpo/data/records.py", "jpo/feedback/pairs.py", "jpo/logps.py",
+    "jpo/model.py", "jpo/objectives.py", "jpo/train/memory.py", "jpo/train/preference.py", "tests/benchmarks/cases.py",
+    "tests/benchmarks/contestants/accuracy.py", "tests/parity/test_logps.py", "tests/train/test_checkpoint.py",
+    "tests/train/test_memory.py",
+}  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
 
 
@@ -43,6 +49,30 @@ def test_module(path):
             if lines > 100:
                 faults.append(f"{node.name} has {lines} lines behind its docstring")
     assert not faults, f"{path.relative_to(ROOT)}: " + "; ".join(faults)
+
+
+def prose(text):
+    """Line numbers of docstrings and of comments that have their lines for themselves."""
+    for node in ast.walk(ast.parse(text)):
+        for part in getattr(node, "body", None) if isinstance(getattr(node, "body", None), list) else ():
+            if (
+                isinstance(part, ast.Expr)
+                and isinstance(part.value, ast.Constant)
+                and isinstance(part.value.value, str)
+            ):
+                yield from range(part.lineno, part.end_lineno + 1)
+    yield from (number for number, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("#"))
+
+
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_keeps_120_columns(path):
+    """Of code and its strings ruff format keeps the width, as far as it can."""
+    text = path.read_text(encoding="utf-8")
+    if str(path.relative_to(ROOT)) in WIDE:
+        pytest.skip("not yet reflowed")
+    lines = text.splitlines()
+    wide = sorted({number for number in prose(text) if len(lines[number - 1]) > 120})
+    assert not wide, f"{path.relative_to(ROOT)}: lines of more than 120 columns: {wide}"
 
 
 def test_torch_lives_in_parity_only():

@@ -30,8 +30,8 @@ def mypy(tmp_path, name):
 
 
 def pyright(tmp_path, name):
-    """{line: message} of pyright's errors in a file, by the wheel that carries its program (basedpyright, whose rules are
-    set to pyright's own)."""
+    """{line: message} of pyright's errors in a file, by the wheel that carries its program (basedpyright, whose rules
+    are set to pyright's own)."""
     pytest.importorskip("basedpyright", reason="basedpyright is not installed")
     settings = tmp_path / "pyrightconfig.json"
     settings.write_text(

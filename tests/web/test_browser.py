@@ -1,5 +1,6 @@
 """A person in a real browser (Debian's chromium with chromium-driver): thirty items by keyboard, a reload, a lost
-connection, undo; two people at once. Skipped by name where there is no browser; JPO_REQUIRE_BROWSER=1 (CI) forbids that."""
+connection, undo; two people at once. Skipped by name where there is no browser; JPO_REQUIRE_BROWSER=1 (CI) forbids
+that."""
 
 import json
 import os

@@ -37,14 +37,15 @@ def annotate(
     prefix: Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; serve nothing.")] = False,
 ) -> None:
-    """Let people compare candidates in the browser: one instruction with two responses, or two instruction-response pairs.
+    """Let people compare candidates in the browser: one instruction with two responses, or two instruction-response
+    pairs.
 
     jpo annotate --input joint.jsonl --output joint_feedback.jsonl
 
-    Arrow keys choose, u takes back. Which side stands left is random and recorded. A record with the key `gold` (0, 1 or 2)
-    measures annotators and is left out of the output. Verdicts live in OUTPUT.annotations.sqlite, on disk before the page
-    goes on; started again, everything goes on where it was. What comes out is what jpo interplay, jpo pairs --preferences
-    and jpo train read.
+    Arrow keys choose, u takes back. Which side stands left is random and recorded. A record with the key `gold` (0, 1
+    or 2) measures annotators and is left out of the output. Verdicts live in OUTPUT.annotations.sqlite, on disk before
+    the page goes on; started again, everything goes on where it was. What comes out is what jpo interplay, jpo pairs
+    --preferences and jpo train read.
     """
     from jpo.errors import JpoError, MissingExtra
     from jpo.web.assignment import Rules

@@ -30,12 +30,12 @@ def feedback(
 ) -> None:
     """Ask a judge which side is better, twice with the order swapped; adds feedback: 0, 1, 2 (equal) or null (failed).
 
-    Conditional candidates are {instruction, response_0, response_1}; joint ones {instruction_0, response_0, instruction_1,
-    response_1}, with label_0 and label_1 travelling along like every other key. The same side in both orders gives 0 or
-    1; anything else that parses gives 2. A reply must name one side (A, (a), Output (b), Answer: B ...) or be a tie, an
-    explanation may follow on further lines; what names both or none, and every fault of the network, is one attempt. The
-    key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY. What the journal knows is never asked
-    again; a verdict belongs to the judge, the protocol, the wording and the texts.
+    Conditional candidates are {instruction, response_0, response_1}; joint ones {instruction_0, response_0,
+    instruction_1, response_1}, with label_0 and label_1 travelling along like every other key. The same side in both
+    orders gives 0 or 1; anything else that parses gives 2. A reply must name one side (A, (a), Output (b), Answer: B
+    ...) or be a tie, an explanation may follow on further lines; what names both or none, and every fault of the
+    network, is one attempt. The key of an OpenAI-compatible server comes from the environment: OPENAI_API_KEY. What the
+    journal knows is never asked again; a verdict belongs to the judge, the protocol, the wording and the texts.
 
     jpo feedback --input candidates.jsonl --output feedback.jsonl --judge openai --model NAME --base-url URL
 
@@ -43,8 +43,8 @@ def feedback(
 
     jpo feedback --input candidates.jsonl --output feedback.jsonl --judge my_module:my_function
 
-    A function gets the prompt's text and returns "A", "B" or "tie"; a plain one is called in one thread, a coroutine side
-    by side.
+    A function gets the prompt's text and returns "A", "B" or "tie"; a plain one is called in one thread, a coroutine
+    side by side.
     """
     from jpo.cli.progress import bar
     from jpo.feedback.acquire import acquire, plan

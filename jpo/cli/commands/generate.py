@@ -81,10 +81,11 @@ def generate(
     """Sample responses of a model for a file of instructions.
 
     Records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
-    A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must come
-    from the same model, settings and instructions; anything else is refused.
+    A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must
+    come from the same model, settings and instructions; anything else is refused.
 
-    jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5 --temperature
+    jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5
+        --temperature
     1.0 --top-k 50 --output generations.jsonl
     """
     from jpo.evaluate.items import items_of

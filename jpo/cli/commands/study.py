@@ -45,7 +45,8 @@ def study(
     SFT policy, candidates, conditional and joint feedback, their interplay, every method with every training
     seed, samples, win-rates against gold, the report. One resumable run: the same command goes on where it was.
 
-    Examples: jpo study --preset world --output out; jpo study --preset tldr --write-preset tldr.yaml; jpo study tldr.yaml
+    Examples: jpo study --preset world --output out; jpo study --preset tldr --write-preset tldr.yaml; jpo study
+        tldr.yaml
     """
     from jpo.cli.commands.demo import show
     from jpo.errors import JpoError

@@ -1,4 +1,5 @@
-"""Phi-3 and Phi-4 mini (2404.14219, 2503.01743): q, k, v and gate, up fused; a part of each head is rotated; longrope."""
+"""Phi-3 and Phi-4 mini (2404.14219, 2503.01743): q, k, v and gate, up fused; a part of each head is rotated;
+longrope."""
 
 from typing import Any
 

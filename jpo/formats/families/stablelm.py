@@ -1,4 +1,5 @@
-"""StableLM 2 (2402.17834): LayerNorm with biases, a quarter of each head rotated; the 12B model's residual is parallel."""
+"""StableLM 2 (2402.17834): LayerNorm with biases, a quarter of each head rotated; the 12B model's residual is
+parallel."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
 """python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR]
 
-Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends by
-a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100 MB,
-or raises what is no answer (for files: anything but JpoError). Failing cases are written to --keep, one line each is
-printed, and the exit status is 1. --case I runs one case in this process: for the debugger.
+Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends
+by a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100
+MB, or raises what is no answer (for files: anything but JpoError). Failing cases are written to --keep, one line each
+is printed, and the exit status is 1. --case I runs one case in this process: for the debugger.
 """
 
 import argparse
