@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 turns, 8 s a contestant; without the 7B model")
     parser.add_argument("--rounds", type=int, help="turns of each contestant; the median counts (default 5)")
     parser.add_argument("--seconds", type=float, help="time for a contestant's turns, at least one (default 30)")
+    parser.add_argument("--threads", type=int, help="threads of every contestant (default: each library's own choice)")
     parser.add_argument("--growth", action="store_true", help="growth curves too")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", default=str(HELPFUL) if HELPFUL.exists() else "example", help="preference records")
@@ -104,6 +105,8 @@ def selected(options: argparse.Namespace) -> list[Case]:
 def main() -> None:
     """Run, print, write."""
     options = arguments()
+    if options.threads:
+        os.environ[machine.THREADS] = str(options.threads)
     contestants.load_all()
     if options.list:
         return show_list()
@@ -114,7 +117,14 @@ def main() -> None:
     logs.mkdir(exist_ok=True)
     settings = Settings(rounds, seconds, options.quick, logs, lambda text: print(text, flush=True))
     context = Context(options.folder, rounds, options.model, options.data, options.tldr)
-    mark = {"rounds": rounds, "seconds": seconds, "model": options.model, "data": options.data, "tldr": options.tldr}
+    mark = {
+        "threads": options.threads,
+        "rounds": rounds,
+        "seconds": seconds,
+        "model": options.model,
+        "data": options.data,
+        "tldr": options.tldr,
+    }
     store = cache.Cache(options.folder, cache.fingerprint(mark | {"peers": options.peers, "no": options.no_peers}))
     known = machine.describe()
     needs = {name for one in contestants.REGISTRY.values() for name in one.needs}

@@ -85,7 +85,10 @@ PREFERENCE = (
     times(1.8, "jpo, float32 by OpenBLAS", "jpo, bfloat16"),
     times(10, "TRL, as installed", "jpo, bfloat16"),
     times(5, "TRL, bfloat16, tcmalloc", "jpo, bfloat16"),
-    times(3, "packed torch loop, bfloat16, tcmalloc", "jpo, bfloat16"),
+    times(4, "packed torch loop, bfloat16, tcmalloc", "jpo, bfloat16"),
+    times(3, JPO, "jpo, bfloat16"),
+    times(2.2, JPO, "jpo, bfloat16x2"),
+    times(1.6, JPO, "jpo, bfloat16x3"),
 )
 SHARED = at_most("time / rows, shared against not", "sharing", 1.1, to="jpo, float32, nothing shared")
 LONG = (share(75), times(15, "TRL, float32"), times(8, "TRL, float32, tcmalloc"), SHARED)
@@ -138,6 +141,8 @@ CASES = [
              at_most("of autocast's", "error_ratio", 1 / 15, "jpo, int16", "torch, bfloat16 autocast"),
              at_most("worst gradient error", "gradient", 5e-3, "jpo, int16"),
              at_most("of autocast's", "error_ratio", 0.5, "jpo, bfloat16", "torch, bfloat16 autocast"),
+             at_most("mean error of D", "figure", 0.01, "jpo, bfloat16x2"),
+             at_most("mean error of D", "figure", 0.001, "jpo, bfloat16x3"),
          ), kind="accuracy"),
     Case("mistral-7b", "LoRA step on q, k, v at Mistral-7B's shape, Q4_0, 2 pairs of 512 tokens", "tokens/s",
          work.mistral, (at_most("peak GB", "peak_gb", 8.0),), group="slow"),

@@ -13,9 +13,14 @@ from typing import Any
 CLEARED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # they would slow NumPy's sgemm, the yardstick
 
 
+THREADS = "JPO_BENCHMARK_THREADS"  # set by --threads: as many in every contestant, instead of the library's own choice
+
+
 def child_environment(allocator: str) -> dict[str, str]:
     """The environment of a contestant's process."""
     environment = {name: value for name, value in os.environ.items() if name not in CLEARED}
+    if threads := os.environ.get(THREADS):
+        environment.update(dict.fromkeys(("JPO_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads))
     environment.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONUNBUFFERED="1")
     if allocator == "tcmalloc":
         library = tcmalloc()

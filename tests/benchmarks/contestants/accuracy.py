@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jpo.storage import COMPUTES
+
 from . import Variant, contestant
 from .jpo_preference import load
 
@@ -15,7 +17,7 @@ ENTERS = ("accuracy",)
     "jpo",
     enters=ENTERS,
     gigabytes=1.5,
-    variants=tuple(Variant(compute, {"compute": compute}) for compute in ("float32", "int16", "bfloat16")),
+    variants=tuple(Variant(compute, {"compute": compute}) for compute in COMPUTES),
 )
 def jpo_accuracy(work: Any, turns: Any, compute: str) -> None:
     """D of all pairs; gradients of the first eight into a file."""
