@@ -144,7 +144,7 @@ class LanguageModel:
 
     def target_names(self, target_modules: Sequence[str] | str) -> tuple[str, ...]:
         """The modules that an adapter's target_modules name."""
-        return self._targets(target_modules)
+        return select_modules(modules(self.config), target_modules)
 
     def adapter_values(self, r: int, target_modules: Sequence[str] | str) -> int:
         """Number of values of such a LoRA adapter."""
