@@ -142,9 +142,12 @@ class LanguageModel:
         """Bytes of the weights held as `storage`; must=False: tensors that cannot be held so count as they are stored."""
         return sum(stored_bytes(tensor, storage, must) for tensor in self._checkpoint.tensors.values())
 
-    def target_names(self, target_modules: Sequence[str] | str) -> tuple[str, ...]:
-        """The modules that an adapter's target_modules name."""
-        return select_modules(modules(self.config), target_modules)
+    def adapter_ranks(self, r: int, target_modules: Sequence[str] | str) -> int:
+        """Sum of the ranks of such an adapter's modules in the layer that has the most of them."""
+        own = modules(self.config)
+        chosen = adapted_modules(own, select_modules(own, target_modules))
+        layers = [m.layer for m in chosen for _ in m.parts]
+        return r * max((layers.count(layer) for layer in set(layers)), default=0)
 
     def adapter_values(self, r: int, target_modules: Sequence[str] | str) -> int:
         """Number of values of such a LoRA adapter."""

@@ -103,7 +103,7 @@ def _activations(lm: LanguageModel, config: TrainingConfig, chosen: Settings) ->
         return planned + 4 * rows * _HEAD_COLUMNS
     if lm.lora is not None:
         return planned
-    ranks = config.r * len(lm.target_names(config.targets))
+    ranks = lm.adapter_ranks(config.r, config.targets)
     layers = 1 if chosen.recompute else int(lm.config["num_hidden_layers"])
     return planned + 4 * rows * ranks * (layers + 1)
 
