@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jpo import _core
+from jpo.errors import FormatError
 from jpo.formats.families import Family, family_of
 from jpo.formats.stored import StoredTensor
 
@@ -50,7 +51,11 @@ class Module:
 def layer_tensors(config: Mapping[str, Any]) -> int:
     """Weights (biases not counted) of one layer: the least that a file must hold for each."""
     family = family_of(config["model_type"])
-    names = [name for name, _, _, per_layer, *_ in _core.tensors(dict(config)) if per_layer]
+    try:
+        rows = _core.tensors(dict(config))
+    except ValueError as error:  # a value that is none as float32: rms_norm_eps = 1e-320
+        raise FormatError(f"config.json: {error}") from None
+    names = [name for name, _, _, per_layer, *_ in rows if per_layer]
     inside = {part: fused for fused, parts in family.fused.items() for part in parts}
     return len({inside.get(name, name) for name in names})
 
