@@ -12,31 +12,14 @@ from typing import Any
 import numpy as np
 
 from jpo import _core
+from jpo.arrays import Array, as_array
 from jpo.errors import JpoError
 
-Array = np.ndarray[Any, Any]
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}
 
 
-def _view(name: str, value: Any) -> Array:
-    """The argument as an array without a copy."""
-    if isinstance(value, np.ndarray):
-        return value
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, TypeError, RuntimeError, ValueError) as error:
-            raise TypeError(
-                f"{name}: cannot be read through __dlpack__ ({error}); pass a NumPy array on the CPU"
-            ) from None
-    try:
-        return np.asarray(memoryview(value))
-    except TypeError:
-        raise TypeError(f"{name}: expected an array, got {type(value).__name__}; pass np.asarray({name})") from None
-
-
 def _floats(name: str, value: Any, dimensions: int, shape: str) -> Array:
-    array = _view(name, value)
+    array = as_array(name, value)
     if not array.dtype.isnative:
         raise TypeError(
             f"{name}: expected native byte order, got {array.dtype}; convert it with {name}.astype({array.dtype.name!r})"
@@ -64,7 +47,7 @@ class _Scored:
     """Which rows are scored, by which targets, for which sequence."""
 
     def __init__(self, labels: Any, leading: tuple[int, ...], vocab: int, ignore_index: int):
-        array = _view("labels", labels)
+        array = as_array("labels", labels)
         if array.dtype.kind not in "iu":
             raise TypeError(f"labels: expected integers, got {array.dtype}")
         if array.shape != leading:
@@ -97,7 +80,7 @@ class _Scored:
         return sums / self.counts if average else sums
 
     def coefficients(self, grad: Any, average: bool) -> Array:
-        weights = np.asarray(_view("grad", grad) if not isinstance(grad, (list, tuple)) else grad)
+        weights = as_array("grad", grad, lists=True)
         if weights.dtype.kind not in "fiu":
             raise TypeError(f"grad: expected real numbers, got {weights.dtype}")
         if weights.shape != self.counts.shape:

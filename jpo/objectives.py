@@ -4,7 +4,8 @@ s = h(log p - log p_ref), D = s_w - s_l, b = beta, e = label_smoothing, n = scor
 label smoothing (DPO, 2305.18290; cDPO), JPO (2404.00530, equation 3: the same loss over joint log-likelihoods), robust
 (2403.00409), hinge (SLiC, 2305.10425), ipo (2310.12036), exo_pair (2402.00856), nca_pair (2402.05369), bco_pair
 (2404.04656), sppo_hard (2405.00675), apo_zero and apo_down (2408.06266), discopop (2406.08414), aot and aot_unpaired
-(2406.05882), kto (2402.01306), simpo (2405.14734), orpo (2403.07691), rpo (2402.10958), iopo (2411.06208), f-divergences
+(2406.05882), kto (2402.01306), dpo_rk and dpo_davidson (2409.17431: DPO under Rao and Kupper's and Davidson's models of
+ties), simpo (2405.14734), orpo (2403.07691), rpo (2402.10958), iopo (2411.06208), f-divergences
 (2309.16240), WPO's pair weights (2406.11827).
 
 Knows numbers; never models.
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jpo import _core
+from jpo.arrays import as_array
 from jpo.errors import JpoError
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -46,7 +48,9 @@ _BITS = {
     "of_d_alone": 2048,
     "couples_batch": 4096,
     "length_normalize": 8192,
+    "ties": 16384,
 }
+NU = {"dpo_rk": 3.0, "dpo_davidson": 1.0}  # equal rewards tie with probability 1/2, as the paper sets both
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,9 @@ class PreferenceLoss:
 
 
 def _vector(name: str, value: Any, count: int | None) -> Vector:
-    array = np.asarray(value)
+    array = as_array(name, value, lists=True)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected real numbers (float32 or float64), got {array.dtype}")
     if array.ndim != 1:
@@ -167,15 +173,24 @@ def preference_loss(
     rpo_weights: npt.ArrayLike | None = None,
     groups: npt.ArrayLike | None = None,
     pair_weights: npt.ArrayLike | None = None,
+    ties: npt.ArrayLike | None = None,
+    nu: float | None = None,
 ) -> PreferenceLoss:
     """A preference objective and its gradient over (B,) sequence log-likelihoods.
 
     loss: a name of jpo.objectives.LOSSES, or a list of names summed with loss_weights (default 1 each, not normalized).
     kl (kto): the mismatched completions' s (any shape), or their mean; z = max(0, mean). rpo_weights (B, B); groups (B,)
     integers; pair_weights (B,) multiply each pair's loss (WPO). ipo divides by the lengths unless length_normalize=False.
+    dpo_rk and dpo_davidson take ties (B,), true where neither side is preferred, and nu, how readily they tie (default: NU).
+    kto alone takes policy_chosen and policy_rejected of different lengths, unpaired examples: losses, margins and
+    accuracies are then (B_w + B_l,), chosen first, margins = beta (s_w - z) and beta (z - s_l).
     ValueError names an argument that the loss needs and lacks, and one that was given and would be ignored.
     """
     chosen = _chosen_losses(loss, loss_weights)
+    if [info.name for info, _ in chosen] == ["kto"] and np.shape(policy_chosen) != np.shape(policy_rejected):
+        return _unpaired_kto(
+            policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, kl, desirable_weight, undesirable_weight
+        )
     names = " + ".join(info.name for info, _ in chosen)
     reads = frozenset().union(*(info.reads for info, _ in chosen))
     lp_w = _vector("policy_chosen", policy_chosen, None)
@@ -198,6 +213,9 @@ def preference_loss(
         "rpo_weights": (rpo_weights, "rpo_weights" in reads),
         "groups": (groups, "groups" in reads),
     }
+    unread = [name for name, value in (("ties", ties), ("nu", nu)) if value is not None and "ties" not in reads]
+    if unread:
+        raise JpoError(f"loss {names} would ignore {unread[0]}; leave it out, or use dpo_rk or dpo_davidson")
     for name, (value, read) in given.items():
         if read and value is None:
             raise JpoError(f"loss {names} needs {name}")
@@ -236,7 +254,7 @@ def preference_loss(
         "n_w": None if chosen_lengths is None else _lengths("chosen_lengths", chosen_lengths, count),
         "n_l": None if rejected_lengths is None else _lengths("rejected_lengths", rejected_lengths, count),
     }
-    settings = (
+    settings = [
         beta,
         smoothing,
         _number("gamma", gamma, -np.inf, np.inf),
@@ -246,14 +264,17 @@ def preference_loss(
         _number("desirable_weight", desirable_weight, 0, np.inf),
         _number("undesirable_weight", undesirable_weight, 0, np.inf),
         _number("f_alpha_divergence_coef", f_alpha_divergence_coef, -np.inf, np.inf),
+        0.0,  # nu, which is each loss's own
         DIVERGENCES.index(f_divergence_type),
         normalize,
-    )
+    ]
     pair_matrix = None if rpo_weights is None else _matrix(rpo_weights, count)
     group_ids = None if groups is None else _groups(groups, count)
+    tied = None if ties is None else _ties(ties, count)
     total = [np.zeros(count), np.zeros(count), np.zeros(count)]
     for info, weight in chosen:
-        parts = _core.preference(info.index, lp_w, lp_l, *arrays.values(), pair_matrix, group_ids, *settings)
+        settings[_NU_AT] = _nu(info.name, nu)
+        parts = _core.preference(info.index, lp_w, lp_l, *arrays.values(), pair_matrix, group_ids, tied, *settings)
         for sum_, part in zip(total, parts, strict=True):
             sum_ += weight * part
     if pair_weights is not None:
@@ -274,25 +295,86 @@ def preference_loss(
     )
 
 
+_NU_AT = 9  # nu's place in the settings
+
+
+def _nu(loss: str, nu: float | None) -> float:
+    """How readily a loss of ties ties; 0 for the others. Rao and Kupper's model has no ties at 1."""
+    if loss not in NU:
+        return 0.0
+    low = 1.0 if loss == "dpo_rk" else 0.0
+    return NU[loss] if nu is None else _number(f"nu of loss {loss}", nu, low, np.inf, open_low=True)
+
+
+def _ties(value: npt.ArrayLike, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    array = as_array("ties", value, lists=True)
+    if array.dtype.kind != "b" or array.shape != (count,):
+        raise JpoError(f"ties: expected ({count},) booleans, got {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def _unpaired_kto(
+    policy_chosen: npt.ArrayLike,
+    policy_rejected: npt.ArrayLike,
+    ref_chosen: npt.ArrayLike | None,
+    ref_rejected: npt.ArrayLike | None,
+    beta: float,
+    kl: npt.ArrayLike | None,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> PreferenceLoss:
+    """kto over (B_w,) desirable and (B_l,) undesirable examples: the mean over all of them."""
+    for name, value in (("ref_chosen", ref_chosen), ("ref_rejected", ref_rejected), ("kl", kl)):
+        if value is None:
+            raise JpoError(f"loss kto needs {name}")
+    beta, z = _number("beta", beta, 0, np.inf, open_low=True), _reference_point(kl)
+    weights = (
+        _number("desirable_weight", desirable_weight, 0, np.inf),
+        _number("undesirable_weight", undesirable_weight, 0, np.inf),
+    )
+    given = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    given |= {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+    empty = np.zeros(0)
+    lp_w, lp_l, ref_w, ref_l = (_vector(n, v, None) if np.size(v) else empty for n, v in given.items())
+    for name, ref, policy in (("ref_chosen", ref_w, lp_w), ("ref_rejected", ref_l, lp_l)):
+        if len(ref) != len(policy):
+            raise JpoError(f"{name}: expected {len(policy)} values as policy_{name[4:]} has, got {len(ref)}")
+    count = len(lp_w) + len(lp_l)
+    sides = []
+    for side, lp, ref in ((0, lp_w, ref_w), (1, lp_l, ref_l)):
+        own = [0.0, 0.0]
+        own[side] = 2 * weights[side]  # the core takes the mean over two examples a pair
+        settings = (beta, 0.0, 0.0, 0.0, 1.0, z, *own, 0.5, 0.0, 0, False)
+        parts = _core.preference(LOSSES["kto"].index, lp, lp, ref, ref, *[None] * 5, *settings) if len(lp) else [empty] * 3
+        sides.append((parts[0], parts[1 + side] / count))
+    losses = np.concatenate([sides[0][0], sides[1][0]])
+    rewards_w, rewards_l = beta * (lp_w - ref_w), beta * (lp_l - ref_l)
+    margins = np.concatenate([rewards_w - beta * z, beta * z - rewards_l])
+    accuracies = (margins > 0).astype(np.float64)
+    return PreferenceLoss(
+        float(losses.mean()), losses, rewards_w, rewards_l, margins, accuracies, sides[0][1], sides[1][1]
+    )
+
+
 def _reference_point(kl: npt.ArrayLike | None) -> float:
     """kto's z = max(0, mean s of the mismatched completions); 0 where the loss has none."""
     if kl is None:
         return 0.0
-    values = np.asarray(kl, dtype=np.float64)
+    values = np.asarray(as_array("kl", kl, lists=True), dtype=np.float64)
     if values.size == 0:
         raise JpoError("kl: expected the mismatched completions' s or their mean, got an empty array")
     return float(np.maximum(values.mean(), 0.0))
 
 
 def _matrix(value: npt.ArrayLike, count: int) -> Vector:
-    array = np.ascontiguousarray(value, dtype=np.float64)
+    array = np.ascontiguousarray(as_array("rpo_weights", value, lists=True), dtype=np.float64)
     if array.shape != (count, count):
         raise JpoError(f"rpo_weights: expected shape ({count}, {count}), got {array.shape}")
     return array
 
 
 def _groups(value: npt.ArrayLike, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    array = np.asarray(value)
+    array = as_array("groups", value, lists=True)
     if array.dtype.kind not in "iu" or array.shape != (count,):
         raise JpoError(f"groups: expected ({count},) integers, got {array.dtype} of shape {array.shape}")
     return np.ascontiguousarray(array, dtype=np.int64)

@@ -20,11 +20,11 @@ static bool vector(PyObject *object, const char *name, int type, npy_intp n, con
 static PyObject *preference(PyObject *self, PyObject *args) {
     (void)self;
     int loss, divergence, normalize;
-    PyObject *lp_w, *lp_l, *ref_w, *ref_l, *n_w, *n_l, *weights, *groups;
+    PyObject *lp_w, *lp_l, *ref_w, *ref_l, *n_w, *n_l, *weights, *groups, *ties;
     jpo_preference p = {0};
-    if (!PyArg_ParseTuple(args, "iOOOOOOOOdddddddddip:preference", &loss, &lp_w, &lp_l, &ref_w, &ref_l, &n_w, &n_l,
-                          &weights, &groups, &p.beta, &p.smoothing, &p.gamma, &p.lambda, &p.tau, &p.kl, &p.desirable,
-                          &p.undesirable, &p.alpha, &divergence, &normalize))
+    if (!PyArg_ParseTuple(args, "iOOOOOOOOOddddddddddip:preference", &loss, &lp_w, &lp_l, &ref_w, &ref_l, &n_w, &n_l,
+                          &weights, &groups, &ties, &p.beta, &p.smoothing, &p.gamma, &p.lambda, &p.tau, &p.kl,
+                          &p.desirable, &p.undesirable, &p.alpha, &p.nu, &divergence, &normalize))
         return NULL;
     if (!arg_range("loss", loss, 0, jpo_loss_count - 1) ||
         !arg_range("divergence", divergence, 0, JPO_ALPHA_DIVERGENCE) ||
@@ -42,7 +42,8 @@ static PyObject *preference(PyObject *self, PyObject *args) {
         !vector(n_w, "chosen_lengths", NPY_FLOAT64, n, (const void **)&p.n_w) ||
         !vector(n_l, "rejected_lengths", NPY_FLOAT64, n, (const void **)&p.n_l) ||
         !vector(weights, "rpo_weights", NPY_FLOAT64, (npy_intp)square, (const void **)&p.rpo_weights) ||
-        !vector(groups, "groups", NPY_INT64, n, (const void **)&p.groups))
+        !vector(groups, "groups", NPY_INT64, n, (const void **)&p.groups) ||
+        !vector(ties, "ties", NPY_INT64, n, (const void **)&p.ties))
         return NULL;
     unsigned reads = jpo_losses[loss].reads;
     bool lengths = !(reads & JPO_READS_LENGTH_NORMALIZE) || normalize;

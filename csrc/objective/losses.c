@@ -245,6 +245,38 @@ static void loss_iopo(const jpo_preference *p, double *loss, double *d_w, double
     }
 }
 
+static bool tied(const jpo_preference *p, int64_t i) { return p->ties && p->ties[i]; }
+
+/* Rao and Kupper: P(w > l) = sg(x - a), P(tie) = (nu^2 - 1) sg(-x - a) sg(x - a), a = log nu, nu > 1. */
+static void loss_dpo_rk(const jpo_preference *p, double *loss, double *d_w, double *d_l) {
+    double a = log(p->nu), log_range = log(p->nu * p->nu - 1);
+    EACH_PAIR {
+        double x = p->beta * difference(p, i);
+        loss[i] = -log_sigmoid(x - a);
+        double slope = -sigmoid(a - x);
+        if (tied(p, i)) loss[i] -= log_range + log_sigmoid(-x - a), slope += sigmoid(x + a);
+        by_difference(d_w, d_l, i, p->beta * slope);
+    }
+}
+
+/* Davidson: P(w > l) = 1 / Z, P(tie) = 2 nu e^(-x/2) / Z, Z = 1 + e^-x + 2 nu e^(-x/2). With t = e^(-|x|/2), Z is
+ * 1 + t^2 + 2 nu t, times e^-x for x < 0, so that nothing overflows. */
+static void loss_dpo_davidson(const jpo_preference *p, double *loss, double *d_w, double *d_l) {
+    double nu = p->nu;
+    EACH_PAIR {
+        double x = p->beta * difference(p, i), t = exp(-fabs(x) / 2), rest = t * t + 2 * nu * t;
+        double slope;
+        if (tied(p, i)) {
+            loss[i] = fabs(x) / 2 + log1p(rest) - log(2 * nu);
+            slope = copysign((1 - t * t) / (2 * (1 + rest)), x);
+        } else {
+            loss[i] = (x < 0 ? -x : 0) + log1p(rest);
+            slope = -(x < 0 ? 1 + nu * t : t * t + nu * t) / (1 + rest);
+        }
+        by_difference(d_w, d_l, i, p->beta * slope);
+    }
+}
+
 const jpo_loss_entry jpo_losses[] = {
 #define JPO_LOSS_ROW(name, reads) {#name, loss_##name, reads},
     JPO_LOSS_LIST(JPO_LOSS_ROW)

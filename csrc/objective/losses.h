@@ -26,6 +26,7 @@ enum {
     JPO_OF_D_ALONE = 2048,    /* a function of D: what both sides share cancels (Lemma D.1) */
     JPO_COUPLES_BATCH = 4096, /* a pair's loss depends on other pairs */
     JPO_READS_LENGTH_NORMALIZE = 8192,
+    JPO_READS_TIES = 16384, /* a pair may be a tie, which has a likelihood of its own */
 };
 enum {
     JPO_LENGTHS = JPO_READS_CHOSEN_LENGTHS | JPO_READS_REJECTED_LENGTHS,
@@ -53,7 +54,9 @@ enum {
     X(orpo, JPO_LENGTHS | JPO_READS_LAMBDA)                                                       \
     X(sft, JPO_READS_CHOSEN_LENGTHS | JPO_COUPLES_BATCH)                                          \
     X(rpo, JPO_READS_REFERENCE | JPO_READS_RPO_WEIGHTS | JPO_COUPLES_BATCH)                       \
-    X(iopo, JPO_READS_REFERENCE | JPO_READS_GROUPS | JPO_OF_D_ALONE | JPO_COUPLES_BATCH)
+    X(iopo, JPO_READS_REFERENCE | JPO_READS_GROUPS | JPO_OF_D_ALONE | JPO_COUPLES_BATCH)          \
+    X(dpo_rk, JPO_READS_REFERENCE | JPO_OF_D_ALONE | JPO_READS_TIES)                              \
+    X(dpo_davidson, JPO_READS_REFERENCE | JPO_OF_D_ALONE | JPO_READS_TIES)
 
 typedef enum { JPO_REVERSE_KL, JPO_FORWARD_KL, JPO_JS_DIVERGENCE, JPO_ALPHA_DIVERGENCE } jpo_divergence;
 
@@ -63,7 +66,8 @@ typedef struct {
     const double *lp_w, *lp_l, *ref_w, *ref_l, *n_w, *n_l;
     const double *rpo_weights; /* (B, B) */
     const int64_t *groups;     /* equal values belong together */
-    double beta, smoothing, gamma, lambda, tau, kl, desirable, undesirable, alpha;
+    const int64_t *ties;       /* nonzero: neither side is preferred; NULL: no pair is a tie */
+    double beta, smoothing, gamma, lambda, tau, kl, desirable, undesirable, alpha, nu;
     jpo_divergence divergence;
     bool length_normalize;
     double *s_w, *s_l; /* scratch: h(s) */

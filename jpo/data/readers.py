@@ -1,4 +1,4 @@
-"""Files and iterables of records: JSON Lines, JSON, Parquet, mappings. Every record remembers where it came from.
+"""Files and iterables of records: JSON Lines, JSON, CSV, Parquet, mappings; text files also packed by gzip. Every record remembers where it came from.
 
 Knows bytes, JSON and rows; never what the keys of a record mean (jpo.data.records does).
 """
@@ -6,15 +6,23 @@ Knows bytes, JSON and rows; never what the keys of a record mean (jpo.data.recor
 from __future__ import annotations
 
 import codecs
+import csv
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jpo.errors import DataError, MissingExtra
 
 EXAMPLE = "example"  # the name of the embedded preference pairs
-_SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
+_SUFFIXES = {
+    ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+}  # fmt: skip
+_NAMES = ".jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
+_CELL_LIMIT = 1 << 30  # characters of a CSV cell; the csv module's own bound is 128 KiB
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -40,7 +48,8 @@ class Record(dict[str, Any]):
 def read_records(source: Any) -> list[Record]:
     """All records of a file, of the embedded "example", of an iterable of mappings, or the union of a list of those.
 
-    Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .parquet. Iterables
+    Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .csv and .tsv (with a
+    header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it. Iterables
     include `datasets.Dataset`, `pandas.DataFrame` and `pyarrow.Table`. UTF-8 with or without a byte order mark.
     DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.
     """
@@ -119,21 +128,57 @@ def _read_file(path: str) -> Iterator[Record]:
 
         yield from _json_lines(example_path(), EXAMPLE)
         return
-    kind = _SUFFIXES.get(os.path.splitext(path)[1].lower())
+    name = path.lower()
+    packed = name.endswith(".gz")
+    kind = _SUFFIXES.get(os.path.splitext(name.removesuffix(".gz"))[1])
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder; give a .jsonl, .json or .parquet file")
-    if kind is None:
-        raise DataError(f"{path}: expected a name that ends in .jsonl, .json or .parquet (unpacked), or {EXAMPLE!r}")
-    reader = {"lines": _json_lines, "json": _json_file, "parquet": _parquet}[kind]
+        raise DataError(f"{path}: is a folder; give a file whose name ends in {_NAMES}")
+    if kind is None or (packed and kind == "parquet"):
+        raise DataError(f"{path}: expected a name that ends in {_NAMES}, or {EXAMPLE!r}")
+    reader = {"lines": _json_lines, "json": _json_file, "csv": _csv_file, "parquet": _parquet}[kind]
     try:
         yield from reader(path, path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def _open(path: str) -> Any:
+    """The file's bytes, unpacked where its name says that they are packed."""
+    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def _csv_file(path: str, name: str) -> Iterator[Record]:
+    """Rows under the names of the first one; what a quoted cell holds, line ends too, is its text."""
+    tabs = ".tsv" in path.lower()[-7:]
+    csv.field_size_limit(_CELL_LIMIT)
+    with _open(path) as file:
+        head = file.read(3)
+        file.seek(0 if _without_mark(head, name) == head else len(codecs.BOM_UTF8))
+        lines = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        rows = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+        line = 1
+        try:
+            keys = next(rows, [])
+            if len(set(keys)) != len(keys) or not all(key.strip() for key in keys):
+                raise DataError(f"{name}, line 1: expected a header of different names, got {', '.join(keys)}")
+            line = rows.line_num + 1
+            for row in rows:
+                if row and len(row) != len(keys):
+                    raise DataError(f"{name}, line {line}: expected {len(keys)} cells as the header has, got {len(row)}")
+                if row:
+                    yield _record({key: cell for key, cell in zip(keys, row, strict=True) if cell}, name, line)
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{name}, line {line}: not CSV: {error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}, behind line {line}: byte 0x{error.object[error.start]:02x} is no valid UTF-8") from None
+
+
 def _json_lines(path: str, name: str) -> Iterator[Record]:
     """One object a line; lines end at \\n alone, so that U+2028 inside a text does not cut it."""
-    with open(path, "rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = _without_mark(line, name)
@@ -143,7 +188,7 @@ def _json_lines(path: str, name: str) -> Iterator[Record]:
 
 def _json_file(path: str, name: str) -> Iterator[Record]:
     """An array of objects; a file that begins with an object is taken as JSON Lines, as many exporters write it."""
-    with open(path, "rb") as file:
+    with _open(path) as file:
         data = _without_mark(file.read(), name)
     if data.lstrip()[:1] != b"[":
         del data

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jpo.data.forms import nearest_form
 from jpo.data.readers import Record
 from jpo.data.report import Report
 from jpo.errors import DataError
@@ -35,6 +36,7 @@ class Pair:
     extra: dict[str, Any] = field(default_factory=dict)  # the record's other keys
     where: str = ""  # file and line
     conversational: bool = False  # the record held messages, also where one bare turn of each became a text
+    tie: bool = False  # neither side is preferred
 
     @property
     def joint(self) -> bool:
@@ -45,7 +47,20 @@ class Pair:
         """As it is written to a file, under the paper's names."""
         values = (self.i_chosen, self.r_chosen, self.i_reject, self.r_reject)
         record = {key: plain(value) for key, value in zip(_PAPER, values, strict=True)}
-        return {**record, **({"weak": True} if self.weak else {}), **self.extra}
+        marks = {key: True for key in ("weak", "tie") if getattr(self, key)}
+        return {**record, **marks, **self.extra}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A response to its instruction that is good or not, without one to compare it with: what kto learns from."""
+
+    instruction: Text
+    response: Text
+    label: bool
+    extra: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+    conversational: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,10 +123,18 @@ def preference_pairs(
     return _collect(_pair, records, source, report)
 
 
+def judged_examples(
+    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+) -> list[Judged]:
+    """TRL's unpaired {prompt, completion, label}, as judged examples."""
+    return _collect(_judged, records, source, report)
+
+
 def sft_examples(
     records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
 ) -> list[Example]:
-    """{instruction, response}, {prompt, completion} or {messages} (the last turn is the response), as examples."""
+    """{instruction, response}, {prompt, completion}, {messages} (the last turn is the response) or Alpaca's
+    {instruction, input, output}, as examples. Of {prompt, completion, label} those whose label is true."""
     return _collect(_example, records, source, report)
 
 
@@ -180,14 +203,33 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
         texts = _four(record, _PAPER, where)
     else:
         expected = "i_chosen, r_chosen, i_reject, r_reject, or prompt, chosen, rejected, or chosen, rejected"
-        raise DataError(f"{where}: no preference record: expected the keys {expected}; got {_keys(record)}")
+        raise _no_form("preference record", expected, record, where)
     if texts[0] == texts[2] and texts[1] == texts[3]:
         raise _Drop("both sides are equal")
-    weak = record.get("weak", False)
-    if not isinstance(weak, bool):
-        raise DataError(f"{where}: weak: expected true or false, got {weak!r}")
+    weak, tie = (_boolean(record, key, where) for key in ("weak", "tie"))
     talks = _holds_messages(record, used)
-    return Pair(*texts, weak=weak, extra=_rest(record, (*used, "weak")), where=where, conversational=talks)
+    return Pair(*texts, weak, _rest(record, (*used, "weak", "tie")), where, talks, tie)
+
+
+def _no_form(what: str, expected: str, record: Mapping[str, Any], where: str) -> DataError:
+    return DataError(
+        f"{where}: no {what}: expected the keys {expected}; got {_keys(record)}; {nearest_form(record)}"
+    )
+
+
+def _boolean(record: Mapping[str, Any], key: str, where: str, numbers: bool = False) -> bool:
+    """True or false (false where it is missing), also as spelled in a table of texts; with `numbers` also 1 and 0."""
+    value = record.get(key, False)
+    if hasattr(value, "item") and not isinstance(value, str):  # NumPy's booleans and integers, out of pandas
+        value = value.item()
+    if isinstance(value, str) and value.strip().lower() in _TRUTH:
+        return _TRUTH[value.strip().lower()]
+    if isinstance(value, bool) or (numbers and value in (0, 1)):
+        return bool(value)
+    raise DataError(f"{where}: {key}: expected true or false, got {value!r}")
+
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _trl_texts(record: dict[str, Any], where: str) -> tuple[Text, Text, Text, Text]:
@@ -257,14 +299,33 @@ def _asks(turns: Messages) -> bool:
     return any(turn["role"] != "system" for turn in turns)
 
 
+def _judged(record: dict[str, Any], where: str) -> Judged:
+    used = ("prompt", "completion")
+    instruction, response = (_text(record, key, where) for key in used)
+    label = _boolean(record, "label", where, numbers=True)
+    talks = _holds_messages(record, used)
+    return Judged(instruction, response, label, _rest(record, (*used, "label")), where, talks)
+
+
+def is_judged(record: Mapping[str, Any]) -> bool:
+    """Whether a record has the form {prompt, completion, label}."""
+    return all(key in record and not _absent(record[key]) for key in ("prompt", "completion", "label"))
+
+
 def _example(record: dict[str, Any], where: str) -> Example:
+    if is_judged(record) and not _boolean(record, "label", where, numbers=True):
+        raise _Drop("label is false: no answer to learn from")
+    if "output" in record and "instruction" in record and "response" not in record:  # Alpaca; a line of jpo generate
+        answer = _text({"response": record["output"]}, "response", where)
+        talks = _holds_messages(record, ("instruction", "output"))
+        return Example(instruction_of(record, where), answer, _rest(record, ("instruction", "input", "output")), where, talks)
     for used in (("instruction", "response"), ("prompt", "completion")):
         if any(key in record for key in used):
             instruction, response = (_text(record, key, where) for key in used)
             return Example(instruction, response, _rest(record, used), where, _holds_messages(record, used))
     if "messages" not in record:
-        expected = "instruction, response, or prompt, completion, or messages"
-        raise DataError(f"{where}: no example: expected the keys {expected}; got {_keys(record)}")
+        expected = "instruction, response, or prompt, completion, or messages, or instruction, input, output"
+        raise _no_form("example", expected, record, where)
     turns = _checked(record["messages"], "messages", where)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}: messages: expected a prompt's turns and then the assistant's, got {_roles(turns)}")
@@ -278,7 +339,7 @@ def _candidate(record: dict[str, Any], where: str) -> Candidate:
     if not joint:
         if "instruction" not in record and "response_0" not in record:
             expected = "instruction, response_0, response_1, or instruction_0, response_0, instruction_1, response_1"
-            raise DataError(f"{where}: no candidate: expected the keys {expected}; got {_keys(record)}")
+            raise _no_form("candidate", expected, record, where)
         names = ("instruction", "response_0", "instruction", "response_1")
     elif "instruction" in record:
         raise DataError(f"{where}: both instruction and instruction_0 or instruction_1; expected one of the two forms")
@@ -298,6 +359,8 @@ def _label(record: dict[str, Any], key: str, where: str) -> str | None:
 def _feedback(value: Any, where: str) -> int | None:
     if value is None:
         return None
+    if isinstance(value, str) and value.strip() in ("0", "1", "2"):  # out of a table of texts
+        value = int(value)
     if isinstance(value, bool) or value not in (0, 1, 2):
         raise DataError(f"{where}: feedback: expected 0, 1, 2 (equal) or null (failed), got {value!r}")
     return int(value)
@@ -306,7 +369,7 @@ def _feedback(value: Any, where: str) -> int | None:
 def _test_item(record: dict[str, Any], where: str) -> TestItem:
     used = ("instruction", "gold_response")
     if not any(key in record for key in used):
-        raise DataError(f"{where}: no test item: expected the keys {', '.join(used)}; got {_keys(record)}")
+        raise _no_form("test item", ", ".join(used), record, where)
     instruction, gold = (_text(record, key, where) for key in used)
     return TestItem(instruction, gold, _rest(record, used), where)
 
@@ -314,7 +377,7 @@ def _test_item(record: dict[str, Any], where: str) -> TestItem:
 def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
     """The text or conversation under `key`: present, of the right type, encodable, not blank."""
     if key not in record:
-        raise DataError(f"{where}: key {key!r} is missing or null; got {_keys(record)}")
+        raise DataError(f"{where}: key {key!r} is missing or null; got {_keys(record)}; {nearest_form(record)}")
     value = record[key]
     if isinstance(value, str):
         _check_unicode(value, key, where)
@@ -331,12 +394,18 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
 
 
 def instruction_of(record: Mapping[str, Any], where: str) -> Text:
-    """What is to be answered: the text or conversation under `instruction`, or TRL's `prompt`. DataError without one."""
+    """What is to be answered: the text or conversation under `instruction`, or TRL's `prompt`; in Alpaca's form the
+    instruction, a blank line, and its `input` where it has one. DataError without one."""
     key = "prompt" if "prompt" in record and "instruction" not in record else "instruction"
     try:
-        return _text(record, key, where)
+        text = _text(record, key, where)
     except _Drop as reason:
         raise DataError(f"{where}: {reason}: there is nothing to answer") from None
+    given = record.get("input")
+    if key == "instruction" and "output" in record and isinstance(text, str) and isinstance(given, str) and given.strip():
+        _check_unicode(given, "input", where)
+        return f"{text}\n\n{given}"
+    return text
 
 
 def _four(record: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Text, Text, Text, Text]:

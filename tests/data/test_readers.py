@@ -1,6 +1,7 @@
 """Every source that read_records takes, and one test for each malformed form of a file."""
 
 import copy
+import gzip
 import json
 import pickle
 
@@ -64,8 +65,20 @@ def test_files_give_their_records_and_lines(tmp_path, name, data, places):
         ("x.json", b'[{"a": 1}] 2', r"text after the closing"),
         ("x.jsonl", b"", r"x.jsonl: holds no records"),
         ("x.json", b"[ ]", r"x.json: holds no records"),
-        ("x.txt", b"", r"expected a name that ends in .jsonl, .json or .parquet"),
-        ("x.jsonl.gz", b"", r"expected a name that ends in .jsonl, .json or .parquet \(unpacked\)"),
+        ("x.txt", b"", r"expected a name that ends in .jsonl, .json, .csv, .tsv"),
+        ("x.parquet.gz", b"", "expected a name that ends in .jsonl, .json, .csv, .tsv"),
+        ("x.jsonl.gz", b"", "x.jsonl.gz: holds no records"),
+        ("x.jsonl.gz", b"{}", "x.jsonl.gz: not a whole gzip file: Not a gzipped file"),
+        ("x.jsonl.gz", gzip.compress(lines(ROWS) * 90)[:-9], "not a whole gzip file"),
+        ("x.jsonl.gz", gzip.compress(lines(ROWS) + b"{"), "x.jsonl.gz, line 3, column 2: not JSON"),
+        ("x.csv", b"", "holds no records"),
+        ("x.csv", b"a,b\n", "holds no records"),
+        ("x.csv", b"a,a\n1,2\n", "line 1: expected a header of different names, got a, a"),
+        ("x.csv", b"a,\n1,2\n", "line 1: expected a header of different names"),
+        ("x.csv", b"a,b\n1,2\n\"x\ny\",3\n4\n", "line 5: expected 2 cells as the header has, got 1"),
+        ("x.csv", b"a,b\n1,\"2\n", "line 2: not CSV: unexpected end of data"),
+        ("x.csv", b"a,b\n1,\xff\n", "byte 0xff is no valid UTF-8"),
+        ("x.csv", "a,b".encode("utf-16"), "is UTF-16"),
     ],
 )
 def test_malformed_files_are_refused_by_place(tmp_path, name, data, message):
@@ -110,6 +123,25 @@ def test_records_keep_their_place_when_copied():
     record = Record({"a": 1}, "x.jsonl", ", line 4")
     for other in (copy.copy(record), copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
         assert other == {"a": 1} and other.where == "x.jsonl, line 4"
+
+
+def test_tables_of_text(tmp_path):
+    rows = 'instruction,response,id\n"a, b","line 1\nline ""2""",\n\nc,  d ,7\n'
+    expected = [{"instruction": "a, b", "response": 'line 1\nline "2"'}, {"instruction": "c", "response": "  d ", "id": "7"}]
+    for name, data in {
+        "x.csv": rows.encode(), "y.csv": b"\xef\xbb\xbf" + rows.replace("\n", "\r\n").replace("1\r\n", "1\n").encode(),
+        "x.CSV.gz": gzip.compress(rows.encode()), "x.tsv": rows.replace("a, b", "a; b").replace(",", "\t").replace(";", ",").encode(),
+    }.items():  # fmt: skip
+        found = read_records(put(tmp_path, name, data))
+        assert [dict(record) for record in found] == expected, name
+        assert [record.place for record in found] == [", line 2", ", line 5"]
+
+
+def test_packed_files(tmp_path):
+    assert read_records(put(tmp_path, "x.jsonl.gz", gzip.compress(lines(ROWS)))) == ROWS
+    assert read_records(put(tmp_path, "x.json.gz", gzip.compress(json.dumps(ROWS).encode()))) == ROWS
+    long = "x" * 300_000
+    assert read_records(put(tmp_path, "z.csv", f"a\n{long}\n".encode()))[0]["a"] == long
 
 
 def test_parquet_tables_and_data_frames(tmp_path):

@@ -202,7 +202,7 @@ def test_candidates_and_feedback():
     assert [candidate.feedback for candidate in judged] == [0, 2, None]
     with pytest.raises(DataError, match=r"records\[0\]: the key feedback is missing"):
         feedback_candidates([conditional])
-    for value in (3, True, "0", 0.5, [0]):
+    for value in (3, True, "3", 0.5, [0]):
         with pytest.raises(DataError, match=r"feedback: expected 0, 1, 2 \(equal\) or null \(failed\), got"):
             candidates([{**conditional, "feedback": value}])
     with pytest.raises(DataError, match="label_0: expected 'chosen', 'rejected' or null, got 'C'"):

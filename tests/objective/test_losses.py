@@ -40,8 +40,10 @@ def arguments(name, policy, ref, lengths, seed=0, **extra):
         ours["rpo_weights"] = theirs["weights"] = rng.dirichlet(np.ones(B), size=B)
     if "groups" in reads:
         ours["groups"] = theirs["groups"] = np.array([0, 1, 0, 2, 1, 2])
+    if "ties" in reads:
+        ours["ties"] = theirs["ties"] = np.array([False, True, True, False, True, False])
     for key, short in {"beta": "beta", "length_normalize": "normalize", "f_divergence_type": "kind",
-                       "f_alpha_divergence_coef": "alpha", "gamma": "gamma", "orpo_lambda": "lam", "discopop_tau": "tau"}.items():  # fmt: skip
+                       "f_alpha_divergence_coef": "alpha", "gamma": "gamma", "orpo_lambda": "lam", "discopop_tau": "tau", "nu": "nu"}.items():  # fmt: skip
         if key in extra:
             theirs[short] = extra[key]
     return ours, theirs
@@ -155,7 +157,7 @@ def test_missing_and_ignored_arguments(name):
             with pytest.raises(ValueError, match=f"{name} needs {key}"):
                 jpo.preference_loss(*policy, loss=name, **{k: v for k, v in ours.items() if k != key})
         else:
-            value = np.eye(B) if key == "rpo_weights" else np.ones(B, dtype=int)
+            value = {"rpo_weights": np.eye(B), "ties": np.ones(B, dtype=bool)}.get(key, np.ones(B, dtype=int))
             with pytest.raises(ValueError, match=f"{name} would ignore {key}"):
                 jpo.preference_loss(*policy, loss=name, **ours, **{key: value})
 
@@ -187,6 +189,79 @@ def test_bad_input(changes, message):
     policy, ref, _ = batch(11)
     with pytest.raises(ValueError, match=message):
         jpo.preference_loss(*policy, **({"ref_chosen": ref[0], "ref_rejected": ref[1]} | changes))
+
+
+@pytest.mark.parametrize("name", ["dpo_rk", "dpo_davidson"])
+@pytest.mark.parametrize("nu", [None, 1.5, 8.0])
+def test_ties(name, nu):
+    """Without ties, and by how readily it ties; the three outcomes of a pair have probability 1 in sum."""
+    extra = {} if nu is None else {"nu": nu}
+    check(name, *batch(12), **extra)
+    policy, ref, _ = batch(13)
+    ours = {"ref_chosen": ref[0], "ref_rejected": ref[1], "loss": name, **extra}
+    wins = jpo.preference_loss(*policy, **ours)
+    loses = jpo.preference_loss(*policy[::-1], **{**ours, "ref_chosen": ref[1], "ref_rejected": ref[0]})
+    ties = jpo.preference_loss(*policy, ties=np.ones(B, bool), **ours)
+    np.testing.assert_allclose(sum(np.exp(-part.losses) for part in (wins, loses, ties)), 1, rtol=1e-12)
+    even = jpo.preference_loss([-1.0], [-2.0], [-1.5], [-2.5], loss=name, ties=[True], **extra)
+    if nu is None:  # as the paper sets nu: equal rewards tie half the time, where a tie has no gradient
+        assert even.loss == pytest.approx(np.log(2)) and abs(even.grad_chosen[0]) < 1e-15
+    with pytest.raises(ValueError, match=f"nu of loss {name}"):
+        jpo.preference_loss(*policy, ref[0], ref[1], loss=name, nu=1.0 if name == "dpo_rk" else 0.0)
+
+
+def test_ties_drive_the_margin_to_zero():
+    for name in ("dpo_rk", "dpo_davidson"):
+        lost, won = (jpo.preference_loss([s], [0.0], [0.0], [0.0], loss=name, ties=[True]) for s in (-5.0, 5.0))
+        assert lost.grad_chosen[0] < 0 < won.grad_chosen[0] and lost.loss == pytest.approx(won.loss)
+
+
+def test_bad_ties():
+    policy, ref, _ = batch(14)
+    with pytest.raises(ValueError, match="sigmoid would ignore ties"):
+        jpo.preference_loss(*policy, *ref, ties=np.ones(B, bool))
+    with pytest.raises(ValueError, match="sigmoid would ignore nu"):
+        jpo.preference_loss(*policy, *ref, nu=2.0)
+    for wrong in (np.ones(B), np.ones(B - 1, bool)):
+        with pytest.raises(ValueError, match="ties: expected"):
+            jpo.preference_loss(*policy, *ref, loss="dpo_rk", ties=wrong)
+
+
+@pytest.mark.parametrize(("desirable", "undesirable"), [(5, 2), (0, 3), (3, 0)])
+def test_unpaired_kto(desirable, undesirable):
+    """Definition and gradient over examples that are no pairs."""
+    policy, ref, _ = batch(15)
+    w, l, rw, rl = policy[0][:desirable], policy[1][:undesirable], ref[0][:desirable], ref[1][:undesirable]
+    options = {"ref_chosen": rw, "ref_rejected": rl, "kl": [0.5, 1.5], "desirable_weight": 1.5, "undesirable_weight": 0.5}
+
+    def definition(w, l):
+        wins, fails = reference.sg(0.3 * ((w - rw) - 1)), reference.sg(0.3 * (1 - (l - rl)))
+        return np.concatenate([1.5 * (1 - wins), 0.5 * (1 - fails)])
+
+    got = jpo.preference_loss(w, l, loss="kto", beta=0.3, **options)
+    np.testing.assert_allclose(got.losses, definition(w, l), rtol=1e-12)
+    assert got.loss == pytest.approx(definition(w, l).mean())
+    np.testing.assert_allclose(got.margins, np.concatenate([0.3 * ((w - rw) - 1), 0.3 * (1 - (l - rl))]))
+    for side, gradient in ((0, got.grad_chosen), (1, got.grad_rejected)):
+        for i in range(len(gradient)):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = [w.copy(), l.copy()]
+                moved[side][i] += step
+                ends.append(definition(*moved).mean())
+            assert gradient[i] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-10)
+    with pytest.raises(ValueError, match="kto needs kl"):
+        jpo.preference_loss(w, l, loss="kto", ref_chosen=rw, ref_rejected=rl)
+    with pytest.raises(ValueError, match="ref_chosen: expected"):
+        jpo.preference_loss(w, l, loss="kto", **{**options, "ref_chosen": np.zeros(9)})
+
+
+def test_paired_kto_is_unpaired_kto_of_as_many():
+    policy, ref, _ = batch(16)
+    options = {"loss": "kto", "kl": [0.7], "desirable_weight": 1.2}
+    paired = jpo.preference_loss(*policy, *ref, **options)
+    more = jpo.preference_loss(policy[0], policy[1][:-1], ref[0], ref[1][:-1], **options)
+    np.testing.assert_allclose(more.grad_chosen * (2 * B - 1), paired.grad_chosen * 2 * B, rtol=1e-12)
 
 
 def test_empty_batch_and_types():

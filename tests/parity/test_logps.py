@@ -54,3 +54,33 @@ def test_linear_logps_and_gradient():
     wide = hidden.double().requires_grad_()
     expected = reference(wide @ weight.double().T, labels)
     np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=1e-5)
+
+
+def test_bfloat16_tensors_are_read_where_they_lie():
+    logits, labels = case(torch.bfloat16)
+    ours = jpo.sequence_logps(logits, labels)
+    np.testing.assert_allclose(ours, reference(logits.float(), labels).numpy(), rtol=1e-6)
+    weights = torch.tensor([0.5, -2.0], dtype=torch.bfloat16)
+    same = jpo.sequence_logps_grad(logits.float(), labels, [0.5, -2.0])
+    np.testing.assert_allclose(jpo.sequence_logps_grad(logits, labels, weights.float()), same, rtol=1e-6, atol=1e-9)
+    policy = torch.tensor([-3.0, -5.5], dtype=torch.bfloat16)
+    got = jpo.preference_loss(policy, policy - 1, policy - 2, policy - 2.5)
+    assert got.loss == jpo.preference_loss([-3.0, -5.5], [-4.0, -6.5], [-5.0, -7.5], [-5.5, -8.0]).loss
+
+
+def test_a_tensor_that_requires_grad_is_refused_with_the_remedy():
+    """torch's own rule for NumPy: a gradient must not be lost silently. The remedy that is named works."""
+    logits, labels = case(torch.float32)
+    logits = logits.requires_grad_()
+    for call in (
+        lambda: jpo.sequence_logps(logits, labels),
+        lambda: jpo.sequence_logps_grad(logits, labels, [1.0, 1.0]),
+        lambda: jpo.preference_loss(logits[:, 0, 0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+    ):
+        with pytest.raises(TypeError, match=r"requires grad.*pass (logits|policy_chosen)\.detach\(\)"):
+            call()
+    gradient = jpo.sequence_logps_grad(logits.detach(), labels, [1.0, 1.0])
+    logits.backward(torch.from_numpy(gradient))
+    wide = logits.detach().double().requires_grad_()
+    reference(wide, labels).sum().backward()
+    np.testing.assert_allclose(logits.grad.numpy(), wide.grad.numpy(), rtol=2e-5, atol=1e-7)

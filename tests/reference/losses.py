@@ -41,6 +41,8 @@ def losses(
     wu=1.0,
     weights=None,
     groups=None,
+    ties=None,
+    nu=None,
     normalize=True,
     kind="reverse_kl",
     alpha=0.5,
@@ -100,4 +102,14 @@ def losses(
             return np.mean(-ls(b * weights * (sw[:, None] - sl[None, :])), axis=1)
         case "iopo":
             return np.array([-ls(b * d[groups == g].sum()) / np.sum(groups == g) for g in groups])
+        case "dpo_rk":  # Rao and Kupper: strengths e^x and 1
+            nu = 3.0 if nu is None else nu
+            wins = x - np.logaddexp(x, np.log(nu))
+            tie = np.log(nu**2 - 1) + x - np.logaddexp(x, np.log(nu)) - np.logaddexp(np.log(nu) + x, 0)
+            return -np.where(ties, tie, wins) if ties is not None else -wins
+        case "dpo_davidson":  # Davidson: a tie's strength is 2 nu times the geometric mean
+            nu = 1.0 if nu is None else nu
+            all_ = np.logaddexp(np.logaddexp(x, 0), np.log(2 * nu) + x / 2)
+            wins, tie = x - all_, np.log(2 * nu) + x / 2 - all_
+            return -np.where(ties, tie, wins) if ties is not None else -wins
     raise KeyError(name)
