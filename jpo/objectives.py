@@ -28,6 +28,7 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 LossName = Literal[
     "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
     "apo_down", "discopop", "aot", "aot_unpaired", "kto", "simpo", "orpo", "sft", "rpo", "iopo",
+    "dpo_rk", "dpo_davidson",
 ]  # fmt: skip
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
@@ -345,7 +346,9 @@ def _unpaired_kto(
         own = [0.0, 0.0]
         own[side] = 2 * weights[side]  # the core takes the mean over two examples a pair
         settings = (beta, 0.0, 0.0, 0.0, 1.0, z, *own, 0.5, 0.0, 0, False)
-        parts = _core.preference(LOSSES["kto"].index, lp, lp, ref, ref, *[None] * 5, *settings) if len(lp) else [empty] * 3
+        parts = (
+            _core.preference(LOSSES["kto"].index, lp, lp, ref, ref, *[None] * 5, *settings) if len(lp) else [empty] * 3
+        )
         sides.append((parts[0], parts[1 + side] / count))
     losses = np.concatenate([sides[0][0], sides[1][0]])
     rewards_w, rewards_l = beta * (lp_w - ref_w), beta * (lp_l - ref_l)

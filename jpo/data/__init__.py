@@ -1,6 +1,6 @@
 """Records, templates, token ids and batches: all that stands between a file of preferences and the model."""
 
-from jpo.data.batches import Order, cut_slots, forest_rows, micro_batches, permutation, tree_reduce
+from jpo.data.batches import Order, forest_rows, micro_batches, permutation
 from jpo.data.encoding import Encoded, EncodedPair, Encoder
 from jpo.data.readers import Record, iter_records, read_records, write_records
 from jpo.data.records import (
@@ -30,7 +30,6 @@ __all__ = [
     "Template",
     "TestItem",
     "candidates",
-    "cut_slots",
     "feedback_candidates",
     "forest_rows",
     "items_to_test",
@@ -40,6 +39,5 @@ __all__ = [
     "preference_pairs",
     "read_records",
     "sft_examples",
-    "tree_reduce",
     "write_records",
 ]

@@ -1,4 +1,4 @@
-"""The order of data, and how the records of one optimizer step are cut into slots and micro-batches.
+"""The order of data, and how the records of one optimizer step are cut into micro-batches.
 
 Everything here is a pure function of its arguments: (seed, epoch, step) give the order, token lengths the cut. That
 is what makes resumption exact and results independent of threads and processes. Knows lengths; never the model.
@@ -6,15 +6,14 @@ is what makes resumption exact and results independent of threads and processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from jpo.data.encoding import Encoded
 from jpo.errors import JpoError
 
-T = TypeVar("T")
 _MASK = (1 << 64) - 1
 
 
@@ -134,20 +133,6 @@ def micro_batches(records: Sequence[Sequence[Encoded]], token_budget: int) -> li
     return sorted(sorted(group.members) for group in groups)
 
 
-def cut_slots(records: Sequence[Sequence[Encoded]], slots: int) -> list[list[int]]:
-    """Cuts one step's records into `slots` (a power of two) of about equal rows: longest first, to the least loaded.
-
-    Independent of threads and processes, so that 1, 2 or 4 processes add the same slots in the same tree. Some slots
-    are empty where there are fewer records.
-    """
-    if slots < 1 or slots & (slots - 1):
-        raise JpoError(f"slots: expected a power of two, got {slots}")
-    bins = [_Bin() for _ in range(slots)]
-    for member, segments in _longest_first(records):
-        min(bins, key=lambda slot: slot.rows + slot.added(segments)).put(member, segments)
-    return [sorted(slot.members) for slot in bins]
-
-
 def _longest_first(
     records: Sequence[Sequence[Encoded]],
 ) -> Iterator[tuple[int, list[tuple[tuple[bytes, bytes | None], int]]]]:
@@ -164,14 +149,3 @@ def _longest_first(
         range(len(records)), key=lambda index: (-shared[prompts[index]], firsts[prompts[index]], -rows[index], index)
     ):
         yield member, segments[member]
-
-
-def tree_reduce(values: Sequence[T], add: Callable[[T, T], T]) -> T:
-    """Adds neighbours, then neighbours of the sums, and so on: one order of rounding for any number of workers."""
-    if not values:
-        raise JpoError("values: expected at least one, got none")
-    level = list(values)
-    while len(level) > 1:
-        sums = [add(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
-        level = sums + level[len(level) - len(level) % 2 :]
-    return level[0]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.data.records import Example, Messages, Pair, Text, text_key
+from jpo.data.records import Example, Judged, Messages, Pair, Text, text_key
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import DataError, JpoError
@@ -48,22 +48,24 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """A preference pair in tokens; `index` is its place in the list that was encoded."""
+    """A preference pair in tokens, or a judged example, which has one side; `index` is its place in the list that was
+    encoded."""
 
-    chosen: Encoded
-    rejected: Encoded
+    chosen: Encoded | None
+    rejected: Encoded | None
     weak: bool = False
     index: int = 0
+    tie: bool = False
 
     @property
-    def sequences(self) -> tuple[Encoded, Encoded]:
-        """Chosen, rejected."""
-        return self.chosen, self.rejected
+    def sequences(self) -> tuple[Encoded, ...]:
+        """Chosen, rejected: those that there are."""
+        return tuple(side for side in (self.chosen, self.rejected) if side is not None)
 
     @property
     def tokens(self) -> int:
         """|I_w| + |R_w| + |I_l| + |R_l|, template, BOS and EOS included, before any sharing."""
-        return len(self.chosen) + len(self.rejected)
+        return sum(map(len, self.sequences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +150,18 @@ class Encoder:
         shown = " + ".join(map(_shown, (f"{bos}{prompt.text}", text, self.tokenizer.id_to_token(end_id))))
         return f"template: {self.template.name!r}; the first record as prompt + response + end:\n  {shown}"
 
-    def pairs(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
-        """All pairs that fit, in order; the others are counted in the report. DataError if none is left."""
+    def pairs(self, pairs: Sequence[Pair | Judged]) -> list[EncodedPair]:
+        """All pairs (or judged examples) that fit, in order; the others are counted in the report. DataError if none is left."""
         result = []
         known: dict[tuple[str, str], Encoded] = {}  # an (I, R) that several pairs hold
         for index, pair in enumerate(pairs):
-            sides = ((pair.i_chosen, pair.r_chosen), (pair.i_reject, pair.r_reject))
+            if isinstance(pair, Judged):
+                sides: tuple[tuple[Text, Text], ...] = ((pair.instruction, pair.response),)
+            else:
+                sides = ((pair.i_chosen, pair.r_chosen), (pair.i_reject, pair.r_reject))
             sequences = [self._known(known, instruction, response, pair.where) for instruction, response in sides]
             if self._keep(sequences, pair.where):
-                result.append(EncodedPair(sequences[0], sequences[1], pair.weak, index))
+                result.append(_encoded_pair(pair, sequences, index))
         self._check_left(result, len(pairs), "pairs")
         return result
 
@@ -262,6 +267,12 @@ class Encoder:
                 return part
         size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
         return text[:size] if start else text[len(text) - size :]
+
+
+def _encoded_pair(pair: Pair | Judged, sequences: Sequence[Encoded], index: int) -> EncodedPair:
+    if isinstance(pair, Pair):
+        return EncodedPair(sequences[0], sequences[1], pair.weak, index, pair.tie)
+    return EncodedPair(sequences[0] if pair.label else None, None if pair.label else sequences[0], index=index)
 
 
 def _shown(text: str, start: int = 240, end: int = 80) -> str:

@@ -166,14 +166,18 @@ def _csv_file(path: str, name: str) -> Iterator[Record]:
             line = rows.line_num + 1
             for row in rows:
                 if row and len(row) != len(keys):
-                    raise DataError(f"{name}, line {line}: expected {len(keys)} cells as the header has, got {len(row)}")
+                    raise DataError(
+                        f"{name}, line {line}: expected {len(keys)} cells as the header has, got {len(row)}"
+                    )
                 if row:
                     yield _record({key: cell for key, cell in zip(keys, row, strict=True) if cell}, name, line)
                 line = rows.line_num + 1
         except csv.Error as error:
             raise DataError(f"{name}, line {line}: not CSV: {error}") from None
         except UnicodeDecodeError as error:
-            raise DataError(f"{name}, behind line {line}: byte 0x{error.object[error.start]:02x} is no valid UTF-8") from None
+            raise DataError(
+                f"{name}, behind line {line}: byte 0x{error.object[error.start]:02x} is no valid UTF-8"
+            ) from None
 
 
 def _json_lines(path: str, name: str) -> Iterator[Record]:

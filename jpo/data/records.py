@@ -212,9 +212,7 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
 
 
 def _no_form(what: str, expected: str, record: Mapping[str, Any], where: str) -> DataError:
-    return DataError(
-        f"{where}: no {what}: expected the keys {expected}; got {_keys(record)}; {nearest_form(record)}"
-    )
+    return DataError(f"{where}: no {what}: expected the keys {expected}; got {_keys(record)}; {nearest_form(record)}")
 
 
 def _boolean(record: Mapping[str, Any], key: str, where: str, numbers: bool = False) -> bool:
@@ -318,7 +316,9 @@ def _example(record: dict[str, Any], where: str) -> Example:
     if "output" in record and "instruction" in record and "response" not in record:  # Alpaca; a line of jpo generate
         answer = _text({"response": record["output"]}, "response", where)
         talks = _holds_messages(record, ("instruction", "output"))
-        return Example(instruction_of(record, where), answer, _rest(record, ("instruction", "input", "output")), where, talks)
+        return Example(
+            instruction_of(record, where), answer, _rest(record, ("instruction", "input", "output")), where, talks
+        )
     for used in (("instruction", "response"), ("prompt", "completion")):
         if any(key in record for key in used):
             instruction, response = (_text(record, key, where) for key in used)
@@ -402,7 +402,13 @@ def instruction_of(record: Mapping[str, Any], where: str) -> Text:
     except _Drop as reason:
         raise DataError(f"{where}: {reason}: there is nothing to answer") from None
     given = record.get("input")
-    if key == "instruction" and "output" in record and isinstance(text, str) and isinstance(given, str) and given.strip():
+    if (
+        key == "instruction"
+        and "output" in record
+        and isinstance(text, str)
+        and isinstance(given, str)
+        and given.strip()
+    ):
         _check_unicode(given, "input", where)
         return f"{text}\n\n{given}"
     return text

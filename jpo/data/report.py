@@ -24,6 +24,7 @@ class Report:
     longest: int = 0  # tokens of the longest kept sequence
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> records
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> where, the first few
+    notes: list[str] = field(default_factory=list)  # what else is to be said, printed behind the counts
 
     def drop(self, reason: str, where: str = "") -> None:
         """Counts one record that does not go on."""
@@ -52,7 +53,7 @@ class Report:
             lines.append(
                 f"  {self.crossed} responses whose first characters would merge with the prompt: encoded as continuations"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def then(self, later: Report) -> str:
         """This report and that of the next stage; what both say first stands once."""

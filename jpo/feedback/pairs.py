@@ -9,7 +9,7 @@ import bisect
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from jpo.data.batches import permutation, raw_words
 from jpo.data.readers import Record
 from jpo.data.records import (
+    Candidate,
     Pair,
     Text,
     candidates,
@@ -393,16 +394,25 @@ def conditional_candidates(
 
 
 def preferences_from_feedback(
-    records: Iterable[Mapping[str, Any]], source: str = "records", report: Report | None = None
+    records: Iterable[Mapping[str, Any]],
+    source: str = "records",
+    report: Report | None = None,
+    *,
+    keep_ties: bool = False,
+    majority: bool = False,
 ) -> list[dict[str, Any]]:
     """Judged candidates as preference records; ties (2), failed verdicts (null) and equal sides are dropped, counted.
 
     Labels become label_chosen and label_reject; other keys stay. Each record counts as one vote: a candidate that
-    several annotators judged gives as many pairs.
+    several annotators judged gives as many pairs, with `majority` one (`majority_votes`). keep_ties: ties stay as
+    records with tie true (for the losses dpo_rk and dpo_davidson), the first side under the names of the chosen one.
     """
     own = Report() if report is None else report
     counted = Report()
     judged = feedback_candidates(records, source, counted)
+    if majority:
+        judged, agreement = majority_votes(judged, own)
+        own.notes += [format_agreement(agreement)] if agreement else []
     own.records += counted.records
     own.dropped.update(counted.dropped)
     own.places.update(counted.places)
@@ -412,16 +422,71 @@ def preferences_from_feedback(
             (candidate.instruction_0, candidate.response_0, candidate.label_0),
             (candidate.instruction_1, candidate.response_1, candidate.label_1),
         )
-        if candidate.feedback not in (0, 1):
+        tie = candidate.feedback == 2 and keep_ties
+        if candidate.feedback not in (0, 1) and not tie:
             own.drop("tie" if candidate.feedback == 2 else "failed verdict", candidate.where)
         elif items[0][:2] == items[1][:2]:
             own.drop("both sides are equal", candidate.where)
         else:
-            chosen, rejected = items if candidate.feedback == 0 else items[::-1]
+            chosen, rejected = items[::-1] if candidate.feedback == 1 else items
             labels = {f"label_{side}": item[2] for side, item in (("chosen", chosen), ("reject", rejected)) if item[2]}
             extra = {**labels, **candidate.extra}
-            result.append(Pair(chosen[0], chosen[1], rejected[0], rejected[1], extra=extra).to_record())
+            result.append(Pair(chosen[0], chosen[1], rejected[0], rejected[1], extra=extra, tie=tie).to_record())
     own.kept += len(result)
     if report is None:
         own.warn()
     return result
+
+
+def majority_votes(
+    judged: Sequence[Candidate], report: Report | None = None
+) -> tuple[list[Candidate], dict[str, dict[str, float]]]:
+    """(one candidate for each that several annotators judged, each annotator's agreement with the majority).
+
+    Equal contents are one candidate, whichever side stands first. Its verdict is the one that more than half of the votes
+    gave; where none has so many, it is a tie: the annotators together prefer neither. Failed verdicts do not vote. The
+    result carries `votes` (of the first side, the second, ties) and no `annotator`. Agreement: annotator -> {agree, n},
+    over the candidates that two or more annotators judged.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[Candidate, bool]]] = {}
+    for found in judged:
+        sides = [(text_key(found.instruction_0), text_key(found.response_0))]
+        sides.append((text_key(found.instruction_1), text_key(found.response_1)))
+        turned = (sides[1], sides[0]) in groups
+        groups.setdefault((sides[1], sides[0]) if turned else tuple(sides), []).append((found, turned))
+    result = []
+    agreement: dict[str, dict[str, float]] = {}
+    for members in groups.values():
+        first = members[0][0]
+        votes = [(found, _turned(found.feedback) if turned else found.feedback) for found, turned in members]
+        cast = [vote for _, vote in votes if vote is not None]
+        counts = [cast.count(verdict) for verdict in (0, 1, 2)]
+        verdict = next((verdict for verdict in (0, 1, 2) if 2 * counts[verdict] > len(cast)), 2) if cast else None
+        extra = {key: value for key, value in first.extra.items() if key != "annotator"}
+        if len(cast) > 1:
+            extra["votes"] = counts
+            for found, vote in votes:
+                if vote is not None:
+                    row = agreement.setdefault(str(found.extra.get("annotator") or ""), {"agree": 0, "n": 0})
+                    row["agree"], row["n"] = row["agree"] + (vote == verdict), row["n"] + 1
+        elif len(members) == 1:
+            extra = dict(first.extra)
+        for repeated, _ in members[1:]:
+            if report is not None:
+                report.drop("another annotator's vote, counted in the majority", repeated.where)
+        result.append(replace(first, feedback=verdict, extra=extra))
+    return result, agreement
+
+
+def _turned(feedback: int | None) -> int | None:
+    return {0: 1, 1: 0}.get(feedback, feedback) if feedback is not None else None
+
+
+def format_agreement(agreement: Mapping[str, Mapping[str, float]]) -> str:
+    """`majority_votes`' second part as lines to read; empty where nothing was judged twice."""
+    lines = [
+        f"  {name or 'unnamed'}: agrees with the majority in {int(row['agree'])} of {int(row['n'])}"
+        f" ({row['agree'] / row['n']:.0%})"
+        for name, row in sorted(agreement.items())
+    ]
+    return "\n".join(["several annotators:", *lines]) if lines else ""

@@ -249,6 +249,20 @@ class PreferenceConfig(TrainingConfig):
     precompute_ref_log_probs: bool = option(
         False, "Compute the reference's log-likelihoods once, before training.", "objective"
     )
+    ref_logps: str | None = option(
+        None,
+        "File that keeps the reference's log-likelihoods and serves later runs of the same model.",
+        "objective",
+    )
+    rpo_embeddings: str | None = option(
+        None,
+        "rpo's vectors of instructions: a file of {instruction, embedding} or module:function; default: the model's mean "
+        "hidden states.",
+        "objective",
+    )
+    nu: float | None = option(
+        None, "How readily dpo_rk and dpo_davidson tie; default: 3 and 1, equal rewards tie half the time.", "objective"
+    )
     full_logps: bool = option(
         False, "Score rows whose gradient is known to cancel too, for logps/* of whole sequences.", "objective"
     )

@@ -37,7 +37,9 @@ class Embeddings:
         else:
             for record in read_records(source):
                 if "embedding" not in record:
-                    raise DataError(f"{record.where}: the key embedding is missing; expected {{instruction, embedding}}")
+                    raise DataError(
+                        f"{record.where}: the key embedding is missing; expected {{instruction, embedding}}"
+                    )
                 text = instruction_of(record, record.where)
                 self._known[text_key(text)] = _unit(record["embedding"], f"{record.where}: embedding")
             self._check_sizes()

@@ -33,6 +33,7 @@ _FREE_ON_RESUME = {
     "gradient_checkpointing",
     "template",  # the tokens say it all, whatever it was called then
     "check_memory",
+    "ref_logps",  # a place where numbers are kept, which are the same without it
 }
 _ADAPTER = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
 _FORMAT = 2  # of trainer_state.json; 1 (no key) held the config's adapter fields even where the model brought its own

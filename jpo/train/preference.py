@@ -7,7 +7,6 @@ one that couples the batch first gathers the log-likelihoods of all, then runs b
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jpo.data.batches import GroupedOrder, Order, micro_batches
-from jpo.data.encoding import EncodedPair, Encoder
+from jpo.data.encoding import Encoded, EncodedPair, Encoder
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
-from jpo.data.records import Pair, preference_pairs
+from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, preference_pairs
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import JpoError
@@ -30,8 +29,11 @@ from jpo.profiling import compute_costs
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.config import DEFAULT_STEPS, DEFAULT_WARMUP, PreferenceConfig, TrainingConfig
+from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
+from jpo.train.reference import ReferenceLogps, sequence_digest
 
+_SAVE_SECONDS = 30.0  # between writes of the reference file while it is computed
 SETTINGS_VERSION = 2  # of jpo_config.json; in those without one, training.template "paper" is what "spaced" is now
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -131,25 +133,38 @@ def named_sets(given: Any) -> dict[str, Any]:
 
 @dataclass
 class _Part:
-    """A micro-batch: its pairs (places in the step), its forest, and what forward passes gave."""
+    """A micro-batch: its pairs (places in the step), its forest of N sequences, and what forward passes gave."""
 
     members: list[int]
     forest: Forest
-    reference: np.ndarray[Any, Any] | None = None  # (2 n,) chosen then rejected
+    chosen: int  # of the sequences, which stand before the rejected
+    reference: np.ndarray[Any, Any] | None = None  # (N,)
     scores: Scores | None = None
-    policy: np.ndarray[Any, Any] | None = None
+    policy: np.ndarray[Any, Any] | None = None  # (N,)
 
 
 class PreferenceTrainer:
     """Aligns `lm` on preference pairs (arXiv 2404.00530).
 
-    pairs: path(s), records, or an iterable of mappings; eval_pairs: the same, or a mapping of names to such sets. An
+    pairs: path(s), records, or an iterable of mappings; for the loss kto also {prompt, completion, label}. eval_pairs: the
+    same, or a mapping of names to such sets. embed: for the loss rpo, a function that gives instructions their vectors
+    (config.rpo_embeddings names a file or a function instead; default: the reference model's mean hidden states). An
     adapter that the model carries is trained, otherwise one is added. Constructing a trainer writes nothing."""
 
     unit = "pairs"
 
-    def __init__(self, lm: LanguageModel, pairs: Any, config: PreferenceConfig | None = None, eval_pairs: Any = None):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        pairs: Any,
+        config: PreferenceConfig | None = None,
+        eval_pairs: Any = None,
+        *,
+        embed: Embed | None = None,
+    ):
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
+        self.infos = [LOSSES[name] for name in self.config.losses]
+        self.embeddings = self._embeddings(embed)
         self.report = Report()
         given = self._read(pairs)
         conversational = any(pair.conversational for pair in given)
@@ -162,73 +177,128 @@ class PreferenceTrainer:
             min(self.config.max_prompt_length, limit - 1, self.config.max_length - 1),
             self.config.truncation,
         )
-        self.pairs = self.encoder.pairs(given)
-        self.shown = self.encoder.example(
-            given[0].i_chosen, given[0].r_chosen
-        )  # what is trained, to print before a run
+        self._texts: dict[bytes, Text] = {}  # prompt's tokens -> instruction, where embeddings are asked for
+        self.pairs = self._encoded(given)
+        first = given[0]
+        texts = (first.i_chosen, first.r_chosen) if isinstance(first, Pair) else (first.instruction, first.response)
+        self.shown = self.encoder.example(*texts)  # what is trained, to print before a run
         self.told = self.report.then(self.encoder.report())  # what became of the training records
         self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_pairs).items()}
         self.memory = memory.check(lm, self.config, [pair.tokens for pair in self.pairs])
         ensure_adapter(lm, self.config)
-        self.infos = [LOSSES[name] for name in self.config.losses]
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
         self._groups = self._iopo_groups(self.pairs)
-        self._cache: dict[int, tuple[float, float]] = {}
+        self._logps = ReferenceLogps()
         self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
         if self.config.use_weighting and self.coupled:
             raise JpoError(
                 f"use_weighting: loss {self.config.loss} couples the batch; it goes with losses of single pairs"
             )
 
-    def _encode(self, pairs: Any) -> list[EncodedPair]:
-        return self.encoder.pairs(self._read(pairs))
+    def _embeddings(self, embed: Embed | None) -> Embeddings | None:
+        source = embed if embed is not None else self.config.rpo_embeddings
+        if source is not None and not any("rpo_weights" in info.reads for info in self.infos):
+            raise JpoError(f"rpo_embeddings: loss {self.config.loss} would ignore them; they belong to rpo")
+        return None if source is None else Embeddings(source)
 
-    def _read(self, pairs: Any) -> list[Pair]:
-        given = pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else ()
-        if any(isinstance(pair, Pair) for pair in given) and not all(isinstance(pair, Pair) for pair in given):
-            pairs = [pair.to_record() if isinstance(pair, Pair) else pair for pair in given]  # as a union of sources is
-        if isinstance(pairs, (str, os.PathLike)) or not (
-            pairs and isinstance(pairs, Sequence) and isinstance(pairs[0], Pair)
-        ):
-            return preference_pairs(read_records(pairs), report=self.report)
-        return list(pairs)
+    def _encode(self, pairs: Any) -> list[EncodedPair]:
+        return self._encoded(self._read(pairs))
+
+    def _encoded(self, given: Sequence[Pair | Judged]) -> list[EncodedPair]:
+        self._check_kinds(given)
+        encoded = self.encoder.pairs(given)
+        if self.embeddings is not None:
+            for pair in encoded:
+                texts = given[pair.index]
+                assert isinstance(texts, Pair) and pair.chosen is not None and pair.rejected is not None
+                self._texts[pair.chosen.prompt.tobytes()] = texts.i_chosen
+                self._texts[pair.rejected.prompt.tobytes()] = texts.i_reject
+        return encoded
+
+    def _check_kinds(self, given: Sequence[Pair | Judged]) -> None:
+        """JpoError where the losses cannot learn from ties, or from responses without one to compare with."""
+        loss = self.config.loss
+        judged = [example for example in given if isinstance(example, Judged)]
+        if judged and self.config.losses != ["kto"]:
+            raise JpoError(
+                f"{judged[0].where}: {{prompt, completion, label}} has no second response, and loss {loss} compares two; "
+                "use loss kto"
+            )
+        ties = [pair for pair in given if isinstance(pair, Pair) and pair.tie]
+        deaf = [info.name for info in self.infos if "ties" not in info.reads]
+        if ties and deaf:
+            raise JpoError(
+                f"{ties[0].where}: is a tie (one of {len(ties)} in {len(given)} records), and loss {deaf[0]} knows none; "
+                "use loss dpo_rk or dpo_davidson, or build the pairs without --keep-ties"
+            )
+
+    def _read(self, pairs: Any) -> list[Pair | Judged]:
+        """Records of every source; pairs that are read already stay as they are, also beside others."""
+        if not (isinstance(pairs, (list, tuple)) and any(isinstance(entry, (Pair, Judged)) for entry in pairs)):
+            return self._from_records(read_records(pairs))
+        result: list[Pair | Judged] = []
+        for entry in pairs:
+            result += [entry] if isinstance(entry, (Pair, Judged)) else self._from_records(read_records([entry]))
+        return result
+
+    def _from_records(self, records: list[Any]) -> list[Pair | Judged]:
+        judged = [record for record in records if is_judged(record)]
+        pairs = [record for record in records if not is_judged(record)] if judged else records
+        result: list[Pair | Judged] = list(preference_pairs(pairs, report=self.report)) if pairs else []
+        return result + list(judged_examples(judged, report=self.report))
 
     # one batch of pairs
 
+    def _part(self, pairs: Sequence[EncodedPair], members: list[int]) -> _Part:
+        chosen = sum(pairs[i].chosen is not None for i in members)
+        return _Part(members, self._forest([pairs[i] for i in members]), chosen)
+
     def _forest(self, pairs: Sequence[EncodedPair]) -> Forest:
         """Sequences: all chosen, then all rejected."""
-        sequences = [(p.chosen.prompt, p.chosen.response) for p in pairs] + [
-            (p.rejected.prompt, p.rejected.response) for p in pairs
-        ]
-        c = self.config  # cached references must mean the same rows whatever stands beside a pair
-        keep_all = c.full_logps or c.use_weighting or c.precompute_ref_log_probs
+        c = self.config  # stored references must mean the same rows whatever stands beside a pair
+        keep_all = c.full_logps or c.use_weighting or c.precompute_ref_log_probs or c.ref_logps is not None
         skip = all(info.of_d_alone for info in self.infos) and not keep_all
         n = len(pairs)
+        sequences = [(s.prompt, s.response) for s in _sequences(pairs)]
         return build_forest(sequences, self.config.scope, [(i, i + n) for i in range(n)] if skip else None)
 
+    def _digests(self, pairs: Sequence[EncodedPair]) -> list[bytes]:
+        return [sequence_digest(self.config.scope, s.prompt, s.response) for s in _sequences(pairs)]
+
     def _reference(self, part: _Part, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
-        if all(pair.index in self._cache for pair in pairs) and self._cache:
-            rows = np.array([self._cache[pair.index] for pair in pairs])
-            return rows.T.ravel()
+        known = self._logps.get(self._digests(pairs)) if len(self._logps) else None
+        if known is not None:
+            return known
         return part.forest.sequence_sums(self.lm.forward(part.forest, adapter=False).logps)
 
     def precompute(self) -> None:
-        """Cache the reference log-likelihoods of every training pair (precompute_ref_log_probs)."""
-        for members in micro_batches([pair.sequences for pair in self.pairs], 2 * self.config.token_budget):
-            chunk = [self.pairs[i] for i in members]
-            forest = self._forest(chunk)
-            sums = forest.sequence_sums(self.lm.forward(forest, adapter=False).logps)
-            for place, pair in enumerate(chunk):
-                self._cache[pair.index] = (float(sums[place]), float(sums[place + len(chunk)]))
+        """The reference's log-likelihoods of every pair (precompute_ref_log_probs), out of the file ref_logps where it
+        holds them; what it lacked is computed and written there."""
+        pairs = [*self.pairs, *(pair for found in self.eval_sets.values() for pair in found)]
+        if self.config.ref_logps is not None:
+            from jpo.evaluate.sampling import weights_digest
 
-    def _loss(
-        self, pairs: Sequence[EncodedPair], policy: Any, ref: Any, weights: Any = None, forests: Any = None
-    ) -> PreferenceLoss:
-        """The objective over n pairs: policy and ref are (2 n,), chosen then rejected."""
-        c, n = self.config, len(pairs)
+            with self.lm.disable_adapter():
+                self._logps = ReferenceLogps(self.config.ref_logps, weights_digest(self.lm))
+        lacking = [pair for pair in pairs if not all(digest in self._logps for digest in self._digests([pair]))]
+        saved = time.monotonic()
+        for members in micro_batches([pair.sequences for pair in lacking], 2 * self.config.token_budget):
+            chunk = [lacking[i] for i in members]
+            forest = self._forest(chunk)
+            self._logps.add(self._digests(chunk), forest.sequence_sums(self.lm.forward(forest, adapter=False).logps))
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._logps.save()
+                saved = time.monotonic()
+        if lacking:
+            self._logps.save()
+
+    def _loss(self, pairs: Sequence[EncodedPair], parts: Sequence[_Part], weights: Any = None) -> PreferenceLoss:
+        """The objective over the pairs of some micro-batches, in their order."""
+        c = self.config
         reads = frozenset().union(*(info.reads for info in self.infos))
-        lengths = np.concatenate([part.lengths.reshape(2, -1) for part in forests], axis=1)
+        policy = _sides(parts, [part.policy for part in parts])
+        lengths = _sides(parts, [part.forest.lengths for part in parts])
         extra: dict[str, Any] = {"loss": c.losses if len(c.losses) > 1 or c.weights else c.losses[0], "beta": c.beta}
         if c.weights:
             extra["loss_weights"] = c.weights
@@ -262,35 +332,54 @@ class PreferenceTrainer:
             extra["groups"] = np.array([self._groups.get(pair.index, -1 - pair.index) for pair in pairs])
         if weights is not None:
             extra["pair_weights"] = weights
+        if any(pair.tie for pair in pairs):
+            extra["ties"] = np.array([pair.tie for pair in pairs])
+        if "ties" in reads and c.nu is not None:
+            extra["nu"] = c.nu
         if self.needs_reference:
-            extra |= {"ref_chosen": ref[:n], "ref_rejected": ref[n:]}
-        return preference_loss(policy[:n], policy[n:], **extra)
+            reference = _sides(parts, [part.reference for part in parts])
+            extra |= {"ref_chosen": reference[0], "ref_rejected": reference[1]}
+        return preference_loss(*policy, **extra)
 
     def _mismatched(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
-        """s of prompts joined to the next pair's chosen response (kto's reference point): scored without backward."""
-        mixed = [(pairs[i].chosen.prompt, pairs[(i + 1) % len(pairs)].chosen.response) for i in range(len(pairs))]
+        """s of every prompt of the step joined to the response before it (kto's reference point): TRL's set, the step's
+        own completions, each used once. Pairs stand as TRL unpairs them, the chosen before the rejected; the order is
+        that of the data. Scored without backward."""
+        ordered = sorted(pairs, key=lambda pair: pair.index)
+        whole = [pair for pair in ordered if len(pair.sequences) == 2]
+        single = [pair.sequences[0] for pair in ordered if len(pair.sequences) == 1]
+        examples = [*_sequences(whole), *single]
+        mixed = [(example.prompt, examples[i - 1].response) for i, example in enumerate(examples)]
         return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(
             mixed, scope=self.config.scope, adapter=False
         )
 
     def _rpo_weights(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         """Row softmax of -(1 - cos(prompt_i, prompt_j)) / tau: chosen prompts by rejected prompts."""
-        for pair in pairs:
-            for ids in (pair.chosen.prompt, pair.rejected.prompt):
-                if ids.tobytes() not in self._hidden:
-                    vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
-                    self._hidden[ids.tobytes()] = vector / np.linalg.norm(vector)
-        w = np.stack([self._hidden[pair.chosen.prompt.tobytes()] for pair in pairs])
-        rejected = np.stack([self._hidden[pair.rejected.prompt.tobytes()] for pair in pairs])
+        prompts = [sequence.prompt for sequence in _sequences(pairs)]
+        vectors = self._unit_vectors(prompts)
+        w, rejected = vectors[: len(pairs)], vectors[len(pairs) :]
         z = (w @ rejected.T - 1) / self.config.rpo_tau
         e = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+    def _unit_vectors(self, prompts: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """(N, E) float64: the given embeddings of N prompts, or the reference model's mean hidden states."""
+        if self.embeddings is not None:
+            return self.embeddings.unit_vectors([self._texts[ids.tobytes()] for ids in prompts])
+        for ids in prompts:
+            if ids.tobytes() not in self._hidden:
+                vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
+                self._hidden[ids.tobytes()] = vector / np.linalg.norm(vector)
+        return np.stack([self._hidden[ids.tobytes()] for ids in prompts])
 
     def _iopo_groups(self, pairs: Sequence[EncodedPair]) -> dict[int, int]:
         """Pairs whose instructions are each other's, swapped, belong together; the others stand alone."""
         waiting: dict[tuple[bytes, bytes], list[int]] = {}
         groups: dict[int, int] = {}
         for pair in pairs:
+            if pair.chosen is None or pair.rejected is None:
+                continue
             w, l = pair.chosen.prompt.tobytes(), pair.rejected.prompt.tobytes()
             if waiting.get((l, w)):
                 groups[pair.index] = waiting[l, w].pop()
@@ -316,7 +405,7 @@ class PreferenceTrainer:
 
     def _run(self, pairs: list[EncodedPair], step: int, train: bool) -> dict[str, float]:
         cut = micro_batches([pair.sequences for pair in pairs], self.config.token_budget)
-        parts = [_Part(members, self._forest([pairs[i] for i in members])) for members in cut]
+        parts = [self._part(pairs, members) for members in cut]
         gathered = (
             self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
         )
@@ -335,7 +424,7 @@ class PreferenceTrainer:
             part.reference = self._reference(part, chunk) if self.needs_reference else None
             self._forward(part, step, place, train, train)
             weights = self._confidence(part) if self.config.use_weighting else None
-            result = self._loss(chunk, part.policy, part.reference, weights, [part.forest])
+            result = self._loss(chunk, [part], weights)
             results.append(result)
             if train:
                 share = len(chunk) / len(pairs)
@@ -353,52 +442,62 @@ class PreferenceTrainer:
         single = len(parts) == 1 and not any({"kl", "rpo_weights"} & info.reads for info in self.infos)
         for place, part in enumerate(parts):
             self._forward(part, step, place, keep=train and single, train=train)
-        policy = _sides(part.policy for part in parts)
-        reference = _sides(part.reference for part in parts) if self.needs_reference else None
-        result = self._loss(ordered, policy, reference, None, [part.forest for part in parts])
-        start = 0
+        result = self._loss(ordered, parts)
+        w = l = 0
         for place, part in enumerate(parts):
-            stop = start + len(part.members)
+            if train and not single:
+                self._forward(part, step, place, keep=True, train=True)
+            rejected = part.forest.sequences - part.chosen
             if train:
-                if not single:
-                    self._forward(part, step, place, keep=True, train=True)
-                c = np.concatenate([result.grad_chosen[start:stop], result.grad_rejected[start:stop]])
+                c = np.concatenate([result.grad_chosen[w : w + part.chosen], result.grad_rejected[l : l + rejected]])
                 self.lm.backward(part.forest.entry_coefficients(c))
-            start = stop
+            w, l = w + part.chosen, l + rejected
         return result
 
     def _confidence(self, part: _Part) -> np.ndarray[Any, Any]:
         """WPO: exp of the mean over scored tokens of log p_t - log sum_v p_v^2, of both sides, detached."""
         assert part.scores is not None and part.scores.log_p2 is not None
         mean = part.forest.sequence_sums(part.scores.logps - part.scores.log_p2) / part.forest.lengths
-        n = len(part.members)
-        return np.exp(mean[:n] + mean[n:])
+        return np.exp(mean[: part.chosen] + mean[part.chosen :])
 
     def _metrics(self, pairs: list[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
-        n = len(pairs)
-        policy = _sides(part.policy for part in parts)
+        """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward has
+        their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
+        reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
         scores = [part.scores for part in parts if part.scores is not None]
-        logits = _sides(part.forest.sequence_sums(part.scores.mean_logit) for part in parts if part.scores is not None)
-        counts = _sides(np.diff(part.forest.sequence_start) for part in parts).astype(float)
+        policy = _sides(parts, [part.policy for part in parts])
+        logits = _sides(parts, [part.forest.sequence_sums(s.mean_logit) for part, s in zip(parts, scores, strict=True)])
+        counts = [side.astype(float) for side in _sides(parts, [np.diff(p.forest.sequence_start) for p in parts])]
         hits = np.concatenate([s.hit for s in scores if s.hit is not None])
-        return {
-            "loss": result.loss,
-            "rewards/chosen": float(result.rewards_chosen.mean()),
-            "rewards/rejected": float(result.rewards_rejected.mean()),
-            "rewards/accuracies": float(result.accuracies.mean()),
-            "rewards/margins": float(result.margins.mean()),
-            "logps/chosen": float(policy[:n].mean()),
-            "logps/rejected": float(policy[n:].mean()),
-            "logits/chosen": float(logits[:n].sum() / max(1.0, counts[:n].sum())),
-            "logits/rejected": float(logits[n:].sum() / max(1.0, counts[n:].sum())),
-            "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean())
-            if len(hits)
-            else 0.0,
-            "mean_token_accuracy": float(hits.mean()) if len(hits) else 0.0,
-            "num_tokens": float(sum(pair.tokens for pair in pairs)),
-            "rows_computed": float(sum(part.forest.rows for part in parts)),
-            "unscored_shared_tokens": float(sum(part.forest.lengths.sum() for part in parts) - counts.sum()),
-        }
+        rewards = (result.rewards_chosen, result.rewards_rejected)
+        sides: dict[str, float] = {}
+        for place, side in enumerate(("chosen", "rejected")):
+            if len(rewards[place]):
+                sides[f"rewards/{side}"] = float(rewards[place].mean())
+                sides[f"logps/{side}"] = float(policy[place].mean())
+                sides[f"logits/{side}"] = float(logits[place].sum() / max(1.0, counts[place].sum()))
+        if all(len(pair.sequences) == 2 for pair in pairs):
+            decided = result.accuracies[[not pair.tie for pair in pairs]]  # losses of ties keep the pairs' own order
+            sides["rewards/accuracies"] = float(decided.mean()) if len(decided) else 0.0
+            sides["rewards/margins"] = float(result.margins.mean())
+        else:
+            sides["rewards/accuracies"] = float(np.concatenate([rewards[0] > 0, rewards[1] < 0]).mean())
+            sides["rewards/margins"] = sides.get("rewards/chosen", 0.0) - sides.get("rewards/rejected", 0.0)
+        return (
+            {"loss": result.loss}
+            | sides
+            | {
+                "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean())
+                if len(hits)
+                else 0.0,
+                "mean_token_accuracy": float(hits.mean()) if len(hits) else 0.0,
+                "num_tokens": float(sum(pair.tokens for pair in pairs)),
+                "rows_computed": float(sum(part.forest.rows for part in parts)),
+                "unscored_shared_tokens": float(
+                    sum(part.forest.lengths.sum() for part in parts) - sum(map(np.sum, counts))
+                ),
+            }
+        )
 
     # the public interface
 
@@ -427,11 +526,9 @@ class PreferenceTrainer:
 
         order = self._order()
         total = self._total(order)
-        if self.config.precompute_ref_log_probs and self.needs_reference:
+        if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
             self.precompute()
-        mark = fingerprint(
-            self.config, [ids for pair in self.pairs for s in pair.sequences for ids in (s.prompt, s.response)]
-        )
+        mark = fingerprint(self.config, [ids for pair in self.pairs for ids in _identity(pair)])
         loop = Loop(self.lm, self, self.config, order, total, warmup_steps(self.config, total), mark)
         return loop.run(resume, make_callbacks(callbacks, self.config))
 
@@ -454,25 +551,21 @@ class PreferenceTrainer:
     def _mean(self, chosen: list[EncodedPair]) -> dict[str, float]:
         """Metrics without training, averaged over pairs."""
         rows = []
-        cached, self._cache = self._cache, {}
-        try:
-            for start in range(0, len(chosen), self.config.batch_size):
-                part = chosen[start : start + self.config.batch_size]
-                rows.append((len(part), self._run(part, 0, train=False)))
-        finally:
-            self._cache = cached
-        total = sum(count for count, _ in rows)
-        return {key: sum(count * row[key] for count, row in rows) / total for key in rows[0][1]} if rows else {}
+        for start in range(0, len(chosen), self.config.batch_size):
+            part = chosen[start : start + self.config.batch_size]
+            rows.append((len(part), self._run(part, 0, train=False)))
+        names = dict.fromkeys(key for _, row in rows for key in row)
+        with_key = {key: [(count, row[key]) for count, row in rows if key in row] for key in names}
+        return {
+            key: sum(count * value for count, value in found) / sum(count for count, _ in found)
+            for key, found in with_key.items()
+        }
 
     def loss_and_gradients(self, pairs: Any) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
         """(metrics, gradients by PEFT's tensor names) of one batch; no update; the reference is the adapter off."""
         assert self.lm.trainable is not None
-        cached, self._cache = self._cache, {}
         self.lm.trainable.grads[:] = 0
-        try:
-            metrics = self._run(self._encode(pairs), 0, train=True)
-        finally:
-            self._cache = cached
+        metrics = self._run(self._encode(pairs), 0, train=True)
         gradients = self.lm.trainable.gradients()
         self.lm.trainable.grads[:] = 0
         return metrics, gradients
@@ -490,9 +583,24 @@ class PreferenceTrainer:
         )
 
 
-def _sides(parts: Any) -> np.ndarray[Any, Any]:
-    """(2 n_k,) vectors, chosen then rejected each -> one (2 n,) vector, chosen then rejected."""
-    return np.concatenate([np.asarray(part).reshape(2, -1) for part in parts], axis=1).ravel()
+def _sequences(pairs: Sequence[EncodedPair]) -> list[Encoded]:
+    """All chosen sequences, then all rejected ones."""
+    chosen = [pair.chosen for pair in pairs if pair.chosen is not None]
+    return chosen + [pair.rejected for pair in pairs if pair.rejected is not None]
+
+
+def _identity(pair: EncodedPair) -> list[Any]:
+    """What a run is held to: the pair's tokens, and a mark where it is a tie or has one side."""
+    ids = [part for sequence in pair.sequences for part in (sequence.prompt, sequence.response)]
+    kind = 1 if pair.tie else 2 if pair.rejected is None else 3 if pair.chosen is None else 0
+    return [*ids, np.array([kind], dtype=np.int32)] if kind else ids
+
+
+def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """One vector for each part's sequences -> (those of all chosen sequences, those of all rejected ones)."""
+    chosen = [np.asarray(value)[: part.chosen] for part, value in zip(parts, values, strict=True)]
+    rejected = [np.asarray(value)[part.chosen :] for part, value in zip(parts, values, strict=True)]
+    return np.concatenate(chosen), np.concatenate(rejected)
 
 
 def _joined(results: list[PreferenceLoss], members: list[list[int]]) -> PreferenceLoss:

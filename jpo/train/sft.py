@@ -59,9 +59,9 @@ class SFTTrainer:
         return self.encoder.examples(self._read(examples))
 
     def _read(self, examples: Any) -> list[Example]:
-        if not (examples and isinstance(examples, list) and isinstance(examples[0], Example)):
-            return sft_examples(read_records(examples), report=self.report)
-        return examples
+        if isinstance(examples, (list, tuple)) and examples and all(isinstance(entry, Example) for entry in examples):
+            return list(examples)
+        return sft_examples(read_records(examples), report=self.report)
 
     def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
         """Add the gradients of these examples' token mean into lm.trainable.grads; the step's metrics."""

@@ -230,7 +230,7 @@ def test_a_direction_that_does_not_exist():
 def test_losses_and_divergences_out_of_range(loss, divergence):
     v = np.zeros(2)
     with pytest.raises(ValueError, match="must lie in"):
-        _core.preference(loss, v, v, v, v, v, v, None, None, *[0.1] * 9, divergence, 1)
+        _core.preference(loss, v, v, v, v, v, v, None, None, None, *[0.1] * 10, divergence, 1)
 
 
 def test_vectors_of_another_kind():
@@ -240,7 +240,7 @@ def test_vectors_of_another_kind():
             given = [v] * 6
             given[place - 1] = bad
             with pytest.raises(TypeError):
-                _core.preference(0, *given, None, None, *[0.1] * 9, 0, 1)
+                _core.preference(0, *given, None, None, None, *[0.1] * 10, 0, 1)
 
 
 # ---- what runs while something is read

@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 import pytest
 
-from jpo.data.batches import Order, cut_slots, forest_rows, micro_batches, permutation, raw_words, tree_reduce
+from jpo.data.batches import Order, forest_rows, micro_batches, permutation, raw_words
 from jpo.data.encoding import Encoded
 from jpo.errors import JpoError
 
@@ -85,33 +85,6 @@ def test_micro_batches_gather_what_shares():
     assert micro_batches(records, 100) == [[0, 2, 3, 5], [1, 4]]
     with pytest.raises(JpoError, match="token_budget: expected a positive integer, got 0"):
         micro_batches(records, 0)
-
-
-@pytest.mark.parametrize("slots", [1, 2, 4, 8])
-def test_slots_are_about_equal(slots):
-    records = random_records(64, seed=slots)
-    cut = cut_slots(records, slots)
-    assert len(cut) == slots and sorted(index for slot in cut for index in slot) == list(range(64))
-    rows = [forest_rows([records[index] for index in slot]) for slot in cut]
-    assert max(rows) - min(rows) <= 60
-
-
-def test_slots_are_a_power_of_two():
-    assert cut_slots(random_records(1), 4).count([]) == 3
-    for slots in (0, 3, 6):
-        with pytest.raises(JpoError, match="slots: expected a power of two"):
-            cut_slots(random_records(2), slots)
-
-
-def test_the_tree_of_sums():
-    def bracket(left, right):
-        return f"({left}{right})"
-
-    assert [tree_reduce("abcdefgh"[:count], bracket) for count in (1, 2, 3, 4, 5, 8)] == [
-        "a", "(ab)", "((ab)c)", "((ab)(cd))", "(((ab)(cd))e)", "(((ab)(cd))((ef)(gh)))",
-    ]  # fmt: skip
-    with pytest.raises(JpoError, match="values: expected at least one"):
-        tree_reduce([], bracket)
 
 
 def test_groups_stay_in_one_step_and_every_epoch_sees_each_record_once():

@@ -75,8 +75,8 @@ def test_files_give_their_records_and_lines(tmp_path, name, data, places):
         ("x.csv", b"a,b\n", "holds no records"),
         ("x.csv", b"a,a\n1,2\n", "line 1: expected a header of different names, got a, a"),
         ("x.csv", b"a,\n1,2\n", "line 1: expected a header of different names"),
-        ("x.csv", b"a,b\n1,2\n\"x\ny\",3\n4\n", "line 5: expected 2 cells as the header has, got 1"),
-        ("x.csv", b"a,b\n1,\"2\n", "line 2: not CSV: unexpected end of data"),
+        ("x.csv", b'a,b\n1,2\n"x\ny",3\n4\n', "line 5: expected 2 cells as the header has, got 1"),
+        ("x.csv", b'a,b\n1,"2\n', "line 2: not CSV: unexpected end of data"),
         ("x.csv", b"a,b\n1,\xff\n", "byte 0xff is no valid UTF-8"),
         ("x.csv", "a,b".encode("utf-16"), "is UTF-16"),
     ],
@@ -127,7 +127,10 @@ def test_records_keep_their_place_when_copied():
 
 def test_tables_of_text(tmp_path):
     rows = 'instruction,response,id\n"a, b","line 1\nline ""2""",\n\nc,  d ,7\n'
-    expected = [{"instruction": "a, b", "response": 'line 1\nline "2"'}, {"instruction": "c", "response": "  d ", "id": "7"}]
+    expected = [
+        {"instruction": "a, b", "response": 'line 1\nline "2"'},
+        {"instruction": "c", "response": "  d ", "id": "7"},
+    ]
     for name, data in {
         "x.csv": rows.encode(), "y.csv": b"\xef\xbb\xbf" + rows.replace("\n", "\r\n").replace("1\r\n", "1\n").encode(),
         "x.CSV.gz": gzip.compress(rows.encode()), "x.tsv": rows.replace("a, b", "a; b").replace(",", "\t").replace(";", ",").encode(),

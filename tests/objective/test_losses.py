@@ -232,7 +232,13 @@ def test_unpaired_kto(desirable, undesirable):
     """Definition and gradient over examples that are no pairs."""
     policy, ref, _ = batch(15)
     w, l, rw, rl = policy[0][:desirable], policy[1][:undesirable], ref[0][:desirable], ref[1][:undesirable]
-    options = {"ref_chosen": rw, "ref_rejected": rl, "kl": [0.5, 1.5], "desirable_weight": 1.5, "undesirable_weight": 0.5}
+    options = {
+        "ref_chosen": rw,
+        "ref_rejected": rl,
+        "kl": [0.5, 1.5],
+        "desirable_weight": 1.5,
+        "undesirable_weight": 0.5,
+    }
 
     def definition(w, l):
         wins, fails = reference.sg(0.3 * ((w - rw) - 1)), reference.sg(0.3 * (1 - (l - rl)))

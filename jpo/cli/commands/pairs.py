@@ -35,6 +35,12 @@ def pairs(
     per_instruction: Annotated[
         int, typer.Option("--per-instruction", min=1, help="Conditional candidates of each instruction at most.")
     ] = 1,
+    keep_ties: Annotated[
+        bool, typer.Option("--keep-ties", help="Ties as records too, for --loss dpo_rk and dpo_davidson.")
+    ] = False,
+    majority: Annotated[
+        bool, typer.Option("--majority", help="One pair of what several annotators judged: the majority's.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")] = 0,
 ) -> None:
     """Build pairs out of records: candidates to judge, preference pairs out of verdicts, weak joint pairs.
@@ -72,9 +78,11 @@ def pairs(
         raise JpoError("--count and --mix: only candidates (--candidates) know them")
     if per_instruction > 1 and not conditional:
         raise JpoError("--per-instruction: only --conditional knows it")
+    if (keep_ties or majority) and not preferences:
+        raise JpoError("--keep-ties and --majority: only preferences (--preferences) know them")
     report = Report()
     if weak or preferences:
-        result, noun = _pairs(records, weak, seed, report)
+        result, noun = _pairs(records, weak, seed, report, keep_ties, majority)
     else:
         result, noun = _candidates(records, conditional, per_instruction, count, mix, seed, report)
     if not result:
@@ -83,12 +91,15 @@ def pairs(
     typer.echo(f"{report}\n{len(result)} {noun} written to {output}")
 
 
-def _pairs(records: Any, weak: bool, seed: int, report: Any) -> tuple[list[dict[str, Any]], str]:
+def _pairs(
+    records: Any, weak: bool, seed: int, report: Any, keep_ties: bool, majority: bool
+) -> tuple[list[dict[str, Any]], str]:
     from jpo.data.records import preference_pairs
     from jpo.feedback import pairs as build
 
     if not weak:
-        return build.preferences_from_feedback(records, report=report), "preference pairs"
+        made = build.preferences_from_feedback(records, report=report, keep_ties=keep_ties, majority=majority)
+        return made, "preference pairs"
     given = preference_pairs(records, report=report)
     report.kept = 0
     return build.weak_joint_pairs(given, seed, report), "weak joint pairs"
