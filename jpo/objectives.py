@@ -214,9 +214,6 @@ def preference_loss(
         "rpo_weights": (rpo_weights, "rpo_weights" in reads),
         "groups": (groups, "groups" in reads),
     }
-    unread = [name for name, value in (("ties", ties), ("nu", nu)) if value is not None and "ties" not in reads]
-    if unread:
-        raise JpoError(f"loss {names} would ignore {unread[0]}; leave it out, or use dpo_rk or dpo_davidson")
     for name, (value, read) in given.items():
         if read and value is None:
             raise JpoError(f"loss {names} needs {name}")
@@ -229,18 +226,10 @@ def preference_loss(
         "orpo_lambda": orpo_lambda != 0.1,
         "discopop_tau": discopop_tau != 0.05,
     }
-    for name, is_changed in changed.items():
-        if is_changed and name not in reads:
-            raise JpoError(f"loss {names} would ignore {name}; leave it out")
+    _refuse_ignored(names, reads, changed | {"ties": ties is not None, "nu": nu is not None})
     if (desirable_weight != 1 or undesirable_weight != 1) and "kl" not in reads:
         raise JpoError(f"loss {names} would ignore desirable_weight and undesirable_weight; they belong to kto")
-    if f_divergence_type not in DIVERGENCES:
-        raise JpoError(f"f_divergence_type: expected one of {', '.join(DIVERGENCES)}, got {f_divergence_type!r}")
-    for info, _ in chosen:
-        if f_divergence_type != "reverse_kl" and "f_divergence_type" not in info.reads:
-            raise JpoError(f"loss {info.name} would ignore f_divergence_type={f_divergence_type!r}")
-    if f_alpha_divergence_coef != 0.5 and f_divergence_type != "alpha_divergence":
-        raise JpoError(f"f_divergence_type {f_divergence_type} would ignore f_alpha_divergence_coef; leave it out")
+    _check_divergence(chosen, f_divergence_type, f_alpha_divergence_coef)
     smoothing = _number("label_smoothing", label_smoothing, 0, 1)
     if "robust" in names.split(" + ") and smoothing >= 0.5:
         raise JpoError(f"label_smoothing: loss robust needs less than 0.5, got {label_smoothing}")
@@ -294,6 +283,26 @@ def preference_loss(
         d_w / count,
         d_l / count,
     )
+
+
+def _refuse_ignored(names: str, reads: frozenset[str], changed: dict[str, bool]) -> None:
+    """JpoError for a setting that was changed and that no loss reads; `nu` belongs to the losses of ties."""
+    for name, is_changed in changed.items():
+        if is_changed and {"nu": "ties"}.get(name, name) not in reads:
+            raise JpoError(f"loss {names} would ignore {name}; leave it out")
+
+
+def _check_divergence(
+    chosen: list[tuple[LossInfo, float]], f_divergence_type: Divergence, f_alpha_divergence_coef: float
+) -> None:
+    """JpoError for a divergence that does not exist, or that a loss does not read."""
+    if f_divergence_type not in DIVERGENCES:
+        raise JpoError(f"f_divergence_type: expected one of {', '.join(DIVERGENCES)}, got {f_divergence_type!r}")
+    for info, _ in chosen:
+        if f_divergence_type != "reverse_kl" and "f_divergence_type" not in info.reads:
+            raise JpoError(f"loss {info.name} would ignore f_divergence_type={f_divergence_type!r}")
+    if f_alpha_divergence_coef != 0.5 and f_divergence_type != "alpha_divergence":
+        raise JpoError(f"f_divergence_type {f_divergence_type} would ignore f_alpha_divergence_coef; leave it out")
 
 
 _NU_AT = 9  # nu's place in the settings

@@ -62,6 +62,12 @@ class EncodedPair:
         """Chosen, rejected: those that there are."""
         return tuple(side for side in (self.chosen, self.rejected) if side is not None)
 
+    def identity(self) -> list[array[int]]:
+        """What tells it from another: the tokens of its sides, and a mark where it is a tie or has one side alone."""
+        ids = [part for sequence in self.sequences for part in (sequence.prompt, sequence.response)]
+        kind = 1 if self.tie else 2 if self.rejected is None else 3 if self.chosen is None else 0
+        return [*ids, array("i", [kind])] if kind else ids
+
     @property
     def tokens(self) -> int:
         """|I_w| + |R_w| + |I_l| + |R_l|, template, BOS and EOS included, before any sharing."""
@@ -267,6 +273,12 @@ class Encoder:
                 return part
         size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
         return text[:size] if start else text[len(text) - size :]
+
+
+def side_by_side(pairs: Sequence[EncodedPair]) -> list[Encoded]:
+    """All chosen sequences of the pairs, then all rejected ones."""
+    chosen = [pair.chosen for pair in pairs if pair.chosen is not None]
+    return chosen + [pair.rejected for pair in pairs if pair.rejected is not None]
 
 
 def _encoded_pair(pair: Pair | Judged, sequences: Sequence[Encoded], index: int) -> EncodedPair:

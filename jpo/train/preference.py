@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jpo.data.batches import GroupedOrder, Order, micro_batches
-from jpo.data.encoding import Encoded, EncodedPair, Encoder
+from jpo.data.encoding import EncodedPair, Encoder, side_by_side
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, preference_pairs
@@ -260,11 +260,11 @@ class PreferenceTrainer:
         keep_all = c.full_logps or c.use_weighting or c.precompute_ref_log_probs or c.ref_logps is not None
         skip = all(info.of_d_alone for info in self.infos) and not keep_all
         n = len(pairs)
-        sequences = [(s.prompt, s.response) for s in _sequences(pairs)]
+        sequences = [(s.prompt, s.response) for s in side_by_side(pairs)]
         return build_forest(sequences, self.config.scope, [(i, i + n) for i in range(n)] if skip else None)
 
     def _digests(self, pairs: Sequence[EncodedPair]) -> list[bytes]:
-        return [sequence_digest(self.config.scope, s.prompt, s.response) for s in _sequences(pairs)]
+        return [sequence_digest(self.config.scope, s.prompt, s.response) for s in side_by_side(pairs)]
 
     def _reference(self, part: _Part, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         known = self._logps.get(self._digests(pairs)) if len(self._logps) else None
@@ -348,7 +348,7 @@ class PreferenceTrainer:
         ordered = sorted(pairs, key=lambda pair: pair.index)
         whole = [pair for pair in ordered if len(pair.sequences) == 2]
         single = [pair.sequences[0] for pair in ordered if len(pair.sequences) == 1]
-        examples = [*_sequences(whole), *single]
+        examples = [*side_by_side(whole), *single]
         mixed = [(example.prompt, examples[i - 1].response) for i, example in enumerate(examples)]
         return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(
             mixed, scope=self.config.scope, adapter=False
@@ -356,7 +356,7 @@ class PreferenceTrainer:
 
     def _rpo_weights(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         """Row softmax of -(1 - cos(prompt_i, prompt_j)) / tau: chosen prompts by rejected prompts."""
-        prompts = [sequence.prompt for sequence in _sequences(pairs)]
+        prompts = [sequence.prompt for sequence in side_by_side(pairs)]
         vectors = self._unit_vectors(prompts)
         w, rejected = vectors[: len(pairs)], vectors[len(pairs) :]
         z = (w @ rejected.T - 1) / self.config.rpo_tau
@@ -528,7 +528,7 @@ class PreferenceTrainer:
         total = self._total(order)
         if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
             self.precompute()
-        mark = fingerprint(self.config, [ids for pair in self.pairs for ids in _identity(pair)])
+        mark = fingerprint(self.config, [ids for pair in self.pairs for ids in pair.identity()])
         loop = Loop(self.lm, self, self.config, order, total, warmup_steps(self.config, total), mark)
         return loop.run(resume, make_callbacks(callbacks, self.config))
 
@@ -581,19 +581,6 @@ class PreferenceTrainer:
         return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | probe(
             self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
-
-
-def _sequences(pairs: Sequence[EncodedPair]) -> list[Encoded]:
-    """All chosen sequences, then all rejected ones."""
-    chosen = [pair.chosen for pair in pairs if pair.chosen is not None]
-    return chosen + [pair.rejected for pair in pairs if pair.rejected is not None]
-
-
-def _identity(pair: EncodedPair) -> list[Any]:
-    """What a run is held to: the pair's tokens, and a mark where it is a tie or has one side."""
-    ids = [part for sequence in pair.sequences for part in (sequence.prompt, sequence.response)]
-    kind = 1 if pair.tie else 2 if pair.rejected is None else 3 if pair.chosen is None else 0
-    return [*ids, np.array([kind], dtype=np.int32)] if kind else ids
 
 
 def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

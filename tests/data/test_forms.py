@@ -63,11 +63,11 @@ def test_data_frames(dtype):
     frame = pandas.DataFrame({"instruction": ["I", "J"], "response": ["R", "S"], "note": [None, 1.0]})
     frame = frame.astype({"instruction": dtype, "response": dtype})
     trainer = jpo.SFTTrainer(jpo.load("tiny"), frame, eval_examples=frame)
-    assert len(trainer.examples) == len(trainer.eval_examples) == 2
+    assert len(trainer.examples) == len(trainer.eval_sets[""]) == 2
     assert trainer.evaluate(frame)["eval_num_tokens"] > 0
     pairs = pandas.DataFrame({"prompt": ["I"], "chosen": ["R"], "rejected": ["S"]})
     trainer = jpo.PreferenceTrainer(jpo.load("tiny"), pairs, eval_pairs=pairs)
-    assert len(trainer.pairs) == len(trainer.eval_pairs) == 1
+    assert len(trainer.pairs) == len(trainer.eval_sets[""]) == 1
     assert trainer.loss_and_gradients(pairs)[0]["loss"] == pytest.approx(np.log(2))
 
 
