@@ -342,7 +342,7 @@ def _unpaired_kto(
         _number("desirable_weight", desirable_weight, 0, np.inf),
         _number("undesirable_weight", undesirable_weight, 0, np.inf),
     )
-    given = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    given: dict[str, Any] = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
     given |= {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
     empty = np.zeros(0)
     lp_w, lp_l, ref_w, ref_l = (_vector(n, v, None) if np.size(v) else empty for n, v in given.items())

@@ -29,6 +29,7 @@ from jpo.data.records import (
 )
 from jpo.data.report import Report
 from jpo.errors import DataError, JpoError
+from jpo.feedback.agreement import majority as majority_of
 
 KINDS = ("CC", "RR", "CR")
 _WEAK, _ROUND, _DRAW, _SIDE, _MIXED, _CONDITIONAL = range(6)  # streams of random words, one for each use of the seed
@@ -443,8 +444,8 @@ def majority_votes(
 ) -> tuple[list[Candidate], dict[str, dict[str, float]]]:
     """(one candidate for each that several annotators judged, each annotator's agreement with the majority).
 
-    Equal contents are one candidate, whichever side stands first. Its verdict is the one that more than half of the votes
-    gave; where none has so many, it is a tie: the annotators together prefer neither. Failed verdicts do not vote. The
+    Equal contents are one candidate, whichever side stands first. Its verdict is the majority's
+    (agreement.majority): without one the annotators together prefer neither, a tie. Failed verdicts do not vote. The
     result carries `votes` (of the first side, the second, ties) and no `annotator`. Agreement: annotator -> {agree, n},
     over the candidates that two or more annotators judged.
     """
@@ -461,7 +462,7 @@ def majority_votes(
         votes = [(found, _turned(found.feedback) if turned else found.feedback) for found, turned in members]
         cast = [vote for _, vote in votes if vote is not None]
         counts = [cast.count(verdict) for verdict in (0, 1, 2)]
-        verdict = next((verdict for verdict in (0, 1, 2) if 2 * counts[verdict] > len(cast)), 2) if cast else None
+        verdict = majority_of(cast)
         extra = {key: value for key, value in first.extra.items() if key != "annotator"}
         if len(cast) > 1:
             extra["votes"] = counts

@@ -466,7 +466,8 @@ class PreferenceTrainer:
         reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
         scores = [part.scores for part in parts if part.scores is not None]
         policy = _sides(parts, [part.policy for part in parts])
-        logits = _sides(parts, [part.forest.sequence_sums(s.mean_logit) for part, s in zip(parts, scores, strict=True)])
+        means = [np.zeros(0) if s.mean_logit is None else s.mean_logit for s in scores]
+        logits = _sides(parts, [part.forest.sequence_sums(m) for part, m in zip(parts, means, strict=True)])
         counts = [side.astype(float) for side in _sides(parts, [np.diff(p.forest.sequence_start) for p in parts])]
         hits = np.concatenate([s.hit for s in scores if s.hit is not None])
         rewards = (result.rewards_chosen, result.rewards_rejected)

@@ -78,8 +78,9 @@ class ReferenceLogps:
             raise FormatError(f"{path}: no file of reference log-likelihoods, or damaged ({error}); {remedy}") from None
         if told.get("format") != _FORMAT:
             raise FormatError(f"{path}: holds no reference log-likelihoods of jpo; {remedy}")
-        keys, values = tensors.get("keys"), tensors.get("values")
-        whole = keys is not None and values is not None and keys.shape == (*values.shape, _DIGEST)
+        nothing = np.zeros((0, 0))
+        keys, values = tensors.get("keys", nothing), tensors.get("values", nothing)
+        whole = {"keys", "values"} <= tensors.keys() and keys.shape == (*values.shape, _DIGEST)
         if not whole or told.get("sha256") != _sum(keys, values) or not np.isfinite(values).all():
             raise FormatError(f"{path}: damaged: its contents do not match their digest; {remedy}")
         if told.get("model") != self.model:

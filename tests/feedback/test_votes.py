@@ -28,7 +28,7 @@ def test_ties_are_kept_where_asked_for():
     ("votes", "verdict"),
     [((0, 0, 1), 0), ((1, 1, 2), 1), ((0, 1), 2), ((0, 1, 2), 2), ((2, 2, 0), 2), ((None, 1), 1), ((None, None), None), ((0, 0, 1, 1), 2)],
 )  # fmt: skip
-def test_more_than_half_of_the_votes_decide(votes, verdict):
+def test_the_majority_decides(votes, verdict):
     records = [vote(f"a{place}", feedback) for place, feedback in enumerate(votes)]
     (found,), agreement = majority_votes(feedback_candidates(records))
     assert found.feedback == verdict
