@@ -82,5 +82,6 @@ def test_a_checkpoint_from_before_goes_on(tmp_path):
     old = json.loads(state.read_text())
     old["mark"]["template"] = '"paper"'
     state.write_text(json.dumps(old))
+    (out / "checkpoint-1" / "manifest.json").unlink()  # which checkpoints of that time had not
     trainer = jpo.PreferenceTrainer(jpo.load("tiny"), TEXTS, jpo.PreferenceConfig(**options(output=str(out), steps=3)))
     assert trainer.train(resume=True)["step"] == [1, 2, 3]
