@@ -74,14 +74,20 @@ def test_an_adapter_that_says_paper_from_before(tmp_path):
     assert encoder.encode("Hi", "Yo").response_ids == (*again.tokenizer.encode(" Yo"), again.tokenizer.eos_token_id)
 
 
-def test_a_checkpoint_from_before_goes_on(tmp_path):
+def test_a_checkpoint_from_before_goes_on(tmp_path, monkeypatch):
     """Its mark names the template; equal tokens are what counts."""
-    out = tmp_path / "out"
-    jpo.PreferenceTrainer(jpo.load("tiny"), TEXTS, jpo.PreferenceConfig(**options(output=str(out)))).train()
-    state = out / "checkpoint-1" / "trainer_state.json"
-    old = json.loads(state.read_text())
-    old["mark"]["template"] = '"paper"'
-    state.write_text(json.dumps(old))
-    (out / "checkpoint-1" / "manifest.json").unlink()  # which checkpoints of that time had not
-    trainer = jpo.PreferenceTrainer(jpo.load("tiny"), TEXTS, jpo.PreferenceConfig(**options(output=str(out), steps=3)))
+    from jpo.train import preference
+
+    def of_that_time(config, data, real=preference.fingerprint):
+        return real(config, data) | {"template": '"paper"'}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preference, "fingerprint", of_that_time)
+        config = jpo.PreferenceConfig(**options(output=str(tmp_path)))
+        jpo.PreferenceTrainer(jpo.load("tiny"), TEXTS, config).train()
+    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["mark"]["template"] == '"paper"'
+    trainer = jpo.PreferenceTrainer(
+        jpo.load("tiny"), TEXTS, jpo.PreferenceConfig(**options(output=str(tmp_path), steps=3))
+    )
     assert trainer.train(resume=True)["step"] == [1, 2, 3]
