@@ -1,4 +1,4 @@
-"""Arrays of other libraries read where they lie: NumPy, anything with __dlpack__ or the buffer protocol (torch on the CPU).
+"""Arrays of other libraries read where they lie: NumPy, whatever has __dlpack__ or the buffer protocol (torch).
 
 Knows how an array is shared; never what its numbers mean.
 """

@@ -295,8 +295,7 @@ class PreferenceTrainer:
 
     def _loss(self, pairs: Sequence[EncodedPair], parts: Sequence[_Part], weights: Any = None) -> PreferenceLoss:
         """The objective over the pairs of some micro-batches, in their order."""
-        c = self.config
-        reads = frozenset().union(*(info.reads for info in self.infos))
+        c, reads = self.config, frozenset().union(*(info.reads for info in self.infos))
         policy = _sides(parts, [part.policy for part in parts])
         lengths = _sides(parts, [part.forest.lengths for part in parts])
         extra: dict[str, Any] = {"loss": c.losses if len(c.losses) > 1 or c.weights else c.losses[0], "beta": c.beta}
@@ -447,11 +446,15 @@ class PreferenceTrainer:
         for place, part in enumerate(parts):
             if train and not single:
                 self._forward(part, step, place, keep=True, train=True)
-            rejected = part.forest.sequences - part.chosen
             if train:
-                c = np.concatenate([result.grad_chosen[w : w + part.chosen], result.grad_rejected[l : l + rejected]])
+                c = np.concatenate(
+                    [
+                        result.grad_chosen[w : w + part.chosen],
+                        result.grad_rejected[l:][: part.forest.sequences - part.chosen],
+                    ]
+                )
                 self.lm.backward(part.forest.entry_coefficients(c))
-            w, l = w + part.chosen, l + rejected
+            w, l = w + part.chosen, l + part.forest.sequences - part.chosen
         return result
 
     def _confidence(self, part: _Part) -> np.ndarray[Any, Any]:

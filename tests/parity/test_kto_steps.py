@@ -1,7 +1,7 @@
 """Ten KTO steps in TRL and here, over unpaired records: one saved adapter with A and B nonzero, reference adapter-off.
 
-The whole set is one batch, so that the reference point, which TRL takes over each batch's completions rotated by one, is
-over the same set.
+The whole set is one batch, so that the reference point, which TRL takes over each batch's completions rotated by one,
+is over the same set.
 """
 
 import datasets
