@@ -281,6 +281,22 @@ def side_by_side(pairs: Sequence[EncodedPair]) -> list[Encoded]:
     return chosen + [pair.rejected for pair in pairs if pair.rejected is not None]
 
 
+def iopo_groups(pairs: Sequence[EncodedPair]) -> dict[int, int]:
+    """Pairs whose instructions are each other's, swapped, belong together; the others stand alone."""
+    waiting: dict[tuple[bytes, bytes], list[int]] = {}
+    groups: dict[int, int] = {}
+    for pair in pairs:
+        if pair.chosen is None or pair.rejected is None:
+            continue
+        w, l = pair.chosen.prompt.tobytes(), pair.rejected.prompt.tobytes()
+        if waiting.get((l, w)):
+            groups[pair.index] = waiting[l, w].pop()
+        else:
+            waiting.setdefault((w, l), []).append(pair.index)
+            groups[pair.index] = pair.index
+    return groups
+
+
 def _encoded_pair(pair: Pair | Judged, sequences: Sequence[Encoded], index: int) -> EncodedPair:
     if isinstance(pair, Pair):
         return EncodedPair(sequences[0], sequences[1], pair.weak, index, pair.tie)

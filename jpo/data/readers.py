@@ -1,6 +1,7 @@
-"""Files and iterables of records: JSON Lines, JSON, CSV, Parquet, mappings; text also packed by gzip. Each remembers where it came from.
+"""Files and iterables of records: JSON Lines, JSON, CSV, Parquet, mappings; text also packed by gzip.
 
-Knows bytes, JSON and rows; never what the keys of a record mean (jpo.data.records does).
+Each record remembers where it came from. Knows bytes, JSON and rows; never what the keys of a record mean
+(jpo.data.records does).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jpo.data.batches import GroupedOrder, Order, micro_batches
-from jpo.data.encoding import EncodedPair, Encoder, side_by_side
+from jpo.data.encoding import EncodedPair, Encoder, iopo_groups, side_by_side
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, preference_pairs
@@ -188,7 +188,7 @@ class PreferenceTrainer:
         ensure_adapter(lm, self.config)
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
-        self._groups = self._iopo_groups(self.pairs)
+        self._groups = iopo_groups(self.pairs)
         self._logps = ReferenceLogps()
         self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
         if self.config.use_weighting and self.coupled:
@@ -371,21 +371,6 @@ class PreferenceTrainer:
                 vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
                 self._hidden[ids.tobytes()] = vector / np.linalg.norm(vector)
         return np.stack([self._hidden[ids.tobytes()] for ids in prompts])
-
-    def _iopo_groups(self, pairs: Sequence[EncodedPair]) -> dict[int, int]:
-        """Pairs whose instructions are each other's, swapped, belong together; the others stand alone."""
-        waiting: dict[tuple[bytes, bytes], list[int]] = {}
-        groups: dict[int, int] = {}
-        for pair in pairs:
-            if pair.chosen is None or pair.rejected is None:
-                continue
-            w, l = pair.chosen.prompt.tobytes(), pair.rejected.prompt.tobytes()
-            if waiting.get((l, w)):
-                groups[pair.index] = waiting[l, w].pop()
-            else:
-                waiting.setdefault((w, l), []).append(pair.index)
-                groups[pair.index] = pair.index
-        return groups
 
     def _order(self) -> Order | GroupedOrder:
         """Random order; a loss over groups of pairs keeps each group in one step."""
