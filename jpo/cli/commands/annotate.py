@@ -37,7 +37,9 @@ def annotate(
     prefix: Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; serve nothing.")] = False,
 ) -> None:
-    """Let people compare candidates in the browser: one instruction with two responses, or two instruction-response
+    """Let people compare candidates in the browser.
+
+    One instruction with two responses, or two instruction-response
     pairs.
 
     jpo annotate --input joint.jsonl --output joint_feedback.jsonl
