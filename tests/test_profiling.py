@@ -45,7 +45,7 @@ def test_a_dry_run_says_what_each_compute_type_would_take():
     trainer = jpo.PreferenceTrainer(jpo.load("tiny"), "example", jpo.PreferenceConfig(batch_size=4))
     found = trainer.dry_run()
     costs = found["step_seconds_by_compute"]
-    assert set(costs) == {"float32", "int16", "bfloat16"}
+    assert set(costs) == {"float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3"}
     assert costs["float32"] == pytest.approx(found["step_seconds"], abs=1e-4)  # its own type: as measured
     for compute, cost in costs.items():
         assert isinstance(cost, str) and compute in cost or cost > 0
@@ -57,5 +57,5 @@ def test_a_config_is_held_to_the_models_compute_type():
     with pytest.raises(jpo.JpoError, match="the config says 'int16', but the model was loaded with 'float32'"):
         jpo.PreferenceTrainer(jpo.load("tiny"), "example", config)
     assert jpo.PreferenceTrainer(jpo.load("tiny"), "example").config.compute == "float32"
-    with pytest.raises(jpo.JpoError, match="compute: expected one of float32, int16, bfloat16, got 'int8'"):
+    with pytest.raises(jpo.JpoError, match="compute: expected one of float32, int16, .*auto, got 'int8'"):
         jpo.PreferenceConfig(compute="int8")
