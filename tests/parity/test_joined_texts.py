@@ -13,7 +13,8 @@ from reference.models import write_random
 from tokenizer_files import gguf_entries, make_tokenizer
 
 import jpo
-from jpo.feedback.judges import ANSWERS, LocalJudge
+from jpo.feedback.judges import LocalJudge
+from jpo.feedback.prompts import ANSWERS
 
 PROMPT = "### Instructions: What is the color of the sea?\n\n### Response:"
 RESPONSES = [" Blue.", "Blue.", "  Blue,  two spaces", "\nBlue", " It is blue because of the sky.\nSo it is. é 猫"]
@@ -71,7 +72,7 @@ def test_the_local_judge_reads_the_joined_text(models):
     question = "Which is better, A or B?"
     before = tokenizer(f"{question}\n\nAnswer:").input_ids
     expected = []
-    for answer in ANSWERS:
+    for answer in ANSWERS["tie"]:
         with torch.no_grad():
             logps = token_logps(model, tokenizer(f"{question}\n\nAnswer: {answer}").input_ids).numpy()
         expected.append(logps[len(before) - 1 :].sum())
