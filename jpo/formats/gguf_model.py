@@ -217,6 +217,7 @@ def _halves_apart(tensor: StoredTensor, name: str, heads: int) -> StoredTensor:
 
     The file's row (head, pair i, half j) is Hugging Face's (head, j, i). Whole rows move, so blocks stay whole.
     """
+    tensor = tensor.by_rows()
     rows, width = tensor.shape[0], tensor.data.size // tensor.shape[0]
     pairs = tensor.data.reshape(heads, rows // heads // 2, 2, width)
     data = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
@@ -274,12 +275,8 @@ def _split_qkv(where: str, config: Mapping[str, Any], tensor: StoredTensor) -> I
         raise FormatError(
             f"{where}: tensor {tensor.name}: expected {sum(rows)} rows of q, k and v, got {tensor.shape[0]}"
         )
-    size = tensor.data.size // tensor.shape[0]
     for count, part in zip(rows, _QKV, strict=True):
-        name = tensor.name.replace("attn_qkv", part)
-        yield StoredTensor(
-            name, tensor.dtype, (count, *tensor.shape[1:]), tensor.data[start * size : (start + count) * size]
-        )
+        yield tensor.rows(tensor.name.replace("attn_qkv", part), start, count)
         start += count
 
 

@@ -45,6 +45,19 @@ class StoredTensor:
         _core.widen_rows(values, np.ascontiguousarray(self.data), rows, width, self.dtype, 0)
         return values.reshape(shape).T if self.rows_are_outputs else values.reshape(shape)
 
+    def by_rows(self) -> StoredTensor:
+        """This tensor, cut wherever a row (of a vector: a value) ends: a vector of blocks is widened to float32."""
+        if len(self.shape) > 1 or BLOCKS[self.dtype][0] == 1:
+            return self
+        return StoredTensor(self.name, "F32", self.shape, self.float32().view(np.uint8).reshape(-1))
+
+    def rows(self, name: str, start: int, count: int) -> StoredTensor:
+        """Rows (of a vector: values) start..start + count - 1 under another name: a view, but of a vector of blocks."""
+        whole = self if (start, count) == (0, self.shape[0]) else self.by_rows()
+        size = whole.data.size // self.shape[0]
+        data = whole.data if whole is self and count == self.shape[0] else whole.data[start * size : (start + count) * size]
+        return StoredTensor(name, whole.dtype, (count, *self.shape[1:]), data)
+
 
 @dataclass
 class Checkpoint:

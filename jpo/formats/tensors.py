@@ -122,9 +122,7 @@ def engine_tensors(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor
         tensor = tensors[place.name]
         if place.transposed:
             tensor = turned.setdefault(place.name, tensor if place.name in turned else _as_engine_rows(tensor))
-        size = tensor.data.size // tensor.shape[0]  # bytes of one row, or of one value of a vector
-        data = tensor.data[place.row * size : (place.row + place.shape[0]) * size]
-        result[place.engine] = StoredTensor(place.engine, tensor.dtype, place.shape, data)
+        result[place.engine] = tensor.rows(place.engine, place.row, place.shape[0])
     return result
 
 

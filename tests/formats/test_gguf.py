@@ -192,3 +192,17 @@ def test_zero_and_unused_keys_are_accepted(tmp_path):
     extra = [b"".join([len(b"llama.expert_count").to_bytes(8, "little"), b"llama.expert_count", typed(U32, 0)])]
     write_gguf(path, metadata=[*llama_metadata(general__name=(STRING, "x")), *extra])
     assert load_checkpoint(path).config["num_hidden_layers"] == 2
+
+
+def test_vectors_of_blocks_are_cut_by_values():
+    """A norm or bias may be quantized too: whole it stays as it is, a part of it is widened, for blocks hold many values."""
+    from jpo.formats.stored import StoredTensor
+
+    values = np.arange(64, dtype=np.float32)
+    blocks = b"".join(np.float16(1).tobytes() + np.int8(values[start : start + 32]).tobytes() for start in (0, 32))
+    vector = StoredTensor("b", "Q8_0", (64,), np.frombuffer(blocks, np.uint8))
+    assert vector.rows("b", 0, 64).dtype == "Q8_0" and vector.rows("b", 0, 64).data is vector.data
+    part = vector.rows("q", 3, 5)
+    assert (part.name, part.dtype, part.shape) == ("q", "F32", (5,))
+    np.testing.assert_array_equal(part.float32(), values[3:8])
+    np.testing.assert_array_equal(vector.by_rows().float32(), values)
