@@ -40,6 +40,9 @@ _TO_LOOK_AT = re.compile(
     r'"Regex"|"Replace"|\\u00[2-7]|"(?:continuing_subword_prefix|end_of_word_suffix)"\s*:\s*"[^"]{65}'
 )
 
+_LARGE = re.compile(r"[:,\[\s]\d{8,}\s*[,}\]]")  # whole numbers that may be ids beyond MOST_ID
+MOST_ID = (1 << 24) - 1  # the package holds a place for every id up to the highest, when it writes a vocabulary
+
 worker = Worker("tokenizer", "_tokenizer_worker.py", ("tokenizers",))
 _loaded: tuple[int, int] | None = None  # (process, identity of the tokenizer's text) that the worker holds
 
@@ -62,9 +65,18 @@ def _growth(step: dict[str, Any]) -> float:
     return 1 + len(content)  # an expression, or an empty string, may match between any two characters
 
 
+def _refuse_large_ids(path: str, model: Any, added: Any) -> None:
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    largest = max((entry for entry in ids if isinstance(entry, int)), default=0)
+    if largest > MOST_ID:
+        raise FormatError(f"{path}: token id {largest} is above {MOST_ID}, the highest that is read")
+
+
 def needs_bounds(path: str, text: str) -> bool:
     """Whether the tokenizer.json may only run in the worker; FormatError where it multiplies texts."""
-    if not _TO_LOOK_AT.search(text):
+    if not _TO_LOOK_AT.search(text) and not _LARGE.search(text):
         return False
     try:
         whole = json.loads(text)
@@ -82,6 +94,7 @@ def needs_bounds(path: str, text: str) -> bool:
                 "model: a tokenizer like this exhausts memory"
             )
     model = whole.get("model")
+    _refuse_large_ids(path, model, whole.get("added_tokens"))
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if isinstance(model, dict) and isinstance(model.get(key), str) and len(model[key]) > MOST_GROWTH:
             raise FormatError(f"{path}: model.{key} has {len(model[key])} characters, more than {MOST_GROWTH}")

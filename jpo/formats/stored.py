@@ -55,7 +55,11 @@ class StoredTensor:
         """Rows (of a vector: values) start..start + count - 1 under another name: a view, but of a vector of blocks."""
         whole = self if (start, count) == (0, self.shape[0]) else self.by_rows()
         size = whole.data.size // self.shape[0]
-        data = whole.data if whole is self and count == self.shape[0] else whole.data[start * size : (start + count) * size]
+        data = (
+            whole.data
+            if whole is self and count == self.shape[0]
+            else whole.data[start * size : (start + count) * size]
+        )
         return StoredTensor(name, whole.dtype, (count, *self.shape[1:]), data)
 
 

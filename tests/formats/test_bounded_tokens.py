@@ -144,3 +144,15 @@ def test_ctrl_c_within_a_text_of_megabytes(tmp_path):
         signal.signal(signal.SIGALRM, before)
     short = text[: bounded_tokens.LONG + 1]
     assert tokenizer.encode(short) == tokenizer.backend.encode(short, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("largest", [1 << 31, 1 << 24])
+def test_ids_that_would_need_a_place_each_are_refused(tmp_path, largest):
+    """Writing such a vocabulary asked for 8 GB at once and ended the process."""
+    whole = tokenizer_json()
+    whole["model"]["vocab"] = {**whole["model"]["vocab"], "far": largest}
+    with pytest.raises(FormatError, match=f"token id {largest} is above 16777215"):
+        load_tokenizer(saved(tmp_path, model=whole["model"]))
+    added = [{**whole["added_tokens"][0], "id": largest, "content": "<far>"}]
+    with pytest.raises(FormatError, match="token id"):
+        load_tokenizer(saved(tmp_path, added_tokens=added))
