@@ -142,7 +142,7 @@ def core_extension():
     if WERROR:
         compile_args.append("-Werror")
     if SANITIZE:
-        flags = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+        flags = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g", "-fno-var-tracking-assignments"]
         compile_args += [*flags, "-O1", "-fno-sanitize-recover=undefined"]
         link_args += flags
     if COVERAGE:

@@ -195,7 +195,7 @@ def test_zero_and_unused_keys_are_accepted(tmp_path):
 
 
 def test_vectors_of_blocks_are_cut_by_values():
-    """A norm or bias may be quantized too: whole it stays as it is, a part of it is widened, for blocks hold many values."""
+    """A norm or bias may be quantized too: whole it stays, a part of it is widened, for blocks hold many values."""
     from jpo.formats.stored import StoredTensor
 
     values = np.arange(64, dtype=np.float32)
