@@ -159,10 +159,15 @@ def test_generation(lm):
         assert completion.logp == pytest.approx(want, rel=1e-4)
     sampled = lm.generate(prompts, n=3, temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=8, seed=5)
     assert sampled == lm.generate(prompts, n=3, temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=8, seed=5)
-    assert (
-        sampled[1]
-        == lm.generate(prompts[1:], n=3, temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=8, seed=5, ids=[1])[0]
-    )
+    (alone,) = lm.generate(prompts[1:], n=3, temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=8, seed=5, ids=[1])
+    assert [c.token_ids for c in alone] == [c.token_ids for c in sampled[1]]
+    if _core.system_info()["isa"] in (
+        "avx2",
+        "avx512",
+    ):  # elsewhere OpenBLAS serves, whose sums depend on a call's shape
+        assert alone == sampled[1]
+    else:
+        np.testing.assert_allclose([c.logp for c in alone], [c.logp for c in sampled[1]], rtol=1e-6)
     assert len({tuple(c.token_ids) for c in sampled[0]}) > 1
     text = lm.generate(["hello"], temperature=0, max_new_tokens=12)[0][0].text
     stopped = lm.generate(["hello"], temperature=0, max_new_tokens=12, stop=[text[3:5]])[0][0]
