@@ -72,9 +72,10 @@ def test_a_build_for_installation_serves_the_repository_root_too(tmp_path):
 
 def test_a_missing_core_names_the_remedy(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "jpo", ignore=shutil.ignore_patterns("_core*.so", "_libs", "__pycache__"))
-    result = subprocess.run(
-        [sys.executable, "-c", "import jpo; jpo.load('tiny')"], cwd=tmp_path, capture_output=True, text=True
-    )
+    # without site, so that an editable installation's import hook does not find the extension of the checkout
+    command = [sys.executable, "-S", "-c", "import jpo; jpo.load('tiny')"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" in path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and "pip install -e ." in last and str(tmp_path / "jpo") in last
 
