@@ -1,4 +1,6 @@
-/* The checks of a forest: segments tile the rows in order, positions continue the parent's, entries ascend. */
+/* The checks of a forest: segments tile the rows in order, positions continue the parent's, entries ascend. And the
+ * names of its rows for dropout. */
+#include "base/mix.h"
 #include "model/pass.h"
 
 static jpo_status check_segments(const jpo_forest *forest, const jpo_config *config, jpo_error *err) {
@@ -56,4 +58,20 @@ jpo_status jpo_forest_check(const jpo_forest *forest, const jpo_config *config, 
                             forest->tokens[row], (long long)config->vocab - 1);
     JPO_TRY(check_segments(forest, config, err));
     return check_entries(forest, config, err);
+}
+
+/* A segment's name digests its tokens after the name of its parent's last row, so that equal prompts, and equal
+ * responses to one prompt, have equal masks in whatever small batch they stand, shared or not; a row's name adds its
+ * position. */
+void jpo_forest_mask_keys(uint64_t *key, const jpo_forest *forest) {
+    for (int64_t s = 0; s < forest->segments; s++) {
+        const jpo_segment *segment = forest->segment + s,
+                          *parent = segment->parent < 0 ? NULL : forest->segment + segment->parent;
+        uint64_t name = parent ? key[parent->first_row + parent->length - 1] : 0;
+        for (int32_t i = 0; i < segment->length; i++)
+            name = jpo_mix64(name + JPO_GOLDEN64 * ((uint64_t)forest->tokens[segment->first_row + i] + 1));
+        for (int32_t i = 0; i < segment->length; i++)
+            key[segment->first_row + i] =
+                jpo_mix64(name + JPO_GOLDEN64 * ((uint64_t)(segment->first_position + i) + 1));
+    }
 }

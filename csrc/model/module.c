@@ -1,6 +1,8 @@
 /* A linear module with its bias and adapter, forward and directly under it backward. */
 #include "model/layer.h"
 
+#include "base/mix.h"
+
 /* Where a module's saved x A^T stands: the ranks of the modules before it, T rows each. */
 static float *saved_xa(const jpo_layer *layer, float *xa, jpo_tensor module, int64_t rows) {
     for (int m = 0; m < (int)module; m++) xa += rows * layer->module[m].lora.r;
@@ -12,8 +14,10 @@ static float *saved_xa(const jpo_layer *layer, float *xa, jpo_tensor module, int
 static jpo_lora pass_lora(const jpo_pass *pass, int64_t layer, jpo_tensor module) {
     const jpo_linear *linear = &pass->model->layer[layer].module[module];
     jpo_lora lora = linear->lora;
-    if (!pass->options.train) lora.dropout = 0;
-    lora.seed = pass->options.seed * 0x9e3779b97f4a7c15ULL + (uint64_t)(layer * JPO_MODULES + linear->mask) + 1;
+    lora.mask_key = pass->index.mask_key;
+    if (!lora.mask_key) lora.dropout = 0;
+    lora.seed = jpo_mix64(pass->options.seed + JPO_GOLDEN64) +
+                JPO_GOLDEN64 * (uint64_t)(layer * JPO_MODULES + linear->mask) + 1;
     return lora;
 }
 

@@ -40,7 +40,7 @@ typedef struct {
     bool keep;       /* keep what backward needs */
     bool statistics; /* entropy, best token, sum of p^2, mean logit per loss row */
     bool train;      /* dropout active */
-    uint64_t seed;   /* of the dropout masks */
+    uint64_t seed;   /* of the dropout masks, one for a whole optimizer step */
 } jpo_forward_options;
 
 /* What one layer saves, inside one slab; layers share a slab where nothing is kept. Statistics of norms:
@@ -81,6 +81,7 @@ typedef struct {
     int32_t *loss_row;                 /* (N): rows of the forest that carry a loss */
     jpo_attention_segment *segments;   /* (S) */
     jpo_key_range *ranges;
+    uint64_t *mask_key; /* (T): dropout's name of each row (forest.c); NULL: no dropout in this pass */
 } jpo_index;
 
 /* Memory of the head over N loss rows. */
@@ -95,6 +96,7 @@ typedef struct {
 /* All sizes of a pass, computed before anything is allocated; the peak report reads the same numbers. */
 typedef struct {
     int64_t rows, entries, loss_rows, segments, ranges, trees, rank_sum;
+    bool dropout;   /* the adapter's dropout is active */
     bool recompute; /* kept: the input of each layer; the rest of one layer is shared, and backward makes it again */
     size_t x_bytes, layer_bytes, saved_bytes, work_bytes, head_bytes, index_bytes;
 } jpo_plan;
@@ -129,6 +131,9 @@ void jpo_pass_free(jpo_pass *pass);
 void jpo_pass_trim(jpo_pass *pass);
 
 jpo_status jpo_forest_check(const jpo_forest *forest, const jpo_config *config, jpo_error *err);
+/* A key of each row's own text and position, the same in every forest that holds its segment under the same ancestors.
+ */
+void jpo_forest_mask_keys(uint64_t *key, /* (T) */ const jpo_forest *forest);
 /* Sizes of a pass over `forest`; fails on overflow, allocates nothing. */
 jpo_status jpo_plan_make(jpo_plan *plan, const jpo_pass *pass, const jpo_forest *forest,
                          const jpo_forward_options *options, jpo_error *err);

@@ -69,7 +69,7 @@ static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *pl
     work.h = take(at, r, wide);
     work.act = take(at, r, c->intermediate);
     work.branch = take_if(has_branch(c), at, r, c->hidden);
-    work.dropped = take_if(options->train && has_dropout(model), at, r, jpo_max64(wide, c->intermediate));
+    work.dropped = take_if(plan->dropout, at, r, jpo_max64(wide, c->intermediate));
     if (!options->keep) return work;
     work.dx = take(at, r, c->hidden);
     work.dh = take(at, r, wide);
@@ -103,6 +103,7 @@ static jpo_index take_index(cursor *at, const jpo_plan *plan) {
     index.loss_row = take(at, plan->loss_rows, 1);
     index.segments = take(at, plan->segments, sizeof *index.segments / 4);
     index.ranges = take(at, plan->ranges, sizeof *index.ranges / 4);
+    index.mask_key = take_if(plan->dropout, at, plan->rows, sizeof *index.mask_key / 4);
     return index;
 }
 
@@ -141,6 +142,7 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_pass *pass, const jpo_forest 
     *plan = (jpo_plan){.rows = forest->rows,
                        .entries = forest->entries,
                        .segments = forest->segments,
+                       .dropout = options->adapter && options->train && has_dropout(model),
                        .recompute = options->keep && pass->recompute};
     plan->rank_sum = options->adapter ? rank_sum(model) : 0;
     JPO_TRY(count_forest(plan, forest, err));
@@ -196,6 +198,7 @@ static void fill_index(jpo_pass *pass, const jpo_forest *forest) {
         to.entry_target[e] = forest->entry_target[e];
     }
     fill_paths(to.segments, to.ranges, forest);
+    if (to.mask_key) jpo_forest_mask_keys(to.mask_key, forest);
     pass->attention = (jpo_attention){.segments = plan->segments,
                                       .trees = plan->trees,
                                       .rows = plan->rows,

@@ -3,6 +3,7 @@
 
 #include <stddef.h>
 
+#include "base/mix.h"
 #include "base/size.h"
 #include "base/threads.h"
 #include "ops/sgemm.h"
@@ -16,23 +17,14 @@ typedef struct {
     int64_t ldy, m, n, k;
 } lora_job;
 
-/* A mixing of 64 bits (the finalizer of MurmurHash3): the mask needs no state and no order. */
-static inline uint64_t mix(uint64_t h) {
-    h ^= h >> 33;
-    h *= 0xff51afd7ed558ccdULL;
-    h ^= h >> 33;
-    h *= 0xc4ceb9fe1a85ec53ULL;
-    return h ^ (h >> 33);
-}
-
 /* out = x with the masked values zeroed and the others scaled by 1 / (1 - p). out may be x. */
 static void drop_rows(float *out, const float *x, const jpo_lora *lora, int64_t row, int64_t rows, int64_t k) {
     const uint32_t limit = (uint32_t)((double)lora->dropout * 4294967296.0);
     const float keep = 1.0f / (1.0f - lora->dropout);
     for (int64_t i = row; i < row + rows; i++) {
-        uint64_t row_seed = mix(lora->seed + 0x9e3779b97f4a7c15ULL * (uint64_t)(i + 1));
+        const uint64_t row_seed = jpo_mix64(lora->seed ^ lora->mask_key[i]);
         for (int64_t j = 0; j < k; j++)
-            out[i * k + j] = (uint32_t)mix(row_seed + (uint64_t)j) < limit ? 0.0f : x[i * k + j] * keep;
+            out[i * k + j] = (uint32_t)jpo_mix64(row_seed + (uint64_t)j) < limit ? 0.0f : x[i * k + j] * keep;
     }
 }
 

@@ -8,12 +8,13 @@
 #include "ops/linear.h"
 
 typedef struct {
-    int64_t r;          /* rank; 0: not adapted */
-    const float *a, *b; /* (r, K), (N, r) */
-    float *da, *db;     /* gradients of the same shapes, added to */
-    float scale;        /* alpha / r, or alpha / sqrt(r) */
-    float dropout;      /* share of x's values that the path does not see */
-    uint64_t seed;      /* the mask is a pure function of (seed, row, column) */
+    int64_t r;                /* rank; 0: not adapted */
+    const float *a, *b;       /* (r, K), (N, r) */
+    float *da, *db;           /* gradients of the same shapes, added to */
+    float scale;              /* alpha / r, or alpha / sqrt(r) */
+    float dropout;            /* share of x's values that the path does not see */
+    uint64_t seed;            /* the mask is a pure function of (seed, mask_key of the row, column) */
+    const uint64_t *mask_key; /* (M): who the rows are, wherever they stand; needed where dropout > 0 */
 } jpo_lora;
 
 /* xa (M, r) = dropout(x) A^T, saved for backward; what the adapted product then adds. dropped: scratch (M, K), needed

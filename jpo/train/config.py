@@ -125,6 +125,11 @@ class TrainingConfig:
         names = tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
         return "all-linear" if names == ("all-linear",) else names
 
+    def dropout_seed(self, step: int) -> int:
+        """Seed of the dropout masks of optimizer step `step`, from 0, of all its small batches: within it a row's mask
+        follows from its own text and position (csrc/model/forest.c), so that no cut of the step changes it."""
+        return (self.seed << 32) + step
+
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         """Checked against the declared options: an unknown key is refused with the nearest name."""

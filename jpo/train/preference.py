@@ -395,18 +395,18 @@ class PreferenceTrainer:
         )
         return self._metrics(pairs, parts, gathered)
 
-    def _forward(self, part: _Part, step: int, place: int, keep: bool, train: bool) -> None:
-        """dropout is a pure function of (seed, step, micro-batch), so a recomputed pass meets the same masks."""
-        seed = (self.config.seed * 1_000_003 + step) * 4099 + place
-        part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed if train else None)
+    def _forward(self, part: _Part, step: int, keep: bool, train: bool) -> None:
+        """Dropout is a pure function of (seed, step, the sequence's tokens), so a recomputed pass meets the same masks."""
+        seed = self.config.dropout_seed(step) if train else None
+        part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed)
         part.policy = part.forest.sequence_sums(part.scores.logps)
 
     def _streamed(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
         results = []
-        for place, part in enumerate(parts):
+        for part in parts:
             chunk = [pairs[i] for i in part.members]
             part.reference = self._reference(part, chunk) if self.needs_reference else None
-            self._forward(part, step, place, train, train)
+            self._forward(part, step, train, train)
             weights = self._confidence(part) if self.config.use_weighting else None
             result = self._loss(chunk, [part], weights)
             results.append(result)
@@ -424,13 +424,13 @@ class PreferenceTrainer:
         ordered = [pairs[i] for i in order]
         # passes of kto's reference point and rpo's similarities would overwrite what a kept pass left
         single = len(parts) == 1 and not any({"kl", "rpo_weights"} & info.reads for info in self.infos)
-        for place, part in enumerate(parts):
-            self._forward(part, step, place, keep=train and single, train=train)
+        for part in parts:
+            self._forward(part, step, keep=train and single, train=train)
         result = self._loss(ordered, parts)
         w = l = 0
-        for place, part in enumerate(parts):
+        for part in parts:
             if train and not single:
-                self._forward(part, step, place, keep=True, train=True)
+                self._forward(part, step, keep=True, train=True)
             if train:
                 c = np.concatenate(
                     [

@@ -70,11 +70,11 @@ class SFTTrainer:
     def _run(self, examples: list[Encoded], step: int, train: bool) -> dict[str, float]:
         tokens = sum(len(example.response) for example in examples)
         total = entropy = hits = rows = entries = 0.0
-        for place, members in enumerate(micro_batches([(example,) for example in examples], self.config.token_budget)):
+        seed = self.config.dropout_seed(step) if train else None
+        for members in micro_batches([(example,) for example in examples], self.config.token_budget):
             chunk = [examples[i] for i in members]
             forest = build_forest([(example.prompt, example.response) for example in chunk], "response")
-            seed = (self.config.seed * 1_000_003 + step) * 4099 + place
-            scores = self.lm.forward(forest, keep=train, stats=True, dropout_seed=seed if train else None)
+            scores = self.lm.forward(forest, keep=train, stats=True, dropout_seed=seed)
             assert scores.entropy is not None and scores.hit is not None
             total -= float(forest.sequence_sums(scores.logps).sum())
             entropy, hits, rows, entries = (
