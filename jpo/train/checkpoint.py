@@ -391,8 +391,9 @@ class MetricsFile:
 
 
 def refuse_used(output: str) -> None:
-    """JpoError where `output` already holds a run."""
-    if finished(output) or os.path.exists(os.path.join(output, METRICS)):
+    """JpoError where `output` already holds a run: a checkpoint, or the line of a step."""
+    metrics = os.path.join(output, METRICS)
+    if finished(output) or (os.path.exists(metrics) and os.path.getsize(metrics)):
         raise JpoError(
             f"{output}: already holds a training run; continue it with --resume (resume=True) or choose another output"
         )

@@ -20,6 +20,8 @@ from jpo.storage import COMPUTES, Compute, Storage
 T = TypeVar("T", bound="TrainingConfig")
 Schedule = Literal["cosine", "linear", "constant"]
 Truncation = Literal["keep_start", "keep_end", "drop"]
+Reporter = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
+REPORTER_NAMES: tuple[Reporter, ...] = get_args(Reporter)
 Group = Literal["data", "optimization", "adapter", "objective", "output"]  # as --help shows the options
 DEFAULT_STEPS = 1000  # at most, where neither steps nor epochs are given
 DEFAULT_EPOCHS = 3  # of supervised fine-tuning
@@ -88,7 +90,10 @@ class TrainingConfig:
     )
     check_memory: bool = option(True, "Refuse a run whose estimated memory exceeds what is free.")
     output: str | None = option(None, "Directory of adapter, metrics.jsonl and checkpoints.", "output", first=True)
-    tensorboard: bool = option(False, "Also write TensorBoard events under the output directory.", "output")
+    report_to: Reporter | Sequence[Reporter] = option(
+        "none", f"Where else metrics go: {', '.join(REPORTER_NAMES)}; several separated by commas.", "output"
+    )
+    tensorboard: bool = option(False, "The same as tensorboard among --report-to.", "output")
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_length", "max_prompt_length", "token_budget", "r"):
@@ -112,6 +117,11 @@ class TrainingConfig:
                 raise JpoError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         if not isinstance(self.target_modules, str):
             self.target_modules = ",".join(self.target_modules)
+        if not isinstance(self.report_to, str):
+            self.report_to = cast(Reporter, ",".join(self.report_to))
+        for name in _names(self.report_to):
+            if name not in REPORTER_NAMES:
+                raise JpoError(f"report_to: expected some of {', '.join(REPORTER_NAMES)}, got {name!r}")
 
     def _whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -119,10 +129,17 @@ class TrainingConfig:
             raise JpoError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
     @property
+    def reporters(self) -> list[str]:
+        """The reporters by name, each once."""
+        assert isinstance(self.report_to, str)  # __post_init__ joined a sequence
+        asked = [*_names(self.report_to), *(["tensorboard"] if self.tensorboard else [])]
+        return [name for name in dict.fromkeys(asked) if name != "none"]
+
+    @property
     def targets(self) -> str | tuple[str, ...]:
         """target_modules as LanguageModel.add_lora takes them."""
         assert isinstance(self.target_modules, str)  # __post_init__ joined a sequence
-        names = tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
+        names = tuple(_names(self.target_modules))
         return "all-linear" if names == ("all-linear",) else names
 
     def dropout_seed(self, step: int) -> int:
@@ -150,6 +167,11 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every option, for YAML and for checkpoints."""
         return dataclasses.asdict(self)
+
+
+def _names(text: str) -> list[str]:
+    """The names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
@@ -288,7 +310,7 @@ class PreferenceConfig(TrainingConfig):
     def losses(self) -> list[str]:
         """The losses by name."""
         assert isinstance(self.loss, str)  # __post_init__ joined a sequence
-        return [name.strip() for name in self.loss.split(",") if name.strip()]
+        return _names(self.loss)
 
     @property
     def weights(self) -> list[float] | None:

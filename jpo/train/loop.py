@@ -28,6 +28,7 @@ _FREE_ON_RESUME = {
     "eval_steps",
     "metric_for_best_model",
     "early_stopping_patience",
+    "report_to",
     "tensorboard",
     "token_budget",
     "gradient_checkpointing",

@@ -513,13 +513,14 @@ class PreferenceTrainer:
         callbacks: jpo.train.Callback objects, or functions that are called with each row."""
         from jpo.train.progress import make_callbacks
 
+        watching = make_callbacks(callbacks, self.config)  # what is missing is said before hours are spent
         order = self._order()
         total = self._total(order)
         if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
             self.precompute()
         mark = fingerprint(self.config, [ids for pair in self.pairs for ids in pair.identity()])
         loop = Loop(self.lm, self, self.config, order, total, warmup_steps(self.config, total), mark)
-        return loop.run(resume, make_callbacks(callbacks, self.config))
+        return loop.run(resume, watching)
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model where it is trained in full."""

@@ -1,4 +1,4 @@
-"""What is shown while training: a bar on a terminal, a line now and then in a log file, TensorBoard where asked.
+"""What is shown while training: a bar on a terminal, a line now and then in a log file.
 
 Knows rows of metrics only; never models.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from jpo.errors import MissingExtra
 from jpo.train.callbacks import Callback, Callbacks, Row, Run, as_callbacks, configured
 from jpo.train.config import DEFAULT_STEPS, TrainingConfig
 from jpo.train.optimizer import learning_rate
+from jpo.train.reports import reporters
 
 _EVERY, _SHARE = 30.0, 0.05  # a line in a log file after so many seconds, or such a share of the run
 _LOW_FOR_ADAPTERS = 5e-6  # adapters are trained at 1e-5 to 5e-4
@@ -35,13 +34,11 @@ def hidden_bar() -> Iterator[None]:
 
 
 def make_callbacks(given: Callbacks | None, config: TrainingConfig) -> list[Callback]:
-    """The user's callbacks, those of the options, what shows the run and what writes TensorBoard's events."""
-    active = as_callbacks(given) + configured(config)
+    """The user's callbacks, those of the options, what shows the run and what reports it elsewhere."""
+    active = as_callbacks(given) + configured(config) + reporters(config)
     if not _hidden.get():
         notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
         active.append(Bar() if sys.stderr.isatty() or notebook else Log())
-    if config.tensorboard:
-        active.append(TensorBoard(os.path.join(config.output or ".", "tensorboard")))
     return active
 
 
@@ -213,33 +210,3 @@ class Bar(_Shown):
     def on_train_end(self, run: Run) -> None:
         if self.progress is not None:
             self.progress.stop()
-
-
-class TensorBoard(Callback):
-    """Scalars of each row as TensorBoard's events, by the writer of the package tensorboard itself; no torch."""
-
-    def __init__(self, folder: str):
-        self.folder = folder
-        self._writer: Any = None
-        if importlib.util.find_spec("tensorboard") is None:
-            raise MissingExtra("TensorBoard events need tensorboard: pip install 'jpo[tensorboard]'")
-
-    def on_train_begin(self, run: Run) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._writer = EventFileWriter(self.folder)
-
-    def on_log(self, run: Run, row: Row) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=key, simple_value=float(value))
-            for key, value in row.items()
-            if key != "step" and isinstance(value, (int, float))
-        ]
-        self._writer.add_event(Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values)))
-
-    def on_train_end(self, run: Run) -> None:
-        if self._writer is not None:
-            self._writer.close()

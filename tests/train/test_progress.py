@@ -1,4 +1,4 @@
-"""What a run says and whom it tells: header, log lines, evaluations, warnings, callbacks, TensorBoard's events."""
+"""What a run says and whom it tells: header, log lines, evaluations, warnings, callbacks."""
 
 import math
 import os
@@ -251,28 +251,3 @@ def test_a_metric_that_is_none_is_refused(tmp_path):
         run(evaluation=FEW, metric_for_best_model="eval_los")
     with pytest.raises(JpoError, match="needs evaluation data"):
         run(metric_for_best_model="eval_loss")
-
-
-def test_tensorboard_reads_what_was_written(tmp_path):
-    """By TensorBoard's own reader; in a process of its own that torch is not loaded into."""
-    pytest.importorskip("tensorboard")
-    out = tmp_path / "out"
-    code = f"""
-import sys
-from tests.train.test_progress import run
-run(steps=3, tensorboard=True, output={str(out)!r})
-assert not {{"torch", "tensorflow", "tensorboardX"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    read = EventAccumulator(str(out / "tensorboard")).Reload()
-    assert {"loss", "rewards/margins", "learning_rate", "step_seconds"} <= set(read.Tags()["scalars"])
-    events = read.Scalars("loss")
-    assert [event.step for event in events] == [1, 2, 3] and events[0].value == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_tensorboard_missing_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None)
-    with pytest.raises(JpoError, match=r"pip install 'jpo\[tensorboard\]'"):
-        run(tensorboard=True, output=str(tmp_path / "out"))

@@ -6,37 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from jpo.cli.dry_run import show_plan
-from jpo.cli.options import FIRST, GROUPS, Check, build, compute_for, with_config
+from jpo.cli import training
+from jpo.cli.options import FIRST, GROUPS, Check, with_config
 from jpo.train.config import PreferenceConfig
 
 
 @with_config(PreferenceConfig)
 def train(
-    model: Annotated[
-        str | None, typer.Option("--model", rich_help_panel=FIRST, help="smollm2-135m, tiny, a directory, a GGUF file.")
-    ] = None,  # noqa: UP045
+    model: training.Model = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", rich_help_panel=FIRST, help="File of pairs (may repeat: union) or 'example'."),
-    ] = None,  # noqa: UP045
-    eval_data: Annotated[
-        list[str] | None, typer.Option("--eval-data", rich_help_panel=FIRST, help="File of pairs for evaluation.")
-    ] = None,  # noqa: UP045
+    ] = None,
+    eval_data: training.EvalData = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", rich_help_panel=GROUPS["adapter"], help="Start from this adapter.")
-    ] = None,  # noqa: UP045
+    ] = None,
     check: Check = True,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", rich_help_panel=GROUPS["output"], help="Go on from the last finished checkpoint."),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", rich_help_panel=GROUPS["output"], help="Print tokens, memory and time; write nothing."
-        ),
-    ] = False,
+    resume: training.Resume = False,
+    dry_run: training.DryRun = False,
     **options: Any,
 ) -> None:
     """Align a model on preference pairs: JPO, DPO and every loss of their family.
@@ -46,30 +34,21 @@ def train(
 
     Example: jpo train --model tiny --data example --scope joint --output out
     """
-    import jpo
-    from jpo.errors import JpoError
-
     own: dict[str, Any] = {"model": model, "data": data, "eval_data": eval_data, "adapter": adapter}
-    config = build(PreferenceConfig, options, own)
-    for name in ("model", "data"):
-        if not own[name]:
-            raise JpoError(f"--{name} is missing; for a first try: --model tiny --data example")
-    if not config.output and not dry_run:
-        raise JpoError("--output is missing: the directory for the adapter")
-    compute = compute_for(config, resume)
-    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
-    if own["adapter"]:
-        lm.load_adapter(own["adapter"])
-    trainer = jpo.PreferenceTrainer(lm, own["data"], config, own["eval_data"] or None)
-    typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
-    if dry_run:
-        show_plan(trainer.dry_run())
-        return
-    history = trainer.train(resume=resume)
+    advice = "; for a first try: --model tiny --data example"
+
+    def make(lm: Any, config: Any, sets: Any) -> Any:
+        from jpo import PreferenceTrainer
+
+        if own["adapter"]:
+            lm.load_adapter(own["adapter"])
+        return PreferenceTrainer(lm, own["data"], config, sets)
+
+    trainer, history = training.begin(PreferenceConfig, options, own, advice, check, resume, dry_run, make)
     if history:
         typer.echo(
             f"step {history['step'][-1]}: loss {history['loss'][-1]:.4f}, margin {history['rewards/margins'][-1]:+.4f}; "
-            f"adapter in {config.output}"
+            f"adapter in {trainer.config.output}"
         )
 
 

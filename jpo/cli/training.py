@@ -1,0 +1,93 @@
+"""What jpo train and jpo sft share: the flags of both, the evaluation sets by name, and how a run begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from jpo.cli.dry_run import show_plan
+from jpo.cli.options import FIRST, GROUPS, build, compute_for
+from jpo.errors import JpoError
+from jpo.train.config import TrainingConfig
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", rich_help_panel=FIRST, help="smollm2-135m, tiny, a directory, a GGUF file."),
+]
+EvalData = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval-data",
+        rich_help_panel=FIRST,
+        help="File for evaluation: metrics eval_*; NAME=FILE: eval_NAME_*. May repeat.",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=GROUPS["output"], help="Go on from the last finished checkpoint.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", rich_help_panel=GROUPS["output"], help="Print tokens, memory and time; write nothing."),
+]
+_NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+
+
+def evaluation_sets(given: Any) -> dict[str, list[str]] | None:
+    """Evaluation files by the name of their set, "" for those without one; None where nothing is given.
+
+    given: paths and NAME=PATH texts (a file of that very name is a path), or, out of YAML, also a mapping of names to
+    paths. JpoError for anything else."""
+    if isinstance(given, Mapping):
+        entries = [(name, path) for name, paths in given.items() for path in _listed(paths)]
+    else:
+        entries = [_entry(text) for text in _listed(given or [])]
+    sets: dict[str, list[str]] = {}
+    for name, path in entries:
+        if not (isinstance(name, str) and isinstance(path, str)):
+            raise JpoError(f"eval_data: expected files, NAME=FILE or a mapping of names to files, got {given!r}")
+        sets.setdefault(name, []).append(path)
+    return sets or None
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _entry(text: Any) -> tuple[str, Any]:
+    named = _NAMED.fullmatch(text) if isinstance(text, str) and not os.path.exists(text) else None
+    return (named[1], named[2]) if named else ("", text)
+
+
+def begin(
+    config_class: type[TrainingConfig],
+    options: dict[str, Any],
+    own: dict[str, Any],
+    advice: str,
+    check: bool,
+    resume: bool,
+    dry_run: bool,
+    make: Callable[[Any, Any, Any], Any],
+) -> tuple[Any, dict[str, list[Any]] | None]:
+    """(trainer, its history): options and own flags put together, the model loaded, make(lm, config, evaluation sets)
+    trained; history None after a dry run. `advice` follows on what is missing."""
+    import jpo
+
+    config = build(config_class, options, own)
+    for name in ("model", "data"):
+        if not own[name]:
+            raise JpoError(f"--{name} is missing{advice}")
+    if not config.output and not dry_run:
+        raise JpoError("--output is missing: the directory for the result")
+    sets = evaluation_sets(own["eval_data"])
+    compute = compute_for(config, resume)
+    lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
+    trainer = make(lm, config, sets)
+    typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
+    if dry_run:
+        show_plan(trainer.dry_run())
+        return trainer, None
+    return trainer, trainer.train(resume=resume)
