@@ -43,7 +43,7 @@ class Reporter(Callback):
             raise MissingExtra(f"reports to {self.title} need {self.package}: pip install 'jpo[{self.package}]'")
 
     def start(self, run: Run, known: str | None) -> str | None:
-        """Begin; `known` names what an earlier run of this output began. The name of what has begun, where it has one."""
+        """Begin, or go on with `known`, which an earlier run of this output began; the name of what has begun, if any."""
         raise NotImplementedError
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -172,7 +172,7 @@ class WandB(Reporter):
 
 
 class MLflow(Reporter):
-    """A run of the experiment MLFLOW_EXPERIMENT_NAME (default jpo) at MLFLOW_TRACKING_URI, or the caller's active run."""
+    """A run of the experiment MLFLOW_EXPERIMENT_NAME (default jpo) at MLFLOW_TRACKING_URI, or the caller's."""
 
     package, title = "mlflow", "MLflow"
     remedy = "MLFLOW_TRACKING_URI names the server, sqlite:///FILE or a folder"
