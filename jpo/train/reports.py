@@ -43,7 +43,7 @@ class Reporter(Callback):
             raise MissingExtra(f"reports to {self.title} need {self.package}: pip install 'jpo[{self.package}]'")
 
     def start(self, run: Run, known: str | None) -> str | None:
-        """Begin, or go on with `known`, which an earlier run of this output began; the name of what has begun, if any."""
+        """Begin, or go on with `known`, which an earlier run of this output began; its name, where it has one."""
         raise NotImplementedError
 
     def log(self, values: dict[str, float], step: int) -> None:
