@@ -44,6 +44,10 @@ DTYPES: dict[str, tuple[int, int]]  # stored type -> (values per block, bytes pe
 def widen_rows(out: _F32, data: _Array, n: int, k: int, dtype: str, row0: int, /) -> None: ...
 def first_nonfinite(data: _Array, dtype: str, /) -> int: ...
 
+QUANTIZED: list[str]  # stored types that quantize_rows writes
+
+def quantize_rows(values: _F32, dtype: str, /) -> bytearray: ...
+
 TENSORS: list[tuple[str, str, Literal["linear", "table", "vector"], bool, None, bool]]
 
 def tensors(

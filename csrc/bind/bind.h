@@ -19,7 +19,8 @@ PyObject *jpo_raise(const jpo_error *err);
     X(config)              \
     X(model)               \
     X(generation)          \
-    X(optimizer)
+    X(optimizer)           \
+    X(quantize)
 
 #define JPO_BIND_GROUP(name) int jpo_bind_##name(PyObject *module);
 JPO_BIND_GROUPS(JPO_BIND_GROUP)
