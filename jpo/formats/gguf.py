@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,15 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass
 class GGUFFile:
-    """Metadata (str, int, float, bool, list of str or NumPy array by key) and tensors under their GGUF names."""
+    """Metadata (str, int, float, bool, list of str or NumPy array by key) and tensors under their GGUF names.
+
+    entries: the metadata values as they stand in the file, type and bytes, for who writes them anew."""
 
     path: str
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    entries: dict[str, memoryview] = field(default_factory=dict, repr=False)
 
 
 class _Cursor:
@@ -184,11 +187,14 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     cursor = _Cursor(path, data)
     version, count, entries = _header(cursor)
     metadata: dict[str, Any] = {}
+    stored: dict[str, memoryview] = {}
     for _ in range(entries):
         key = cursor.text("metadata key")
         if key in metadata:
             raise cursor.fail(f"metadata key {key} stands twice")
+        before = cursor.position
         metadata[key] = cursor.value(cursor.u32(f"metadata key {key}: type"), f"metadata key {key}")
+        stored[key] = memoryview(data)[before : cursor.position]
     infos = [_tensor_info(cursor) for _ in range(count)]
     alignment = _alignment(cursor, metadata)
     start = -(-cursor.position // alignment) * alignment
@@ -213,4 +219,4 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         name: StoredTensor(name, dtype, shape, aligned(whole[first:end], dtype))
         for name, (dtype, shape, first, end) in places.items()
     }
-    return GGUFFile(path, version, metadata, tensors)
+    return GGUFFile(path, version, metadata, tensors, stored)

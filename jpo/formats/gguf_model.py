@@ -34,7 +34,7 @@ _KNOWN_KEYS = {
     "rope.scaling.yarn_beta_slow", "tensor_data_layout", "rope.scaling.yarn_ext_factor",
 }  # fmt: skip
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def _uniform(file: GGUFFile, key: str) -> Any:
@@ -230,7 +230,7 @@ def _without_one(tensor: StoredTensor) -> StoredTensor:
     return StoredTensor(tensor.name, "F32", tensor.shape, data)
 
 
-def _names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
+def gguf_names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
     """(GGUF's name -> the file's for what stands once, the same within a layer), without .weight and .bias."""
     inside = {part: fused for fused, parts in family.fused.items() for part in parts}
     once: dict[str, str] = {}
@@ -245,10 +245,10 @@ def _names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
 def _renamed(file: GGUFFile, family: Family) -> Iterator[StoredTensor]:
     """The file's tensors under the family's names; a fused attn_qkv of a family that stores q, k and v is kept
     whole."""
-    once, layer = _names(family)
+    once, layer = gguf_names(family)
     for name, tensor in file.tensors.items():
         parts = name.split(".")
-        if name in _FACTORS or (len(parts) == 4 and parts[2] == "attn_rot_embd"):
+        if name in FACTORS or (len(parts) == 4 and parts[2] == "attn_rot_embd"):
             continue  # part of the configuration, or frequencies that old converters stored and that are derived here
         if len(parts) == 2 and parts[0] in once:
             new = f"{once[parts[0]]}.{parts[1]}"
@@ -297,6 +297,12 @@ def _in_our_shape(family: Family, tensor: StoredTensor) -> StoredTensor:
     if len(tensor.shape) != 2 or not any(module.endswith(f".{name}") for name in family.transposed):
         return tensor
     return StoredTensor(tensor.name, tensor.dtype, tensor.shape[::-1], tensor.data, rows_are_outputs=True)
+
+
+def described(file: GGUFFile) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What the file's metadata say in Hugging Face's spelling: (config.json, rotary factors that it cannot spell or
+    None)."""
+    return _hugging_face_config(file, _architecture(file))
 
 
 def load_gguf(path: str | os.PathLike[str], source: str | None = None) -> Checkpoint:

@@ -54,6 +54,15 @@ _PRE: dict[str, _Pre] = {  # tokenizer.ggml.pre
 }
 
 
+def known_patterns() -> dict[str, tuple[str, bool, bool, bool]]:
+    """tokenizer.ggml.pre -> (pattern or "" for GPT-2's, digits one by one, whole pieces need no merges, NFC), one name
+    for each way: for who writes the metadata."""
+    usual = {"gpt-2", "smollm", "llama-bpe", "qwen2", "stablelm2", "tekken", "gpt-4o", "dbrx"}
+    return {
+        name: (rule.pattern, rule.digits, rule.whole, rule.composed) for name, rule in _PRE.items() if name in usual
+    }
+
+
 class _Metadata:
     """The `tokenizer.ggml.*` entries with their types checked."""
 

@@ -12,7 +12,7 @@ gguf = pytest.importorskip("gguf")
 
 
 def values(kind, rows=64, width=512, seed=0):
-    """Rows that meet every branch: usual weights, constant and zero groups, outliers, one sign, tiny and large sizes."""
+    """Rows that meet every branch: usual weights, constant and zero groups, outliers, one sign, all sizes."""
     words = np.random.PCG64(seed).random_raw(rows * width)
     x = ((words >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - 1).reshape(rows, width)
     x = x * np.abs(x)  # more small values than large ones, as weights have
@@ -39,7 +39,8 @@ def test_halves_of_every_size():
         assert bytes(_core.quantize_rows(x, "F16")) == x.astype("<f2").tobytes()
 
 
-# SHA-256 of quantize_row_*_ref's blocks of values(), written by libggml-base of llama-cpp-python 0.3.36 (x86-64, no FMA)
+# SHA-256 of the blocks that quantize_row_*_ref in libggml-base of llama-cpp-python 0.3.36 (x86-64, no FMA) makes of
+# values()
 REFERENCE = {
     "Q4_K": "03bc8e2904a1599a7b0fc1745b77ec1d94d0286482c959819c779acac35e95b7",
     "Q5_K": "bee2662f99c198b4053530ae49d4bd410d9bbce1ff95519d04494e920dcf2b38",
@@ -58,8 +59,8 @@ def test_what_comes_back(kind):
     x = np.delete(values(kind), 8, 0)  # whose size is below a float16 factor's steps
     raw = np.frombuffer(_core.quantize_rows(x, kind), np.uint8)
     ours = StoredTensor("w", kind, x.shape, raw).float32()
-    theirs = gguf.quants.dequantize(raw.reshape(len(x), -1), getattr(gguf.GGMLQuantizationType, kind)).reshape(x.shape)
-    np.testing.assert_array_equal(ours, theirs)
+    theirs = gguf.quants.dequantize(raw.reshape(len(x), -1), getattr(gguf.GGMLQuantizationType, kind))
+    np.testing.assert_array_equal(ours, theirs.reshape(x.shape))
     block, size = BLOCKS[kind]
     bits, block = 8 * size / block, max(block, 32)
     size = np.abs(x).reshape(len(x), -1, block).max(-1, keepdims=True)

@@ -1,0 +1,130 @@
+"""From a model's tensors to those of a file: names, order of rows, and which adapter's updates fall into them.
+
+Three ways: Hugging Face's own layout; GGUF's layout of a Hugging Face model; a GGUF file's own layout. Knows names and
+orders (jpo.formats.families); never types or bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jpo.errors import JpoError
+from jpo.export.changes import Change
+from jpo.export.rows import Rows, Update
+from jpo.formats.families import Family, family_of
+from jpo.formats.gguf import GGUFFile
+from jpo.formats.gguf_model import FACTORS, gguf_names
+from jpo.formats.stored import Checkpoint
+from jpo.formats.tensors import tensor_shapes, transposed_names
+
+Changes = Mapping[str, Change]  # by the name of the weight's tensor
+# families that llama.cpp reads under another's name (their block is Llama's)
+_WRITTEN_AS = {"mistral": "llama", "ministral": "llama"}
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """general.architecture of the model's GGUF files; JpoError where llama.cpp has none."""
+    family = family_of(config["model_type"])
+    name = family.gguf or _WRITTEN_AS.get(family.model_type)
+    if not name:
+        raise JpoError(f"model_type {family.model_type!r} has no GGUF layout; merge with --format hf instead")
+    return name
+
+
+def row_order(config: Mapping[str, Any], name: str) -> np.ndarray | None:
+    """The order in which GGUF has the rows of this tensor (its Hugging Face name); None: the same.
+
+    Pairs: within a head, Hugging Face's row (half j, pair i) stands at (pair i, half j).
+    """
+    family = family_of(config["model_type"])
+    module = name.rpartition(".")[0].rpartition(".")[2]
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(module)
+    if family.gguf_rows != "pairs" or heads is None:
+        return None
+    half = config["head_dim"] // 2
+    return np.arange(heads * 2 * half).reshape(heads, 2, half).swapaxes(1, 2).reshape(-1)
+
+
+def _adds_one(family: Family, name: str) -> bool:
+    return family.gguf_adds_one and name.endswith("norm.weight")
+
+
+def gguf_name(family: Family, name: str) -> str:
+    """The GGUF name of a tensor of the family's Hugging Face files."""
+    once, layer = gguf_names(family)
+    module, _, kind = name.rpartition(".")
+    if name.startswith(f"{family.layers}."):
+        number, _, rest = module.removeprefix(f"{family.layers}.").partition(".")
+        found = {file: gguf for gguf, file in layer.items()}.get(rest)
+        new = f"blk.{number}.{found}.{kind}"
+    else:
+        found = {file: gguf for gguf, file in once.items()}.get(module)
+        new = f"{found}.{kind}"
+    if found is None:
+        raise JpoError(f"tensor {name} has no name in GGUF files of {family.model_type}")
+    return new
+
+
+def _update(changes: Changes, name: str, order: np.ndarray | None, first: int = 0) -> list[Update]:
+    change = changes.get(name)
+    if change is None:
+        return []
+    return [Update(change, first, np.arange(change.module.outputs) if order is None else order)]
+
+
+def hugging_face_rows(checkpoint: Checkpoint, changes: Changes) -> Iterator[tuple[str, Rows]]:
+    """(name, rows) of every tensor in the model's own layout."""
+    turned = transposed_names(checkpoint.config)
+    for name in tensor_shapes(checkpoint.config):
+        updates = _update(changes, name, None)
+        if name in turned and updates:
+            change = updates[0].change
+            updates = [Update(change, 0, np.arange(change.module.inputs), transposed=True)]
+        yield name, Rows(checkpoint.tensors[name], updates=updates)
+
+
+def gguf_rows(checkpoint: Checkpoint, changes: Changes) -> Iterator[tuple[str, Rows]]:
+    """(GGUF name, rows) of every tensor of a Hugging Face model."""
+    family, turned = family_of(checkpoint.config["model_type"]), transposed_names(checkpoint.config)
+    for name in tensor_shapes(checkpoint.config):
+        order = row_order(checkpoint.config, name)
+        tensor, updates = checkpoint.tensors[name], _update(changes, name, order)
+        added = float(_adds_one(family, name))
+        yield gguf_name(family, name), Rows(tensor, order, name in turned, added, updates)
+
+
+def gguf_file_rows(file: GGUFFile, config: Mapping[str, Any], changes: Changes) -> Iterator[tuple[str, Rows]]:
+    """(GGUF name, rows) of every tensor of a GGUF file, which keeps its layout; the configuration is the one read from
+    it."""
+    parts = gguf_parts(config)
+    for name, tensor in file.tensors.items():
+        updates = [
+            update for part, first in parts(name) for update in _update(changes, part, row_order(config, part), first)
+        ]
+        yield name, Rows(tensor, updates=updates)
+
+
+def gguf_parts(config: Mapping[str, Any]) -> Callable[[str], list[tuple[str, int]]]:
+    """A function of a GGUF tensor's name -> [(Hugging Face name, first row)] of what stands in its rows."""
+    family = family_of(config["model_type"])
+    shapes = tensor_shapes(config)
+    known = {gguf_name(family, name): [(name, 0)] for name in shapes}
+
+    def parts(name: str) -> list[tuple[str, int]]:
+        pieces = name.split(".")
+        if name in known or name in FACTORS or len(pieces) != 4 or pieces[2] != "attn_qkv":
+            return known.get(name, [])
+        found, first = [], 0  # q, k and v in one tensor, of a family that stores them apart
+        for part in _QKV:
+            own = f"{family.layers}.{pieces[1]}.{part}.{pieces[3]}"
+            if own not in shapes:
+                return []
+            found.append((own, first))
+            first += shapes[own][0]
+        return found
+
+    return parts
