@@ -92,8 +92,8 @@ def read_changes(folder: str | os.PathLike[str], config: Mapping[str, Any], sour
         module = own.get(match[1])
         if module is None:
             raise JpoError(
-                f"{where}: the model {source} has no module {match[1]}; give the base model that the adapter was trained "
-                "for"
+                f"{where}: the model {source} has no module {match[1]}; give the base model that the adapter was "
+                "trained for"
             )
         if match[2] == "A":
             a, b = tensors[name], tensors[name.replace(".lora_A.", ".lora_B.")]

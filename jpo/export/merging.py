@@ -27,8 +27,8 @@ _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # files of a model directory beside its weights and config.json that belong to its use
 _COMPANIONS = frozenset(
     (
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-        "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model",
     )
 )  # fmt: skip
 

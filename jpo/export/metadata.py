@@ -7,6 +7,7 @@ from the model's own configuration refuses the export by the name of what GGUF c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from jpo.errors import FormatError, JpoError
 from jpo.export import container
 from jpo.export.container import Entry, TensorPlan
 from jpo.export.layout import architecture
+from jpo.export.rows import Rows
 from jpo.formats.config import normalize
 from jpo.formats.families import Family, family_of
 from jpo.formats.gguf import GGUFFile
@@ -170,7 +172,8 @@ def _check(config: Mapping[str, Any], keys: Keys, tensors: Mapping[str, StoredTe
     for key in config:
         if key not in _ASIDE and not _same(config[key], again[key]):
             raise JpoError(
-                f"this {kind} model cannot be said in a GGUF file: {key} is {config[key]!r:.200}, and would be read as "
+                f"this {kind} model cannot be said in a GGUF file: {key} is {config[key]!r:.200}, and would be "
+                f"read as "
                 f"{again[key]!r:.200}; merge with --format hf"
             )
 
@@ -187,8 +190,8 @@ def model_metadata(
     shapes = {name: StoredTensor(name, "F32", shape, np.empty(0, np.uint8)) for name, shape in tensors.items()}
     plans = []
     for name, factors in _factors(config, values).items():
-        data = np.asarray(factors, np.float32)
-        shapes[name] = StoredTensor(name, "F32", data.shape, data.view(np.uint8))
-        plans.append(TensorPlan(name, "F32", data.shape, lambda data=data: iter([data.tobytes()])))  # type: ignore[misc]
+        rows = Rows(StoredTensor(name, "F32", (len(factors),), np.asarray(factors, np.float32).view(np.uint8)))
+        shapes[name] = rows.tensor
+        plans.append(TensorPlan(name, "F32", rows.shape, partial(rows.pieces, "config.json", name, "F32")))
     _check(config, keys, shapes)
     return {f"{prefix}.{key}": _entry(value) for key, value in keys.items()}, plans

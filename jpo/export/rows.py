@@ -1,4 +1,5 @@
-"""A tensor to be written, some rows at a time: its stored values in the order that the file wants, and an update on them.
+"""A tensor to be written, some rows at a time: its stored values in the order that the file wants, and updates on
+them.
 
 Nothing of a tensor's size is held but the piece in hand, so that a model of any size converts in little memory.
 """
@@ -89,8 +90,8 @@ class Rows:
         return own and (self.turned or not self.tensor.rows_are_outputs)
 
     def pieces(self, where: str, name: str, dtype: str, done: Callable[[], None] = lambda: None) -> Iterator[Piece]:
-        """The tensor's bytes as `dtype`, in pieces. FormatError naming the tensor where a value is not finite, or becomes
-        so. done: called behind the last piece."""
+        """The tensor's bytes as `dtype`, in pieces. FormatError naming the tensor where a value is not finite, or
+        becomes so. done: called behind the last piece."""
         step = max(1, _PIECE_VALUES // self.width)
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
@@ -120,8 +121,8 @@ def check_type(name: str, dtype: str, width: int) -> None:
     """JpoError where rows of this width cannot be written as `dtype`."""
     if dtype not in _core.QUANTIZED:
         raise JpoError(
-            f"tensor {name}: its type {dtype} is read but not written, and the adapter changes it; give --type, for example "
-            "q8_0"
+            f"tensor {name}: its type {dtype} is read but not written, and the adapter changes it; give --type, for "
+            "example q8_0"
         )
     if width % BLOCKS[dtype][0]:
         raise JpoError(

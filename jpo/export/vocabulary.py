@@ -21,8 +21,9 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _PROBES = (
     "Hello, world! It's 12345.67 degrees; we'LL see.", "  two spaces\n\n\tand a tab \r\n", "don't I'VE they're",
-    "naïve café ÀÉÎ größer", "Привет, мир! 你好世界 こんにちは 안녕하세요", "🦙🦙 ✅ 🌫️", "if (x >= 10) { return a[i] + b; }",
-    "CamelCaseWord snake_case UPPER", "3 33 333 3333 33333", " leading", "trailing ", "\n \n\n \n\n\n", "a", "", "e\u0301",
+    "naïve café ÀÉÎ größer", "Привет, мир! 你好世界 こんにちは 안녕하세요", "🦙🦙 ✅ 🌫️", "a[i] >= {b + 10};",
+    "CamelCaseWord snake_case UPPER", "3 33 333 3333 33333", " leading", "trailing ", "\n \n\n \n\n\n", "a", "",
+    "e\u0301",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's adapter file: names, shapes, types, and that alpha / rank B A is what merging adds to the base's tensors."""
+"""llama.cpp's adapter file: names, shapes, types; alpha / rank B A is what merging adds to the base's tensors."""
 
 import numpy as np
 import pytest

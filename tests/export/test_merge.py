@@ -22,9 +22,9 @@ from jpo.formats.gguf import read_gguf
 
 # cases of reference.families whose mathematics GGUF can say, with the values that its files leave unsaid
 GGUF = {
-    "llama3": {}, "qwen2": {}, "qwen3": {}, "phi3": {}, "phi3-beyond": {}, "phi3-long": {}, "granite": {}, "granite-bias": {},
-    "smollm3": {}, "olmo2": {}, "gpt2": {}, "stablelm": {}, "stablelm-parallel": {}, "cohere2": {}, "mistral-yarn": {},
-    "ministral-yarn": {}, "gemma2": {"query_pre_attn_scalar": 10}, "gemma3": {"query_pre_attn_scalar": 10},
+    "llama3": {}, "qwen2": {}, "qwen3": {}, "phi3": {}, "phi3-beyond": {}, "phi3-long": {}, "granite": {},
+    "granite-bias": {}, "smollm3": {}, "olmo2": {}, "gpt2": {}, "stablelm": {}, "stablelm-parallel": {},
+    "cohere2": {}, "mistral-yarn": {}, "ministral-yarn": {}, "gemma2": {"query_pre_attn_scalar": 10}, "gemma3": {"query_pre_attn_scalar": 10},
 }  # fmt: skip
 
 
