@@ -85,6 +85,12 @@ def iter_records(source: Any) -> Iterator[Record]:
             raise DataError(f"records[{index}]: expected a mapping (or a path), got {type(item).__name__}")
 
 
+def is_record_file(name: str) -> bool:
+    """Whether a name is that of records: "example", or one with a suffix that is read."""
+    plain = name.lower().removesuffix(".gz")
+    return name == EXAMPLE or os.path.splitext(plain)[1] in _SUFFIXES
+
+
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
     """Writes JSON Lines beside `path`, syncs and renames: readers see the old file or the whole new one. The count."""
     from jpo.formats.files import write_atomic
