@@ -50,7 +50,8 @@ def read_records(source: Any) -> list[Record]:
     """All records of a file, of the embedded "example", of an iterable of mappings, or the union of a list of those.
 
     Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .csv and .tsv (with a
-    header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it. Iterables
+    header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it. What is
+    no path may name a data set of the Hugging Face hub: USER/NAME, with :SPLIT or :FILE.jsonl behind it. Iterables
     include `datasets.Dataset`, `pandas.DataFrame` and `pyarrow.Table`. UTF-8 with or without a byte order mark.
     DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.
     """
@@ -135,13 +136,19 @@ def _read_file(path: str) -> Iterator[Record]:
 
         yield from _json_lines(example_path(), EXAMPLE)
         return
+    on_hub = _on_hub(path)
+    if on_hub is not None:
+        yield from on_hub
+        return
     name = path.lower()
     packed = name.endswith(".gz")
     kind = _SUFFIXES.get(os.path.splitext(name.removesuffix(".gz"))[1])
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder; give a file whose name ends in {_NAMES}")
     if kind is None or (packed and kind == "parquet"):
-        raise DataError(f"{path}: expected a name that ends in {_NAMES}, or {EXAMPLE!r}")
+        raise DataError(
+            f"{path}: expected a name that ends in {_NAMES}, {EXAMPLE!r}, or a data set of the hub (USER/NAME)"
+        )
     reader = {"lines": _json_lines, "json": _json_file, "csv": _csv_file, "parquet": _parquet}[kind]
     try:
         yield from reader(path, path)
@@ -149,6 +156,23 @@ def _read_file(path: str) -> Iterator[Record]:
         raise DataError(f"{path}: not a whole gzip file: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _on_hub(path: str) -> Iterator[Record] | None:
+    """The records of a data set on the hub (USER/NAME, USER/NAME:SPLIT, USER/NAME:CONFIGURATION/SPLIT) or of one of its
+    files (USER/NAME:FILE.jsonl), each also with @REVISION before the colon; None where `path` names none."""
+    from jpo.hub.names import hub_name
+
+    name = hub_name(path)
+    if name is None:
+        return None
+    if name.part is not None and os.path.splitext(name.part.lower().removesuffix(".gz"))[1] in _SUFFIXES:
+        from jpo.hub.download import data_path
+
+        return (Record(record, path, record.place) for record in _read_file(data_path(name)))
+    from jpo.hub.data import dataset_rows
+
+    return (Record(row, path, f"[{index}]") for index, row in enumerate(dataset_rows(name)))
 
 
 def _open(path: str) -> Any:

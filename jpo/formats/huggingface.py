@@ -98,7 +98,7 @@ def read_safetensors(path: str) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _shards(folder: str, path: str) -> dict[str, set[str]]:
+def shards_of(folder: str, path: str) -> dict[str, set[str]]:
     """Shard file name -> tensor names, from model.safetensors.index.json; names that leave the folder are refused."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -121,7 +121,7 @@ def read_tensors(folder: str) -> dict[str, StoredTensor]:
     if os.path.exists(single):  # where both stand, transformers reads the single file
         _read_shard(single, tensors, None)
     elif os.path.exists(index):
-        for shard, names in sorted(_shards(folder, index).items()):
+        for shard, names in sorted(shards_of(folder, index).items()):
             _read_shard(os.path.join(folder, shard), tensors, {name for name in names if not _ignorable(name)})
     else:
         hint = " (pytorch_model.bin is a pickle and is not read)" if _holds_pickle(folder) else ""

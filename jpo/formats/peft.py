@@ -67,9 +67,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 def base_name(source: str, hf: Mapping[str, Any]) -> str:
     """What adapter_config.json calls the base model, so that peft finds it: its name on the Hugging Face hub where that
     is known (ours, or what config.json says), the absolute path of a local model, otherwise our own name."""
+    from jpo.hub.names import hub_name
+
     stored = hf.get("_name_or_path")
     if source in _HUB:
         return _HUB[source]
+    on_hub = hub_name(source)
+    if on_hub is not None:
+        return on_hub.repo
     if isinstance(stored, str) and _HUB_ID.fullmatch(stored) and not os.path.exists(stored):
         return stored
     return os.path.abspath(source) if os.path.exists(source) else source
@@ -193,13 +198,38 @@ def _check_ranks(path: str, config: AdapterConfig, tensors: Mapping[str, np.ndar
             raise error(f"{path}: tensor {name}: expected shape {expected} by key r, got {value.shape}")
 
 
+def _local(folder: str) -> str:
+    """The directory, or that in the cache which holds what a name of the hub means."""
+    from jpo.hub.names import hub_name
+
+    on_hub = hub_name(folder)
+    if on_hub is None:
+        return folder
+    from jpo.hub.download import adapter_path
+
+    return adapter_path(on_hub)
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a directory, or a repository of the hub, holds an adapter, which needs its model beside it."""
+    from jpo.hub.names import hub_name
+
+    on_hub = hub_name(folder)
+    if on_hub is not None:
+        from jpo.hub.download import is_adapter as holds_adapter
+
+        return holds_adapter(on_hub)
+    return os.path.isfile(os.path.join(folder, _CONFIG))
+
+
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
-    """(configuration, float32 array (r, in) or (out, r) by PEFT name) of an adapter's directory.
+    """(configuration, float32 array (r, in) or (out, r) by PEFT name) of an adapter's directory, or of a repository
+    of the hub (USER/NAME, USER/NAME@REVISION).
 
     target_modules and modules are those that the tensors show, whatever pattern chose them. float16 and bfloat16 are
     widened. FormatError names file and key or tensor; DoRA, biases and the like are refused by name.
     """
-    folder = os.fspath(folder)
+    folder = _local(os.fspath(folder))
     path = os.path.join(folder, _CONFIG)
     if not os.path.exists(path):
         raise FormatError(f"{folder}: {_CONFIG} is missing: no adapter in PEFT's format")

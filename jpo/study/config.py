@@ -18,6 +18,8 @@ from jpo.defaults import CONCURRENCY, MAX_NEW_TOKENS, MAX_TOKENS, TIMEOUT
 from jpo.errors import JpoError
 from jpo.feedback.pairs import parse_mix
 from jpo.feedback.prompts import PROTOCOLS, Question, read_wording
+from jpo.formats.peft import is_adapter
+from jpo.hub.names import hub_name
 from jpo.study.methods import METHODS
 from jpo.train.config import PreferenceConfig, SFTConfig, option, parse_yaml, read_yaml
 
@@ -257,7 +259,7 @@ class StudyConfig:
         given = [(name, getattr(self, name)) for name in (*names, "alpaca_eval_difficulty") if getattr(self, name)]
         given += [(name, path) for name in ("known_verdicts", "judge_prompt") for path in getattr(self, name)]
         for name, path in given:
-            if not os.path.exists(path) and not (name == "policy" or path == EXAMPLE):
+            if not os.path.exists(path) and not (name == "policy" or path == EXAMPLE or hub_name(path)):
                 raise JpoError(f"{name}: no such file: {path}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -289,11 +291,6 @@ def _losses(method: str, given: Any) -> Any:
 
 
 _GIVEN = ("policy", "sft_data", "instructions", "conditional_pairs", "joint_pairs", "test_data", "alpaca_eval")
-
-
-def is_adapter(folder: str) -> bool:
-    """Whether a policy is an adapter, which needs its model beside it."""
-    return os.path.isfile(os.path.join(folder, "adapter_config.json"))
 
 
 def _checked(values: Any, where: str) -> dict[str, Any]:

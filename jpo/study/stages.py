@@ -34,9 +34,10 @@ from jpo.feedback.interplay import interplay
 from jpo.feedback.judges import CallableJudge, make_judge
 from jpo.feedback.prompts import Question
 from jpo.formats.files import write_json
+from jpo.formats.peft import is_adapter
 from jpo.model import LanguageModel
 from jpo.study import decoder, given, world
-from jpo.study.config import WORLD, StudyConfig, is_adapter
+from jpo.study.config import WORLD, StudyConfig
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 from jpo.train import checkpoint
 from jpo.train.config import DEFAULT_STEPS

@@ -22,7 +22,8 @@ from typing import Any
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.files import write_json, write_text
-from jpo.study.config import FREE, WORLD, StudyConfig, is_adapter
+from jpo.formats.peft import is_adapter
+from jpo.study.config import FREE, WORLD, StudyConfig
 from jpo.study.display import Display
 from jpo.study.estimate import describe, estimate
 from jpo.study.results import MIXED, gather

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_
-import os
 from typing import Annotated, Any
 
 import typer
@@ -84,7 +83,11 @@ def _data(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(help="A model (name, directory, GGUF file), an adapter's directory, or a file of records.")
+        str,
+        typer.Argument(
+            help="A model (name, directory, GGUF file), an adapter's directory, a repository of the hub (USER/NAME), or a "
+            "file of records."
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, lists whole, sizes in bytes.")] = False,
 ) -> None:
@@ -95,8 +98,9 @@ def inspect(
     Examples: jpo inspect smollm2-135m; jpo inspect out; jpo inspect pairs.csv.gz
     """
     from jpo.data.readers import is_record_file
+    from jpo.formats.peft import is_adapter
 
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+    if is_adapter(path):
         title, rows, facts = _adapter(path)
     elif is_record_file(path):
         title, rows, facts = _data(path)
