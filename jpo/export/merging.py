@@ -15,6 +15,7 @@ from jpo.export.directory import beside, copy_files, shard_bytes, write_tensors
 from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows
 from jpo.export.lora_file import AdapterType, adapter_tensors
 from jpo.export.metadata import model_metadata
+from jpo.export.modelfile import modelfile, turns_of, write_modelfile
 from jpo.export.presets import FILE_TYPES, FileType, file_type, tensor_type
 from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
@@ -28,7 +29,8 @@ _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _COMPANIONS = frozenset(
     (
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model",
+        "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt",
+        "tokenizer.model",
     )
 )  # fmt: skip
 
@@ -55,6 +57,7 @@ def _write_directory(base: Base, adapter: Adapter, output: str, kind: str | None
         else:
             base.checkpoint.tokenizer.save(folder)
             _write_generation(folder, base.checkpoint.generation)
+        _modelfile(base, adapter, folder, ".")
         write_json(os.path.join(folder, "config.json"), config)
 
 
@@ -110,6 +113,20 @@ def _gguf_metadata(
     return metadata, more
 
 
+def _modelfile(base: Base, adapter: Adapter, folder: str, from_: str, adapter_file: str | None = None) -> None:
+    """Ollama's Modelfile in `folder`, unless a person's own stands there."""
+    turns = turns_of(adapter.settings, base.checkpoint.tokenizer)
+    text = modelfile(from_, adapter_file, turns, base.checkpoint.tokenizer, base.checkpoint.generation)
+    write_modelfile(folder, text)
+
+
+def _where(base: Base) -> str:
+    """The base as a Modelfile beside an adapter names it."""
+    if base.file is not None:
+        return os.path.abspath(base.file.path)
+    return os.path.abspath(base.folder) if base.folder is not None else base.checkpoint.source
+
+
 def refuse_existing(path: str, overwrite: bool) -> None:
     """JpoError where something stands at `path` and overwrite is not given, or it is no file."""
     if os.path.isdir(path):
@@ -150,6 +167,7 @@ def merge(
         plans = _gguf_plans(base, changes, type)
         metadata, more = _gguf_metadata(base, plans, type)
         write_gguf(path, metadata, [*more, *plans])
+        _modelfile(base, changes, os.path.dirname(path) or ".", f"./{os.path.basename(path)}")
 
 
 def export_adapter(
@@ -171,3 +189,4 @@ def export_adapter(
     changes = read_changes(adapter, base.checkpoint.config, base.checkpoint.source)
     metadata, tensors = adapter_tensors(changes, base.checkpoint.config, base.file, type)
     write_gguf(path, metadata, tensors)
+    _modelfile(base, changes, os.path.dirname(path) or ".", _where(base), f"./{os.path.basename(path)}")

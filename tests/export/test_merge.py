@@ -24,7 +24,8 @@ from jpo.formats.gguf import read_gguf
 GGUF = {
     "llama3": {}, "qwen2": {}, "qwen3": {}, "phi3": {}, "phi3-beyond": {}, "phi3-long": {}, "granite": {},
     "granite-bias": {}, "smollm3": {}, "olmo2": {}, "gpt2": {}, "stablelm": {}, "stablelm-parallel": {},
-    "cohere2": {}, "mistral-yarn": {}, "ministral-yarn": {}, "gemma2": {"query_pre_attn_scalar": 10}, "gemma3": {"query_pre_attn_scalar": 10},
+    "cohere2": {}, "mistral-yarn": {}, "ministral-yarn": {}, "gemma2": {"query_pre_attn_scalar": 10},
+    "gemma3": {"query_pre_attn_scalar": 10},
 }  # fmt: skip
 
 
