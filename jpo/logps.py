@@ -204,7 +204,8 @@ def linear_logps_grad(
     if h.dtype == np.float64:
         d_rows, d_weight = _float64_grad(h.reshape(-1, h.shape[2])[scored.row], w, scored.target, c)
     else:
-        d_rows, d_weight = _core.head_grad(*_gathered(h, w, scored), c)
+        rows, data, kind, targets, index = _gathered(h, w, scored)
+        d_rows, d_weight = _core.head_grad(rows, data, kind, targets, index, c)
     d_hidden = np.zeros(h.shape, dtype=d_rows.dtype)
     d_hidden.reshape(-1, h.shape[2])[scored.row] = d_rows
     return d_hidden, d_weight

@@ -19,6 +19,7 @@ from typing import Any
 import jpo
 from jpo.data.forest import build_forest
 from jpo.errors import JpoError
+from jpo.storage import Compute, Storage
 
 try:
     from lm_eval import utils
@@ -46,8 +47,8 @@ class JpoLM(TemplateLM):  # type: ignore[misc]
         self,
         pretrained: Any,
         adapter: str | None = None,
-        storage: str = "auto",
-        compute: str = "float32",
+        storage: Storage = "auto",
+        compute: Compute = "float32",
         max_length: int | None = None,
         max_gen_toks: int = 256,
         add_bos_token: bool | None = None,
@@ -70,13 +71,13 @@ class JpoLM(TemplateLM):  # type: ignore[misc]
     @property
     def eot_token_id(self) -> int:
         """The id of the end-of-sequence token."""
-        return int(self.tokenizer.eos_token_id)
+        return int(str(self.tokenizer.eos_token_id))
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without context: BOS, or EOS where there is none."""
         bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
+        return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:

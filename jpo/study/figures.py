@@ -64,7 +64,7 @@ def drawings(results: Mapping[str, Any]) -> dict[str, Drawing]:
     colours = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     fonts = {"font.family": "sans-serif", "font.size": 11, "legend.fontsize": 10, "axes.labelsize": 10}
     with matplotlib.rc_context({**colours, **fonts}):
-        made = [_overview(results), _win_rates(results), _interplay(results["interplay"])]
+        made: list[Drawing | None] = [_overview(results), _win_rates(results), _interplay(results["interplay"])]
         made += [_scaling(results["scaling"]), _mixing(results["mixing"])]
         drawn = {drawing.name: drawing for drawing in made if drawing}
         for drawing in drawn.values():  # laid out once: each further time would move things by a hair

@@ -187,7 +187,7 @@ class Stages:
     def sft(self) -> None:
         """policy/: the SFT policy as a whole model, and sft/: its run."""
         c = self.config
-        lm = jpo.load(self.path("base") if c.model == WORLD else c.model, compute=c.compute)
+        lm = jpo.load(self.path("base") if c.model == WORLD else self._named, compute=self._compute)
         run, whole = self.path("sft.part"), self.path("policy.part")
         config = c.sft_options(seed=c.seed, template=self.template, output=run, save_total_limit=1)
         self._train(jpo.SFTTrainer(lm, self._rows("data", "sft.jsonl"), config), run)
@@ -201,7 +201,7 @@ class Stages:
         """policy/: the model with the given adapter, as a whole model."""
         c = self.config
         assert c.policy
-        lm = jpo.load(c.model, compute=c.compute)
+        lm = jpo.load(self._named, compute=self._compute)
         lm.load_adapter(c.policy)
         whole = self.path("policy.part")
         shutil.rmtree(whole, ignore_errors=True)
@@ -219,12 +219,24 @@ class Stages:
         checkpoint.prune_all(output)
 
     @property
+    def _compute(self) -> Any:
+        """The type of products with the model's weights, which jpo.load checks."""
+        return self.config.compute
+
+    @property
+    def _named(self) -> str:
+        """The model that the study was given."""
+        if self.config.model is None:
+            raise JpoError("model: the study has none; expected world, a name, a directory or a GGUF file")
+        return self.config.model
+
+    @property
     def policy(self) -> LanguageModel:
         """The SFT policy, loaded once; its adapter is whichever run is at work."""
         if self._policy is None:
             own = os.path.isdir(self.path("policy"))
-            named = self.config.policy or self.config.model
-            self._policy = jpo.load(self.path("policy") if own else named, compute=self.config.compute)
+            named = self.config.policy or self._named
+            self._policy = jpo.load(self.path("policy") if own else named, compute=self._compute)
         return self._policy
 
     # feedback

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import jpo
 from jpo.errors import JpoError
+from jpo.objectives import PreferenceLoss
 
 _ROWS = 512  # rows of logits that linear_logps holds at once away from the CPU
 
@@ -60,7 +61,7 @@ def jpo_loss(
     *,
     return_outputs: bool = False,
     **settings: Any,
-) -> torch.Tensor | tuple[torch.Tensor, jpo.PreferenceLoss]:
+) -> torch.Tensor | tuple[torch.Tensor, PreferenceLoss]:
     """The mean preference loss (a scalar tensor) of (B,) sequence log-likelihoods, differentiable in the policy's two.
 
     policy_w, policy_l: (B,) floating tensors on any device, of the preferred and the other sequence: joint
@@ -73,9 +74,9 @@ def jpo_loss(
     for name, value in (("policy_w", policy_w), ("policy_l", policy_l)):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating tensor of shape (B,), got {_kind(value)}")
-    kept: list[jpo.PreferenceLoss] = []
+    kept: list[PreferenceLoss] = []
 
-    def call(chosen: np.ndarray[Any, Any], rejected: np.ndarray[Any, Any]) -> jpo.PreferenceLoss:
+    def call(chosen: np.ndarray[Any, Any], rejected: np.ndarray[Any, Any]) -> PreferenceLoss:
         given = {name: _numbers(value) for name, value in settings.items()}
         kept.append(jpo.preference_loss(chosen, rejected, _numbers(ref_w), _numbers(ref_l), **given))
         return kept[0]

@@ -104,6 +104,7 @@ class JPOTrainer(trl.DPOTrainer):
 
     _tag_names = ["trl", "jpo"]
     _template: Template | None = None
+    _signature_columns: Any  # DPOTrainer's
 
     def __init__(
         self,
@@ -156,12 +157,12 @@ class JPOTrainer(trl.DPOTrainer):
         print(f"{dataset_name}: {encoder.report()}")
         rows = [
             {
-                "prompt_ids": list(pair.chosen.prompt_ids),
-                "chosen_ids": list(pair.chosen.response_ids),
-                "rejected_prompt_ids": list(pair.rejected.prompt_ids),
-                "rejected_ids": list(pair.rejected.response_ids),
+                "prompt_ids": list(chosen.prompt_ids),
+                "chosen_ids": list(chosen.response_ids),
+                "rejected_prompt_ids": list(rejected.prompt_ids),
+                "rejected_ids": list(rejected.response_ids),
             }
-            for pair in pairs
+            for chosen, rejected in (pair.sequences for pair in pairs)
         ]
         return datasets.Dataset.from_list(rows)
 

@@ -111,7 +111,8 @@ class Guard:
 
 async def _bounded(receive: Any) -> bytes | None:
     """The request's body, or None where it exceeds BODY_LIMIT."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":

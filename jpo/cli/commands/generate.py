@@ -108,7 +108,7 @@ def generate(
 
 def _sample(
     model: str,
-    compute: str,
+    compute: Any,  # which type it may be is the model's to say
     check: bool,
     adapter: str | None,
     name: str | None,
