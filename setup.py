@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 SYSTEM_BLAS = os.environ.get("JPO_SYSTEM_BLAS", "0") not in ("", "0")
 SANITIZE = os.environ.get("JPO_SANITIZE", "")
@@ -225,4 +226,11 @@ class BuildCore(build_ext):
             vendor_blas(Path(folder, "_libs"))
 
 
-setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildCore})
+class SourceArchive(sdist):
+    """The source archive holds what a build reads, and no test: setuptools would add those at the top of tests/ alone."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, [name for name in files if not name.startswith("tests" + os.sep)])
+
+
+setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildCore, "sdist": SourceArchive})

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,53 @@ def test_the_library_is_ours_alone():
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert str(library) in maps and b"libscipy_openblas.so" not in library.read_bytes()
     assert (PACKAGE / "NOTICES").is_file() and (library.parent / "LICENSE-openblas.txt").is_file()
+
+
+def backend(folder, command):
+    """One call of the build backend, as pip makes it; what it printed stands in the failure."""
+    code = f"from setuptools import build_meta; build_meta.{command}('out')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.skipif(not TOOLS, reason="setuptools and scipy-openblas32, the build requirements, are not installed")
+def test_source_archive_and_the_wheel_from_it_hold_what_they_should(tmp_path):
+    """All of the tree but the C core, for which an empty file stands, so that the test takes seconds. A tree with the
+    leavings of builds and runs gives the same archive."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in tracked.stdout.splitlines() if not name.startswith(("csrc/", "notebooks/"))]
+    tree = tmp_path / "tree"
+    for name in [*names, "jpo/_core.cpython-1-x.so", "jpo/_libs/old.so", "out/adapter_model.safetensors", "jpo/x.pyc"]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file() and name in names:
+            shutil.copy(ROOT / name, tree / name)
+        else:
+            (tree / name).write_bytes(b"left over")
+    (tree / "csrc/base").mkdir(parents=True)
+    (tree / "csrc/base/empty.c").write_text('#include "base/empty.h"\nint jpo_nothing;\n')
+    (tree / "csrc/base/empty.h").write_text("\n")
+    backend(tree, "build_sdist")
+    (archive,) = (tree / "out").glob("jpo-*.tar.gz")
+    with tarfile.open(archive) as file:
+        held = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
+        files = {member.name.split("/", 1)[1] for member in file.getmembers() if member.isfile()}
+        file.extractall(tmp_path / "unpacked", filter="data") if sys.version_info >= (3, 12) else file.extractall(
+            tmp_path / "unpacked"
+        )
+    package = {name for name in names if name.startswith("jpo/")}
+    rest = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO", "setup.cfg"}
+    rest |= {"csrc/base/empty.c", "csrc/base/empty.h"}
+    assert {name for name in files if not name.startswith("jpo.egg-info/")} == package | rest
+    assert not any(name.startswith("tests") for name in held)
+    (source,) = (tmp_path / "unpacked").iterdir()
+    backend(source, "build_wheel")
+    (wheel,) = (source / "out").glob("jpo-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        inside = {name for name in file.namelist() if ".dist-info/" not in name and not name.endswith("/")}
+    built = {name for name in inside if name.startswith("jpo/_core") and name.endswith(".so")}
+    vendored = {name for name in inside if name.startswith("jpo/_libs/")}
+    assert len(built) == 1 and inside - built - vendored == package
+    if os.environ.get("JPO_SYSTEM_BLAS") != "1":
+        assert vendored == {"jpo/_libs/libjpo32_openblas.so", "jpo/_libs/LICENSE-openblas.txt"}
