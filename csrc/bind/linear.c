@@ -94,7 +94,7 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     jpo_status status;
     JPO_COMPUTE_BEGIN_POLLED
     status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi,
-                                                                        &w, m, accumulate, NULL, &scratch, &err);
+                                                                        &w, m, accumulate, &scratch, &err);
     jpo_scratch_free(&scratch);
     jpo_weight_release(&w);
     JPO_COMPUTE_END_POLLED(status, &err)
@@ -153,16 +153,10 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     int64_t m = PyArray_DIM(x, 0), n = PyArray_DIM(dw, 0), k = PyArray_DIM(dw, 1);
     if (PyArray_DIM(dy, 0) != m || PyArray_DIM(dy, 1) != n || PyArray_DIM(x, 1) != k || lddw != k)
         return PyErr_Format(PyExc_ValueError, "expected dw (N, K) contiguous, dy (M, N), x (M, K)");
-    jpo_scratch scratch = {0};
-    jpo_error err;
-    jpo_status status;
     if (!n || !k) Py_RETURN_NONE;
     JPO_COMPUTE_BEGIN
-    status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m,
-                                        &scratch, &err);
-    jpo_scratch_free(&scratch);
+    jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m);
     JPO_COMPUTE_END
-    if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 
@@ -278,7 +272,7 @@ static jpo_status measure(const jpo_weight *w, int64_t m, bool forward, int runs
     for (int run = -1; status == JPO_OK && run < runs; run++) { /* the first is not counted */
         double start = seconds();
         status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(out, out_width, in, in_width, w, m, false,
-                                                                            NULL, &scratch, err);
+                                                                            &scratch, err);
         if (run >= 0) times[run] = seconds() - start;
     }
     if (status == JPO_OK) {

@@ -4,7 +4,8 @@
  * products read B = W^T (D = K), input gradients B = W (D = N). A panel holds `panel` columns of B for a range of the
  * depth, the columns past the end zero. What a panel and the converted rows of X look like is the kernel's own affair.
  *
- * Numerical contract, by compute type. The sum of one range of the depth is added to the output once.
+ * Numerical contract, by compute type. The sum of one range of the depth is added to the output once; tiles go on from
+ * the output, block by block.
  * - float32: products summed in float32 along the depth in ascending order.
  * - int16: both sides in blocks of 32 along the depth, integers and a float scale. A block's sum is exact in an int32,
  * as 32 times the product of the largest magnitudes stays below 2^31: 32 * 16383 * 4095 = 2146828320 where weights are
@@ -70,6 +71,8 @@ typedef struct {
      * with stored integers, beyond those that `integers` serves. */
     int small_rows, small_stored_rows;
     const jpo_integer_kernel *integers; /* NULL: not offered */
+    /* The compute type whose panels meet the same converted rows and serve an adapter's matrices; float32 (0): none. */
+    jpo_compute low_rank;
     size_t (*panel_bytes)(jpo_dtype dtype, bool backward, int64_t depth);
     size_t (*rows_bytes)(int64_t m, int64_t depth); /* NULL: x is multiplied as it is */
     /* Rows row0..row0+count-1 of rows->x into rows->memory; row0 a multiple of `rows`, count too unless it reaches m.

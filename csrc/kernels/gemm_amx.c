@@ -127,11 +127,14 @@ INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, con
 static void forward_1(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, forward_1_of_type) }
 static void forward_2(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, forward_2_of_type) }
 static void backward_1(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, backward_1_of_type) }
-static void backward_2(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s -> dtype, backward_2_of_type)}
+static void backward_2(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, backward_2_of_type) }
 
 #include "kernels/gemm_tiles.inc"
 
-TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX | JPO_CPU_VNNI, 1, 1, tile_x1, &jpo_integers_avx512)
-    TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 1, tile_x2, &jpo_integers_avx512)
-        TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 2, tile_x3, NULL)
+TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX | JPO_CPU_VNNI, 1, 1, tile_x1, &jpo_integers_avx512,
+            JPO_COMPUTE_BFLOAT16)
+TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 1, tile_x2, &jpo_integers_avx512,
+            JPO_COMPUTE_BFLOAT16X3)
+TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 2, tile_x3, NULL,
+            JPO_COMPUTE_BFLOAT16X3)
 #endif

@@ -50,6 +50,31 @@ static const float *norm_rows(const block *b, jpo_tensor tensor, float *y, float
     return y;
 }
 
+/* The same on the way into the products that read y, 32 rows at a time (ops/linear.h). */
+typedef struct {
+    const block *b;
+    jpo_tensor tensor;
+    float *y, *stat;
+    const float *x;
+} prepared;
+
+static void prepare_norm(const void *context, int64_t row0, int64_t count) {
+    const prepared *p = context;
+    const int64_t h = p->b->c->hidden;
+    jpo_norm_shape shape = row_shape(p->b);
+    shape.rows = count;
+    jpo_norm_forward(p->y + row0 * h, h, p->stat ? p->stat + row0 * JPO_NORM_STATISTICS : NULL, p->x + row0 * h, h,
+                     norm_of(p->b, p->tensor), &shape);
+}
+
+/* Rows of norm(x), or of x itself; `from` lives as long as the rows. */
+static jpo_linear_rows normed_rows(const block *b, prepared *from, jpo_tensor tensor, float *y, float *stat,
+                                   const float *x) {
+    const bool normed = norm_of(b, tensor)->w;
+    *from = (prepared){b, tensor, y, stat, x};
+    return (jpo_linear_rows){normed ? y : x, b->c->hidden, normed ? prepare_norm : NULL, from};
+}
+
 /* dx += through the norm from dy. */
 static void norm_rows_backward(const block *b, jpo_tensor tensor, float *dx, const float *dy, const float *x,
                                const float *stat) {
@@ -144,16 +169,16 @@ static jpo_status attend(const block *b, const jpo_attention *plan, const jpo_kv
 }
 
 /* saved->attn = attention of the normed rows h. */
-static jpo_status attention_forward(const block *b, const float *h, const int32_t *positions, const jpo_attention *plan,
-                                    const jpo_kv_target *target, jpo_error *err) {
+static jpo_status attention_forward(const block *b, const jpo_linear_rows *h, const int32_t *positions,
+                                    const jpo_attention *plan, const jpo_kv_target *target, jpo_error *err) {
     const jpo_saved_layer *s = b->saved;
     jpo_pass *pass = b->pass;
     const bool raw = b->c->qk_norm != JPO_QK_NONE;
     float *q = raw ? s->qk_raw : s->qkv;
     int64_t ld = raw ? b->q + b->kv : b->ld;
-    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_Q, q, ld, h, s, b->rows, false, err));
-    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_K, q + b->q, ld, h, s, b->rows, false, err));
-    JPO_TRY(jpo_module_forward(pass, b->layer, JPO_V, s->qkv + b->q + b->kv, b->ld, h, s, b->rows, false, err));
+    const jpo_module_output outputs[] = {
+        {JPO_Q, q, ld}, {JPO_K, q + b->q, ld}, {JPO_V, s->qkv + b->q + b->kv, b->ld}};
+    JPO_TRY(jpo_modules_forward(pass, b->layer, outputs, 3, h, s, b->rows, false, err));
     if (raw) TIMED(pass, JPO_OP_NORM, norm_qk(b));
     rotate(b, s->qkv, positions, 1);
     return attend(b, plan, target, err);
@@ -183,16 +208,17 @@ static jpo_status attention_core_backward(const block *b, float **dq, int64_t *l
 
 /* y = x + r norm(module(input)); y may be x. Without norm and factor the product is added as it is computed. */
 static jpo_status branch_forward(const block *b, jpo_tensor module, jpo_tensor norm, float *y, const float *x,
-                                 const float *input, float *out, float *stat, jpo_error *err) {
+                                 const jpo_linear_rows *input, float *out, float *stat, jpo_error *err) {
     jpo_pass *pass = b->pass;
     const int64_t h = b->c->hidden, count = b->rows * h;
     if (!norm_of(b, norm)->w && b->c->residual_multiplier == 1) {
         if (y != x) memcpy(y, x, (size_t)count * sizeof(float));
-        return jpo_module_forward(pass, b->layer, module, y, h, input, b->saved, b->rows, true, err);
+        const jpo_module_output sum = {module, y, h};
+        return jpo_modules_forward(pass, b->layer, &sum, 1, input, b->saved, b->rows, true, err);
     }
-    float *branch = norm_of(b, norm)->w ? out : pass->work.branch;
-    JPO_TRY(jpo_module_forward(pass, b->layer, module, branch, h, input, b->saved, b->rows, false, err));
-    const float *normed = norm_rows(b, norm, pass->work.branch, stat, branch);
+    const jpo_module_output branch = {module, norm_of(b, norm)->w ? out : pass->work.branch, h};
+    JPO_TRY(jpo_modules_forward(pass, b->layer, &branch, 1, input, b->saved, b->rows, false, err));
+    const float *normed = norm_rows(b, norm, pass->work.branch, stat, branch.y);
     jpo_residual(y, x, normed, b->c->residual_multiplier, count);
     return JPO_OK;
 }
@@ -215,20 +241,25 @@ static const float *branch_backward(const block *b, jpo_tensor norm, const float
 
 /* ---- the whole block ---- */
 
-static void activate(const block *b) {
+/* work.act = f(gate) * up, or f(up), for these rows. */
+static void prepare_activation(const void *context, int64_t row0, int64_t count) {
+    const block *b = context;
     const jpo_saved_layer *s = b->saved;
-    TIMED(b->pass, JPO_OP_ACTIVATION,
-          jpo_activation_forward(b->pass->work.act, b->c->gated ? s->gate : s->up, b->c->gated ? s->up : NULL,
-                                 b->c->activation, b->rows * b->c->intermediate));
+    const int64_t inner = b->c->intermediate, at = row0 * inner;
+    jpo_activation_forward(b->pass->work.act + at, (b->c->gated ? s->gate : s->up) + at, b->c->gated ? s->up + at : NULL,
+                           b->c->activation, count * inner);
+}
+
+static jpo_linear_rows activated_rows(const block *b) {
+    return (jpo_linear_rows){b->pass->work.act, b->c->intermediate, prepare_activation, b};
 }
 
 /* saved->gate and up of the normed rows h. */
-static jpo_status mlp_forward(const block *b, const float *h, jpo_error *err) {
+static jpo_status mlp_forward(const block *b, const jpo_linear_rows *h, jpo_error *err) {
     const jpo_saved_layer *s = b->saved;
-    const int64_t inner = b->c->intermediate;
-    if (b->c->gated)
-        JPO_TRY(jpo_module_forward(b->pass, b->layer, JPO_GATE, s->gate, inner, h, s, b->rows, false, err));
-    return jpo_module_forward(b->pass, b->layer, JPO_UP, s->up, inner, h, s, b->rows, false, err);
+    const jpo_module_output outputs[] = {{JPO_GATE, s->gate, b->c->intermediate}, {JPO_UP, s->up, b->c->intermediate}};
+    const int first = b->c->gated ? 0 : 1;
+    return jpo_modules_forward(b->pass, b->layer, outputs + first, 2 - first, h, s, b->rows, false, err);
 }
 
 jpo_status jpo_block_forward(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, float *x_next, int64_t rows,
@@ -238,17 +269,19 @@ jpo_status jpo_block_forward(jpo_pass *pass, int64_t layer, const jpo_saved_laye
     const jpo_work *w = &pass->work;
     const bool parallel = b.c->parallel;
     float *x_mid = parallel ? x_next : saved->x_mid;
-    const float *h = norm_rows(&b, JPO_ATTENTION_NORM, w->h, saved->norm1, saved->x);
-    JPO_TRY(attention_forward(&b, h, positions, attention, target, err));
+    prepared from;
+    jpo_linear_rows h = normed_rows(&b, &from, JPO_ATTENTION_NORM, w->h, saved->norm1, saved->x);
+    const jpo_linear_rows attn = {.x = saved->attn, .ldx = b.q};
+    JPO_TRY(attention_forward(&b, &h, positions, attention, target, err));
+    h.prepare = NULL; /* both branches read it where they are parallel; attn may not stand in its place */
     if (x_mid)
-        JPO_TRY(branch_forward(&b, JPO_O, JPO_ATTENTION_OUT_NORM, x_mid, saved->x, saved->attn, saved->attn_out,
+        JPO_TRY(branch_forward(&b, JPO_O, JPO_ATTENTION_OUT_NORM, x_mid, saved->x, &attn, saved->attn_out,
                                saved->attn_out_stat, err));
-    if (!parallel) h = norm_rows(&b, JPO_MLP_NORM, w->h, saved->norm2, saved->x_mid);
-    JPO_TRY(mlp_forward(&b, h, err));
+    if (!parallel) h = normed_rows(&b, &from, JPO_MLP_NORM, w->h, saved->norm2, saved->x_mid);
+    JPO_TRY(mlp_forward(&b, &h, err));
     if (!x_next) return JPO_OK;
-    activate(&b);
-    return branch_forward(&b, JPO_DOWN, JPO_MLP_OUT_NORM, x_next, x_mid, w->act, saved->mlp_out, saved->mlp_out_stat,
-                          err);
+    const jpo_linear_rows act = activated_rows(&b);
+    return branch_forward(&b, JPO_DOWN, JPO_MLP_OUT_NORM, x_next, x_mid, &act, saved->mlp_out, saved->mlp_out_stat, err);
 }
 
 /* The gradient of a branch's input h: added straight to work.dx where h is the residual stream itself. */
@@ -262,27 +295,36 @@ static input_gradient open_input(const block *b, jpo_tensor norm) {
     return norm_of(b, norm)->w ? (input_gradient){w->dh, false} : (input_gradient){w->dx, true};
 }
 
+/* Rows of the MLP's backward: gate and up become their gradients, from the gradient of the activation in work.act;
+ * beside them h, where gate's and up's weights are trained. */
+static void prepare_mlp_backward(const void *context, int64_t row0, int64_t count) {
+    const prepared *p = context;
+    const block *b = p->b;
+    const jpo_saved_layer *s = b->saved;
+    const int64_t inner = b->c->intermediate, at = row0 * inner;
+    jpo_activation_backward((b->c->gated ? s->gate : s->up) + at, b->c->gated ? s->up + at : NULL,
+                            b->pass->work.act + at, b->c->activation, count * inner);
+    if (p->y) prepare_norm(p, row0, count);
+}
+
 /* MLP: work.dx -> gradients of its weights, and the gradient of h at `in`. x: what h was normed from. */
 static jpo_status mlp_backward(const block *b, jpo_tensor norm, const float *x, input_gradient in, jpo_error *err) {
     jpo_pass *pass = b->pass;
     const jpo_saved_layer *s = b->saved;
     const jpo_work *w = &pass->work;
     const int64_t inner = b->c->intermediate, layer = b->layer;
-    const bool gated = b->c->gated;
-    const float *dout = branch_backward(b, JPO_MLP_OUT_NORM, s->mlp_out, s->mlp_out_stat);
-    if (jpo_modules_trained(pass, layer, JPO_DOWN, JPO_DOWN)) activate(b);
-    JPO_TRY(jpo_module_backward_weights(pass, layer, JPO_DOWN, dout, b->c->hidden, w->act, s, err));
-    JPO_TRY(jpo_module_backward_input(pass, layer, JPO_DOWN, w->act, dout, b->c->hidden, false, err)); /* act is free */
-    TIMED(pass, JPO_OP_ACTIVATION,
-          jpo_activation_backward(gated ? s->gate : s->up, gated ? s->up : NULL, w->act, b->c->activation,
-                                  b->rows * inner));
-    const float *h = x;
-    if (jpo_modules_trained(pass, layer, JPO_GATE, JPO_UP)) h = norm_rows(b, norm, w->h, NULL, x);
-    if (gated) {
-        JPO_TRY(jpo_module_backward(pass, layer, JPO_GATE, in.to, s->gate, inner, h, s, in.accumulate, err));
-        in.accumulate = true;
-    }
-    return jpo_module_backward(pass, layer, JPO_UP, in.to, s->up, inner, h, s, in.accumulate, err);
+    const jpo_module_gradient down = {JPO_DOWN, branch_backward(b, JPO_MLP_OUT_NORM, s->mlp_out, s->mlp_out_stat),
+                                      b->c->hidden};
+    jpo_linear_rows act = activated_rows(b);
+    if (!jpo_modules_trained(pass, layer, JPO_DOWN, JPO_DOWN)) act.prepare = NULL;
+    JPO_TRY(jpo_modules_backward(pass, layer, &down, 1, w->act, false, &act, s, err));
+    prepared from;
+    jpo_linear_rows h = normed_rows(b, &from, norm, w->h, NULL, x);
+    if (!h.prepare || !jpo_modules_trained(pass, layer, JPO_GATE, JPO_UP)) from.y = NULL;
+    h.prepare = prepare_mlp_backward;
+    const jpo_module_gradient gradients[] = {{JPO_GATE, s->gate, inner}, {JPO_UP, s->up, inner}};
+    const int first = b->c->gated ? 0 : 1;
+    return jpo_modules_backward(pass, layer, gradients + first, 2 - first, in.to, in.accumulate, &h, s, err);
 }
 
 /* Attention: work.dx (of the branch's sum) -> gradients of its weights, and of h at `in`, where `need_input`. */
@@ -290,21 +332,22 @@ static jpo_status attention_backward(const block *b, input_gradient in, bool nee
     jpo_pass *pass = b->pass;
     const jpo_saved_layer *s = b->saved;
     const jpo_work *w = &pass->work;
-    const int64_t hidden = b->c->hidden, layer = b->layer;
-    const float *dout = branch_backward(b, JPO_ATTENTION_OUT_NORM, s->attn_out, s->attn_out_stat);
-    const bool below = jpo_modules_trained(pass, layer, JPO_Q, JPO_V);
-    if (!need_input && !below) /* nothing below needs a gradient */
-        return jpo_module_backward(pass, layer, JPO_O, NULL, dout, hidden, s->attn, s, false, err);
-    JPO_TRY(jpo_module_backward(pass, layer, JPO_O, w->dattn, dout, hidden, s->attn, s, false, err));
+    const int64_t layer = b->layer;
+    const jpo_module_gradient o = {JPO_O, branch_backward(b, JPO_ATTENTION_OUT_NORM, s->attn_out, s->attn_out_stat),
+                                   b->c->hidden};
+    const jpo_linear_rows attn = {.x = s->attn, .ldx = b->q};
+    const bool below = jpo_modules_trained(pass, layer, JPO_Q, JPO_V), more = need_input || below;
+    JPO_TRY(jpo_modules_backward(pass, layer, &o, 1, more ? w->dattn : NULL, false, &attn, s, err));
+    if (!more) return JPO_OK; /* nothing below needs a gradient */
     float *dq;
     int64_t lddq;
     JPO_TRY(attention_core_backward(b, &dq, &lddq, err));
-    const float *h = s->x;
-    if (below) h = norm_rows(b, JPO_ATTENTION_NORM, w->h, NULL, s->x);
-    float *to = need_input ? in.to : NULL;
-    JPO_TRY(jpo_module_backward(pass, layer, JPO_Q, to, dq, lddq, h, s, in.accumulate, err));
-    JPO_TRY(jpo_module_backward(pass, layer, JPO_K, to, dq + b->q, lddq, h, s, true, err));
-    return jpo_module_backward(pass, layer, JPO_V, to, w->dqkv + b->q + b->kv, b->ld, h, s, true, err);
+    prepared from;
+    jpo_linear_rows h = normed_rows(b, &from, JPO_ATTENTION_NORM, w->h, NULL, s->x);
+    if (!below) h.prepare = NULL;
+    const jpo_module_gradient gradients[] = {
+        {JPO_Q, dq, lddq}, {JPO_K, dq + b->q, lddq}, {JPO_V, w->dqkv + b->q + b->kv, b->ld}};
+    return jpo_modules_backward(pass, layer, gradients, 3, need_input ? in.to : NULL, in.accumulate, &h, s, err);
 }
 
 static jpo_status sequential_backward(const block *b, bool need_dx, jpo_error *err) {
@@ -335,9 +378,10 @@ jpo_status jpo_block_backward(jpo_pass *pass, int64_t layer, const jpo_saved_lay
                               jpo_error *err) {
     const block b = block_of(pass, layer, saved, pass->plan.rows);
     if (!need_dx && !jpo_modules_trained(pass, layer, JPO_Q, JPO_UP)) { /* only the last product is adapted */
-        const float *dout = branch_backward(&b, JPO_MLP_OUT_NORM, saved->mlp_out, saved->mlp_out_stat);
-        activate(&b);
-        return jpo_module_backward(pass, layer, JPO_DOWN, NULL, dout, b.c->hidden, pass->work.act, saved, false, err);
+        const jpo_module_gradient down = {
+            JPO_DOWN, branch_backward(&b, JPO_MLP_OUT_NORM, saved->mlp_out, saved->mlp_out_stat), b.c->hidden};
+        const jpo_linear_rows act = activated_rows(&b);
+        return jpo_modules_backward(pass, layer, &down, 1, NULL, false, &act, saved, err);
     }
     return b.c->parallel ? parallel_backward(&b, need_dx, err) : sequential_backward(&b, need_dx, err);
 }

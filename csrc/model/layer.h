@@ -4,20 +4,30 @@
 
 #include "model/pass.h"
 
-/* y (T, N; ldy) = or += W x + bias + adapter. */
-jpo_status jpo_module_forward(jpo_pass *pass, int64_t layer, jpo_tensor module, float *y, int64_t ldy, const float *x,
-                              const jpo_saved_layer *saved, int64_t rows, bool accumulate, jpo_error *err);
-/* Gradients of a module's own weights: weight, bias, adapter. x: the module's input. work.dxa is left for
- * jpo_module_backward_input. */
-jpo_status jpo_module_backward_weights(jpo_pass *pass, int64_t layer, jpo_tensor module, const float *dy, int64_t lddy,
-                                       const float *x, const jpo_saved_layer *saved, jpo_error *err);
-/* dx (T, K) = or += dy W + adapter's part; after jpo_module_backward_weights of the same module. */
-jpo_status jpo_module_backward_input(jpo_pass *pass, int64_t layer, jpo_tensor module, float *dx, const float *dy,
-                                     int64_t lddy, bool accumulate, jpo_error *err);
-/* Both; dx NULL: the input needs no gradient. dx must not be x. */
-jpo_status jpo_module_backward(jpo_pass *pass, int64_t layer, jpo_tensor module, float *dx, const float *dy,
-                               int64_t lddy, const float *x, const jpo_saved_layer *saved, bool accumulate,
+/* Where the output of a module stands. */
+typedef struct {
+    jpo_tensor module;
+    float *y; /* (T, N; ldy) */
+    int64_t ldy;
+} jpo_module_output;
+
+/* y = or += W x + bias + adapter for modules that read the same x; up to JPO_LINEAR_GROUP. */
+jpo_status jpo_modules_forward(jpo_pass *pass, int64_t layer, const jpo_module_output *outputs, int count,
+                               const jpo_linear_rows *x, const jpo_saved_layer *saved, int64_t rows, bool accumulate,
                                jpo_error *err);
+
+/* Where the gradient of a module's output stands. */
+typedef struct {
+    jpo_tensor module;
+    const float *dy; /* (T, N; lddy) */
+    int64_t lddy;
+} jpo_module_gradient;
+
+/* Gradients of the modules' own weights (weight, bias, adapter), and dx (T, K) = or += the gradient of their common
+ * input x; dx NULL: that is not needed. What x's `prepare` writes may be rows of x and of the dy. dx may be x. */
+jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_gradient *gradients, int count,
+                                float *dx, bool accumulate, const jpo_linear_rows *x, const jpo_saved_layer *saved,
+                                jpo_error *err);
 /* Whether a module in first..last is trained in this pass. */
 bool jpo_modules_trained(const jpo_pass *pass, int64_t layer, jpo_tensor first, jpo_tensor last);
 

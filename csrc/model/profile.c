@@ -21,6 +21,12 @@ static double now(void) {
 
 double jpo_profile_start(const jpo_profile *profile) { return profile->on ? now() : 0; }
 
+double jpo_profile_total(const jpo_profile *profile) {
+    double total = 0;
+    for (int op = 0; op < JPO_OPERATORS; op++) total += profile->seconds[op];
+    return total;
+}
+
 void jpo_profile_add(jpo_profile *profile, jpo_operator op, double start, double flop) {
     if (!profile->on) return;
     profile->calls[op]++;

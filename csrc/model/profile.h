@@ -38,6 +38,8 @@ typedef struct {
 
 const char *jpo_operator_name(jpo_operator op);
 double jpo_profile_start(const jpo_profile *profile); /* seconds of a steady clock; 0 where off */
+/* Seconds counted so far, of all operators: what runs inside another is taken off that. */
+double jpo_profile_total(const jpo_profile *profile);
 void jpo_profile_add(jpo_profile *profile, jpo_operator op, double start, double flop);
 /* Visible pairs of a query and a key, heads not counted. */
 double jpo_attention_pairs(const jpo_attention *attention);

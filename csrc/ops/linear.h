@@ -35,24 +35,71 @@ jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
 jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err);
 void jpo_weight_release(jpo_weight *w);
 
-/* A product of low rank that is added to an output while its tile is in the cache: scale u (M, R; ldu) times v. */
+/* A low-rank update of a product. Forward: u (M, R) = scale x project^T with project (R, K), then y += u v^T with v
+ * (N, R). Backward: u (M, R) = scale dy project with project (N, R), then dx += u v with v (R, K). */
 typedef struct {
-    const float *u, *v; /* v: (N, R; ldv) where transposed, else (R, K; ldv) */
-    int64_t ldu, ldv, r;
-    bool transposed;
+    float *u;             /* (M, R), saved */
+    const float *project; /* NULL: u is there already */
+    const float *v;       /* NULL: u is computed, nothing is added */
+    int64_t r;
     float scale;
-} jpo_addition;
+} jpo_low_rank;
 
-/* y (M, N; row stride ldy) = x (M, K; row stride ldx) W^T, or y += where accumulate; then y += plus (NULL: none). */
+enum { JPO_LINEAR_GROUP = 3 }; /* products that one call takes at most: q, k and v */
+
+/* Rows that products read. prepare (NULL: they are there) writes rows row0 .. row0 + count - 1, or what else belongs to
+ * them, on the way: directly before these rows are read for the first time, each row once, in tasks of their own. */
+typedef struct {
+    const float *x; /* (M, K; ldx); unused in a backward product, whose rows are the inputs' dy */
+    int64_t ldx;
+    void (*prepare)(const void *context, int64_t row0, int64_t count);
+    const void *context;
+} jpo_linear_rows;
+
+/* Prepares all rows, for somebody else than a product. */
+void jpo_linear_prepare(const jpo_linear_rows *rows, int64_t m);
+
+/* y (M, N; ldy) = x W^T, or y += where accumulate; then the update (NULL: none). */
+typedef struct {
+    float *y;
+    int64_t ldy;
+    const jpo_weight *w;
+    bool accumulate;
+    const jpo_low_rank *update;
+} jpo_linear_output;
+
+/* Products of the same rows, which are converted once for weights that are stored alike. */
+jpo_status jpo_linear_forward_group(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m,
+                                    jpo_scratch *scratch, jpo_error *err);
+
+/* A term of an input's gradient: dy (M, N; lddy) W and its update. */
+typedef struct {
+    const float *dy;
+    int64_t lddy;
+    const jpo_weight *w;
+    const jpo_low_rank *update;
+} jpo_linear_input;
+
+/* Called when every update's u and what `prepare` writes are there and dx is not yet touched: dx may be what it reads. */
+typedef struct {
+    void (*run)(const void *context);
+    const void *context;
+} jpo_linear_hook;
+
+/* d/dx of jpo_linear_forward_group: dx (M, K; lddx) = or += the sum of the inputs' terms, of one K. dx NULL: only the
+ * updates' u are computed. hook: NULL for none. */
+jpo_status jpo_linear_backward_group(float *dx, int64_t lddx, bool accumulate, const jpo_linear_input *inputs,
+                                     int count, const jpo_linear_rows *rows, const jpo_linear_hook *hook, int64_t m,
+                                     jpo_scratch *scratch, jpo_error *err);
+
+/* One product without an update: y (M, N; ldy) = or += x (M, K; ldx) W^T; dx (M, K; lddx) = or += dy (M, N; lddy) W. */
 jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx, const jpo_weight *w, int64_t m,
-                              bool accumulate, const jpo_addition *plus, jpo_scratch *scratch, jpo_error *err);
-/* d/dx of jpo_linear_forward: dx (M, K; lddx) = dy (M, N; lddy) W, or dx += where accumulate; plus likewise. */
+                              bool accumulate, jpo_scratch *scratch, jpo_error *err);
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
-                                     int64_t m, bool accumulate, const jpo_addition *plus, jpo_scratch *scratch,
-                                     jpo_error *err);
+                                     int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err);
 /* d/dW of jpo_linear_forward, W float32: dw (N, K) += dy (M, N; lddy)^T x (M, K; ldx). */
-jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
-                                      int64_t k, int64_t m, jpo_scratch *scratch, jpo_error *err);
+void jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
+                                int64_t k, int64_t m);
 
 /* out (count, K) float32 = rows row0..row0+count-1 of W, widened exactly. */
 void jpo_weight_rows(float *out, const jpo_weight *w, int64_t row0, int64_t count);

@@ -6,16 +6,18 @@
 #include "base/mix.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "kernels/kernels.h"
 #include "ops/sgemm.h"
 
-enum { ROW_BLOCK = 64, COLUMN_BLOCK = 192 };
+enum { ROW_BLOCK = 64, COLUMN_BLOCK = 96, RANKS = 16 };
 
+/* Rows of one adapter under dropout. */
 typedef struct {
-    float *xa, *dx, *dxa, *dropped;
-    const float *x, *dy, *saved_xa;
+    float *xa, *dx, *dropped;
+    const float *x, *dxa;
     const jpo_lora *lora;
-    int64_t ldy, m, n, k;
-} lora_job;
+    int64_t m, k;
+} rows_job;
 
 /* out = x with the masked values zeroed and the others scaled by 1 / (1 - p). out may be x. */
 static void drop_rows(float *out, const float *x, const jpo_lora *lora, int64_t row, int64_t rows, int64_t k) {
@@ -30,72 +32,108 @@ static void drop_rows(float *out, const float *x, const jpo_lora *lora, int64_t 
 
 static void forward_task(void *context, int64_t task, int thread) {
     (void)thread;
-    lora_job *job = context;
+    rows_job *job = context;
     const jpo_lora *lora = job->lora;
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
-    const float *x = job->x;
-    if (lora->dropout > 0) {
-        drop_rows(job->dropped, job->x, lora, row, rows, job->k);
-        x = job->dropped;
-    }
-    jpo_sgemm(false, true, rows, lora->r, job->k, 1, x + row * job->k, job->k, lora->a, job->k, 0,
-              job->xa + row * lora->r, lora->r);
+    drop_rows(job->dropped, job->x, lora, row, rows, job->k);
+    float *xa = job->xa + row * lora->r;
+    jpo_sgemm(false, true, rows, lora->r, job->k, 1, job->dropped + row * job->k, job->k, lora->a, job->k, 0, xa,
+              lora->r);
+    jpo_kernels_get()->scale(xa, lora->scale, rows * lora->r);
 }
 
-jpo_addition jpo_lora_forward(float *xa, const float *x, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
-    lora_job job = {.xa = xa, .x = x, .dropped = dropped, .lora = lora, .m = m, .k = k};
-    jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), forward_task, &job);
-    return (jpo_addition){xa, lora->b, lora->r, lora->r, lora->r, true, lora->scale};
+jpo_low_rank jpo_lora_forward(float *xa, const float *x, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
+    const bool drops = lora->dropout > 0;
+    rows_job job = {.xa = xa, .x = x, .dropped = dropped, .lora = lora, .m = m, .k = k};
+    if (drops) jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), forward_task, &job);
+    return (jpo_low_rank){xa, drops ? NULL : lora->a, lora->b, lora->r, lora->scale};
 }
 
-/* Rows: dxa = scale dy B, and the masked x again. */
-static void backward_rows(void *context, int64_t task, int thread) {
-    (void)thread;
-    lora_job *job = context;
-    const jpo_lora *lora = job->lora;
-    int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
-    jpo_sgemm(false, false, rows, lora->r, job->n, lora->scale, job->dy + row * job->ldy, job->ldy, lora->b, lora->r, 0,
-              job->dxa + row * lora->r, lora->r);
-    if (lora->dropout > 0) drop_rows(job->dropped, job->x, lora, row, rows, job->k);
+jpo_low_rank jpo_lora_backward(float *dxa, const jpo_lora *lora) {
+    return (jpo_low_rank){dxa, lora->b, lora->dropout > 0 ? NULL : lora->a, lora->r, lora->scale};
 }
 
-/* Columns: da[:, block] += dxa^T x, then db[block, :] += scale dy^T xa; each output is summed by one task. */
-static void backward_weights(void *context, int64_t task, int thread) {
-    (void)thread;
-    lora_job *job = context;
-    const jpo_lora *lora = job->lora;
-    int64_t a_tasks = jpo_ceil_div(job->k, COLUMN_BLOCK);
-    if (task < a_tasks) {
-        int64_t first = task * COLUMN_BLOCK, count = jpo_min64(COLUMN_BLOCK, job->k - first);
-        const float *x = lora->dropout > 0 ? job->dropped : job->x;
-        jpo_sgemm(true, false, lora->r, count, job->m, 1, job->dxa, lora->r, x + first, job->k, 1, lora->da + first,
-                  job->k);
-    } else {
-        int64_t first = (task - a_tasks) * COLUMN_BLOCK, count = jpo_min64(COLUMN_BLOCK, job->n - first);
-        jpo_sgemm(true, false, count, lora->r, job->m, lora->scale, job->dy + first, job->ldy, job->saved_xa, lora->r,
-                  1, lora->db + first * lora->r, lora->r);
+/* ---- gradients of A and B: each output is summed by one task, over the rows in order ---- */
+
+typedef struct {
+    const jpo_lora_gradient *gradients;
+    int count;
+    const float *x;
+    int64_t m, k, a_tasks;
+} weights_job;
+
+/* da[:, first ..] += dxa^T x for all adapters, while these columns of x are in the cache. */
+static void add_da(const weights_job *job, int64_t first) {
+    const int64_t columns = jpo_min64(COLUMN_BLOCK, job->k - first);
+    for (int i = 0; i < job->count; i++) {
+        const jpo_lora_gradient *g = &job->gradients[i];
+        const int64_t r = g->lora->r;
+        jpo_kernels_get()->outer_sum(g->lora->da + first, job->k, g->dxa, r, job->x + first, job->k, job->m, r,
+                                     columns);
     }
 }
 
-void jpo_lora_backward_weights(float *dxa, const float *dy, int64_t lddy, const float *xa, const float *x,
-                               float *dropped, const jpo_lora *lora, int64_t m, int64_t n, int64_t k) {
-    lora_job job = {.dxa = dxa,
-                    .dy = dy,
-                    .ldy = lddy,
-                    .saved_xa = xa,
-                    .x = x,
-                    .dropped = dropped,
-                    .lora = lora,
-                    .m = m,
-                    .n = n,
-                    .k = k};
-    jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), backward_rows, &job);
-    jpo_parallel(jpo_ceil_div(k, COLUMN_BLOCK) + jpo_ceil_div(n, COLUMN_BLOCK), backward_weights, &job);
+/* db[first .., :] += dy^T xa, summed the other way around, columns of dy in vectors. */
+static void add_db(const weights_job *job, const jpo_lora_gradient *g, int64_t first) {
+    const int64_t r = g->lora->r, columns = jpo_min64(COLUMN_BLOCK, g->n - first);
+    for (int64_t j = 0; j < r; j += RANKS) {
+        float sum[RANKS * COLUMN_BLOCK] = {0}, *db = g->lora->db + first * r + j;
+        const int64_t ranks = jpo_min64(RANKS, r - j);
+        jpo_kernels_get()->outer_sum(sum, COLUMN_BLOCK, g->xa + j, r, g->dy + first, g->lddy, job->m, ranks, columns);
+        for (int64_t c = 0; c < columns; c++)
+            for (int64_t i = 0; i < ranks; i++) db[c * r + i] += sum[i * COLUMN_BLOCK + c];
+    }
+}
+
+static void weights_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    const weights_job *job = context;
+    if (task < job->a_tasks) {
+        add_da(job, task * COLUMN_BLOCK);
+        return;
+    }
+    task -= job->a_tasks;
+    for (int i = 0; i < job->count; i++) {
+        const int64_t tasks = jpo_ceil_div(job->gradients[i].n, COLUMN_BLOCK);
+        if (task < tasks) {
+            add_db(job, &job->gradients[i], task * COLUMN_BLOCK);
+            return;
+        }
+        task -= tasks;
+    }
+}
+
+static void add_gradients(const jpo_lora_gradient *gradients, int count, const float *x, int64_t m, int64_t k) {
+    weights_job job = {gradients, count, x, m, k, jpo_ceil_div(k, COLUMN_BLOCK)};
+    int64_t tasks = job.a_tasks;
+    for (int i = 0; i < count; i++) tasks += jpo_ceil_div(gradients[i].n, COLUMN_BLOCK);
+    jpo_parallel(tasks, weights_task, &job);
+}
+
+static void drop_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    rows_job *job = context;
+    int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
+    drop_rows(job->dropped, job->x, job->lora, row, rows, job->k);
+}
+
+/* Adapters with dropout have a mask each: one after the other through the same scratch. */
+void jpo_lora_backward_weights(const jpo_lora_gradient *gradients, int count, const float *x, float *dropped, int64_t m,
+                               int64_t k) {
+    for (int i = 0, end; i < count; i = end) {
+        const bool drops = gradients[i].lora->dropout > 0;
+        for (end = i + 1; !drops && end < count && gradients[end].lora->dropout == 0;) end++;
+        if (drops) {
+            rows_job job = {.x = x, .dropped = dropped, .lora = gradients[i].lora, .m = m, .k = k};
+            jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), drop_task, &job);
+        }
+        add_gradients(gradients + i, end - i, drops ? dropped : x, m, k);
+    }
 }
 
 static void backward_input_task(void *context, int64_t task, int thread) {
     (void)thread;
-    lora_job *job = context;
+    rows_job *job = context;
     const jpo_lora *lora = job->lora;
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
     const float *dxa = job->dxa + row * lora->r;
@@ -105,11 +143,7 @@ static void backward_input_task(void *context, int64_t task, int thread) {
     for (int64_t i = row * job->k; i < (row + rows) * job->k; i++) job->dx[i] += part[i];
 }
 
-jpo_addition jpo_lora_backward_addition(const float *dxa, const jpo_lora *lora, int64_t k) {
-    return (jpo_addition){dxa, lora->a, lora->r, k, lora->r, false, 1};
-}
-
 void jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
-    lora_job job = {.dx = dx, .dxa = (float *)dxa, .dropped = dropped, .lora = lora, .m = m, .k = k};
+    rows_job job = {.dx = dx, .dxa = dxa, .dropped = dropped, .lora = lora, .m = m, .k = k};
     jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), backward_input_task, &job);
 }

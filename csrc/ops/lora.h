@@ -17,16 +17,25 @@ typedef struct {
     const uint64_t *mask_key; /* (M): who the rows are, wherever they stand; needed where dropout > 0 */
 } jpo_lora;
 
-/* xa (M, r) = dropout(x) A^T, saved for backward; what the adapted product then adds. dropped: scratch (M, K), needed
- * where dropout > 0. */
-jpo_addition jpo_lora_forward(float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped, /* (M, K) */
+/* The update of an adapted product: xa (M, r) = scale dropout(x) A^T, saved for backward, times B^T. Where dropout is
+ * active, xa is computed here, with `dropped` (M, K) as scratch; elsewhere the product does it on its way. */
+jpo_low_rank jpo_lora_forward(float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped, /* (M, K) */
                               const jpo_lora *lora, int64_t m, int64_t k);
-/* da, db += ; dxa (M, r) = scale dy B is left for jpo_lora_backward_input. */
-void jpo_lora_backward_weights(float *dxa, /* (M, r) */ const float *dy, int64_t lddy, const float *xa, /* (M, r) */
-                               const float *x, /* (M, K) */ float *dropped, /* (M, K) */ const jpo_lora *lora,
-                               int64_t m, int64_t n, int64_t k);
-/* Without dropout: dxa A, which the product's input gradient adds. */
-jpo_addition jpo_lora_backward_addition(const float *dxa, /* (M, r) */ const jpo_lora *lora, int64_t k);
+/* The update of the input's gradient: dxa (M, r) = scale dy B, times A; with dropout dxa alone. */
+jpo_low_rank jpo_lora_backward(float *dxa, /* (M, r) */ const jpo_lora *lora);
+
+/* What an adapter's gradients are made of: da += dxa^T dropout(x), db += dy^T xa. */
+typedef struct {
+    const jpo_lora *lora;
+    const float *dxa, *xa; /* (M, r) */
+    const float *dy;       /* (M, N; lddy) */
+    int64_t lddy, n;
+} jpo_lora_gradient;
+
+/* da, db += for up to JPO_LINEAR_GROUP adapters of one input x (M, K). dropped: scratch (M, K), needed where dropout is
+ * active. */
+void jpo_lora_backward_weights(const jpo_lora_gradient *gradients, int count, const float *x, /* (M, K) */
+                               float *dropped, /* (M, K) */ int64_t m, int64_t k);
 /* With dropout: dx (M, K) += dxa A through the same mask. */
 void jpo_lora_backward_input(float *dx, /* (M, K) */ const float *dxa, /* (M, r) */ float *dropped, /* (M, K) */
                              const jpo_lora *lora, int64_t m, int64_t k);

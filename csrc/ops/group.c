@@ -1,0 +1,330 @@
+/* Products by panels (ops/group.h), in three parallel regions: panels of the matrices that project into a low rank; rows
+ * of activations, 32 at a time: prepared, converted once for all that read them, projected; tiles of the outputs.
+ *
+ * An output is a sum of terms, rows times a matrix. Where the kernel's converted rows serve an adapter too (its
+ * `low_rank`), the low-rank update is one more term and its projection one more panel; elsewhere both run in float32,
+ * the update while the tile is in the second cache. */
+#include "ops/group.h"
+
+#include "base/size.h"
+#include "base/threads.h"
+#include "kernels/kernels.h"
+#include "ops/sgemm.h"
+
+enum { ROWS = 32, UPDATE_ROWS = 192, TILE_PANELS = 4, MOST = JPO_LINEAR_GROUP };
+
+typedef struct {
+    jpo_packed_rows rows; /* (M, depth) */
+    jpo_weight w;
+    int64_t depth;
+} term;
+
+typedef struct {
+    float *out; /* (M, width; ldo) */
+    int64_t ldo, width, tiles;
+    bool accumulate;
+    int terms, updates;
+    term term[2 * MOST];
+    const jpo_low_rank *update[MOST]; /* added in float32 */
+} product;
+
+/* u = scale rows project, from the rows as they were converted for the products, or from x in float32. */
+typedef struct {
+    const jpo_low_rank *update;
+    const float *x;
+    int64_t ldx, depth;
+    bool by_panels;
+    jpo_weight w; /* project */
+    jpo_packed_tile tile;
+    jpo_packed_rows in, u; /* u: its converted rows */
+} projection;
+
+typedef struct {
+    const jpo_gemm_kernel *kernel; /* NULL: OpenBLAS */
+    bool backward;
+    int64_t m, tile, chunk, chunks; /* rows; columns and rows of one task's output; chunks of rows */
+    const jpo_linear_rows *rows;
+    int sets, products, projections;
+    jpo_packed_rows set[MOST]; /* what is converted */
+    product product[MOST];
+    projection projection[MOST];
+    size_t shared; /* bytes of scratch->shared that are handed out; memory NULL: only counted */
+    char *memory, *scratch;
+    size_t part; /* bytes of one thread's scratch */
+} group;
+
+/* ---- what a call needs: a walk that counts, and again hands out memory ---- */
+
+static void *allot(group *g, size_t bytes) {
+    void *taken = g->memory ? g->memory + g->shared : NULL;
+    g->shared += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+/* A float32 matrix of an adapter (n, k) for the compute type that meets rows of `kernel`. */
+static jpo_weight adapter_matrix(const jpo_gemm_kernel *kernel, const float *data, int64_t n, int64_t k) {
+    return (jpo_weight){.n = n, .k = k, .data = data, .dtype = JPO_F32, .compute = kernel->low_rank};
+}
+
+static bool adapts(const jpo_gemm_kernel *kernel) { return kernel && kernel->low_rank && jpo_gemm_find(kernel->low_rank); }
+
+static jpo_packed_rows open_rows(group *g, const jpo_weight *w, const float *x, int64_t ldx, int64_t depth) {
+    jpo_packed_rows rows;
+    jpo_packed_rows_open(&rows, w, g->backward, x, ldx, g->m, depth, allot(g, jpo_packed_scratch_bytes(w, g->m, depth)));
+    return rows;
+}
+
+static void add_term(product *p, jpo_packed_rows rows, const jpo_weight *w, int64_t depth) {
+    p->term[p->terms++] = (term){rows, *w, depth};
+}
+
+/* The update of a product that reads `rows` (M, depth): as a term of p (NULL: u alone) or in float32. */
+static void add_update(group *g, product *p, const jpo_low_rank *update, jpo_packed_rows rows, int64_t width) {
+    const int64_t r = update->r, depth = rows.x.depth;
+    projection *q = update->project ? &g->projection[g->projections++] : NULL;
+    const bool by_panels = adapts(g->kernel) && q;
+    if (q) *q = (projection){update, rows.x.x, rows.x.ldx, depth, by_panels, {0}, {0}, {0}, {0}};
+    if (!by_panels) {
+        if (p && update->v) p->update[p->updates++] = update;
+        return;
+    }
+    q->w = g->backward ? adapter_matrix(g->kernel, update->project, depth, r)
+                       : adapter_matrix(g->kernel, update->project, r, depth);
+    q->in = (jpo_packed_rows){jpo_packed_kernel(&q->w), rows.x};
+    q->in.x.dtype = JPO_F32;
+    jpo_packed_open(&q->tile, allot(g, jpo_packed_tile_bytes(&q->w, depth, r)), &q->w, 0, q->w.n, 0, q->w.k,
+                    g->backward);
+    if (!p || !update->v) return;
+    const jpo_weight v = g->backward ? adapter_matrix(g->kernel, update->v, r, width)
+                                     : adapter_matrix(g->kernel, update->v, width, r);
+    q->u = open_rows(g, &v, update->u, r, r);
+    add_term(p, q->u, &v, r);
+}
+
+/* ---- the second region: rows ---- */
+
+static void project_rows(const projection *q, bool backward, int64_t row0, int64_t count) {
+    const jpo_low_rank *update = q->update;
+    const int64_t r = update->r;
+    float *u = update->u + row0 * r;
+    if (q->by_panels)
+        jpo_packed_multiply_rows(u, r, &q->in, row0, count, 0, &q->tile, false);
+    else
+        jpo_sgemm(false, !backward, count, r, q->depth, 1, q->x + row0 * q->ldx, q->ldx, update->project,
+                  backward ? r : q->depth, 0, u, r);
+    if (update->scale != 1) jpo_kernels_get()->scale(u, update->scale, count * r);
+    jpo_packed_rows_convert(&q->u, row0, count);
+}
+
+static void rows_task(void *context, int64_t task, int thread) {
+    const group *g = context;
+    const int64_t row0 = task * ROWS, count = jpo_min64(ROWS, g->m - row0);
+    (void)thread;
+    if (g->rows->prepare) g->rows->prepare(g->rows->context, row0, count);
+    for (int i = 0; i < g->sets; i++) jpo_packed_rows_convert(&g->set[i], row0, count);
+    for (int i = 0; i < g->projections; i++) project_rows(&g->projection[i], g->backward, row0, count);
+}
+
+static void pack_projection(void *context, int64_t task, int thread) {
+    const group *g = context;
+    (void)thread;
+    for (int i = 0; i < g->projections; i++) {
+        const projection *q = &g->projection[i];
+        const int64_t parts = q->by_panels ? jpo_packed_parts(&q->tile) : 0;
+        if (task < parts) {
+            jpo_packed_pack_part(&q->tile, task);
+            return;
+        }
+        task -= parts;
+    }
+}
+
+static void run_rows(group *g) {
+    int64_t parts = 0;
+    for (int i = 0; i < g->projections; i++)
+        parts += g->projection[i].by_panels ? jpo_packed_parts(&g->projection[i].tile) : 0;
+    jpo_parallel(parts, pack_projection, g);
+    const bool converts = g->kernel && g->kernel->convert;
+    if (g->rows->prepare || converts || g->projections) jpo_parallel(jpo_ceil_div(g->m, ROWS), rows_task, g);
+}
+
+/* ---- the third region: tiles of the outputs ---- */
+
+/* Rows row0.. and columns c0.. of the output += the updates that run in float32. */
+static void add_updates(const group *g, const product *p, int64_t row0, int64_t count, int64_t c0, int64_t columns) {
+    for (int i = 0; i < p->updates; i++) {
+        const jpo_low_rank *a = p->update[i];
+        const bool transposed = !g->backward;
+        jpo_sgemm_add_low_rank(p->out + row0 * p->ldo + c0, p->ldo, a->u + row0 * a->r, a->r,
+                               a->v + (transposed ? c0 * a->r : c0), transposed ? a->r : p->width, transposed, count,
+                               columns, a->r, 1);
+    }
+}
+
+/* One range of a term's depth; the last one in chunks of rows that are still in the second cache when the updates
+ * follow. */
+static void multiply_range(const group *g, const product *p, const term *t, const jpo_packed_tile *tile, int64_t d0,
+                           int64_t row0, int64_t count, int64_t c0, bool add, bool last) {
+    const int64_t step = last && p->updates ? UPDATE_ROWS : count;
+    for (int64_t i = row0; i < row0 + count; i += step) {
+        const int64_t some = jpo_min64(step, row0 + count - i);
+        jpo_packed_multiply_rows(p->out + i * p->ldo + c0, p->ldo, &t->rows, i, some, d0, tile, add);
+        if (last) add_updates(g, p, i, some, c0, tile->columns);
+    }
+}
+
+static void multiply_tile(const group *g, const product *p, void *memory, int64_t row0, int64_t count, int64_t c0) {
+    const int64_t columns = jpo_min64(g->tile, p->width - c0);
+    for (int i = 0; i < p->terms; i++) {
+        const term *t = &p->term[i];
+        const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
+        for (int64_t d0 = 0; d0 < t->depth; d0 += range) {
+            const int64_t depth = jpo_min64(range, t->depth - d0);
+            jpo_packed_tile tile;
+            if (g->backward)
+                jpo_packed_pack(&tile, memory, &t->w, d0, depth, c0, columns, true);
+            else
+                jpo_packed_pack(&tile, memory, &t->w, c0, columns, d0, depth, false);
+            multiply_range(g, p, t, &tile, d0, row0, count, c0, p->accumulate || i || d0,
+                           i + 1 == p->terms && d0 + depth == t->depth);
+        }
+    }
+}
+
+static void tile_task(void *context, int64_t task, int thread) {
+    const group *g = context;
+    const int64_t row0 = task % g->chunks * g->chunk, count = jpo_min64(g->chunk, g->m - row0);
+    int64_t tile = task / g->chunks;
+    const product *p = g->product;
+    while (tile >= p->tiles) tile -= p->tiles, p++;
+    if (count > 0) multiply_tile(g, p, g->scratch + (size_t)thread * g->part, row0, count, tile * g->tile);
+}
+
+static int64_t tiles_of(const group *g, int64_t tile) {
+    int64_t tiles = 0;
+    for (int i = 0; i < g->products; i++) tiles += jpo_ceil_div(g->product[i].width, tile);
+    return tiles;
+}
+
+/* Panels of a tile: at most four, which share the rows that they are multiplied with while those are in the second
+ * cache; of these the number that lets the threads end together, with two tiles a thread or more. */
+static int64_t panels_of_tile(const group *g) {
+    int64_t best = 1, cost = INT64_MAX, threads = jpo_threads_count();
+    for (int64_t each = 1; each <= TILE_PANELS; each++) {
+        const int64_t tiles = tiles_of(g, each * g->kernel->panel), busiest = jpo_ceil_div(tiles, threads) * each;
+        if (busiest > cost || (each > 1 && tiles < 2 * threads)) continue;
+        best = each, cost = busiest;
+    }
+    return best;
+}
+
+/* Tiles of the output, and fewer rows where there are less than two tiles a thread, down to 128, as each tile packs its
+ * panels anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its cut is one of shape alone: four
+ * tiles or more. */
+static int64_t cut(group *g) {
+    g->tile = g->kernel ? panels_of_tile(g) * g->kernel->panel
+                        : jpo_min64(jpo_round_up(jpo_ceil_div(g->product[0].width, 4), 32), 128);
+    const int64_t tiles = tiles_of(g, g->tile);
+    for (int i = 0; i < g->products; i++) g->product[i].tiles = jpo_ceil_div(g->product[i].width, g->tile);
+    g->chunks = g->kernel ? jpo_max64(jpo_min64(2 * jpo_threads_count() / tiles, g->m / 128), 1) : 1;
+    g->chunk = jpo_ceil_div(g->m, g->chunks);
+    if (g->kernel) g->chunk = jpo_round_up(g->chunk, g->kernel->align);
+    return tiles * g->chunks;
+}
+
+static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) {
+    size_t bytes;
+    g->part = 64;
+    for (int i = 0; i < g->products; i++)
+        for (int j = 0; j < g->product[i].terms; j++) {
+            const term *t = &g->product[i].term[j];
+            const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
+            const size_t part = jpo_packed_tile_bytes(&t->w, jpo_min64(range, t->depth), g->tile);
+            if (part > g->part) g->part = part;
+        }
+    if (!jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))
+        return jpo_fail(err, JPO_ERR_MEMORY, "the panels of a product of %lld rows do not fit the address space",
+                        (long long)g->m);
+    JPO_TRY(jpo_block_reserve(&scratch->thread, bytes, err));
+    g->scratch = scratch->thread.data;
+    return JPO_OK;
+}
+
+static jpo_status run(group *g, const jpo_linear_hook *hook, jpo_scratch *scratch, jpo_error *err) {
+    int64_t tasks = 0;
+    if (g->products) {
+        tasks = cut(g);
+        JPO_TRY(reserve_parts(g, scratch, err));
+    }
+    run_rows(g);
+    if (hook) hook->run(hook->context);
+    jpo_parallel(tasks, tile_task, g);
+    return JPO_OK;
+}
+
+/* ---- forward ---- */
+
+static void open_forward(group *g, const jpo_linear_output *outputs, int count) {
+    const jpo_linear_rows *x = g->rows;
+    const int64_t k = outputs[0].w->k;
+    g->set[g->sets++] = open_rows(g, outputs[0].w, x->x, x->ldx, k);
+    for (int i = 0; i < count; i++) {
+        const jpo_linear_output *o = &outputs[i];
+        product *p = &g->product[g->products++];
+        *p = (product){.out = o->y, .ldo = o->ldy, .width = o->w->n, .accumulate = o->accumulate};
+        add_term(p, g->set[0], o->w, k);
+        if (o->update) add_update(g, p, o->update, g->set[0], o->w->n);
+    }
+}
+
+jpo_status jpo_group_forward(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m,
+                             const jpo_gemm_kernel *kernel, jpo_scratch *scratch, jpo_error *err) {
+    group sizes = {.kernel = kernel, .m = m, .rows = x}, g = sizes;
+    open_forward(&sizes, outputs, count);
+    JPO_TRY(jpo_block_reserve(&scratch->shared, sizes.shared, err));
+    g.memory = scratch->shared.data;
+    open_forward(&g, outputs, count);
+    return run(&g, NULL, scratch, err);
+}
+
+/* ---- backward: d/dx of the forward products, one output of several terms ---- */
+
+static void open_backward(group *g, float *dx, int64_t lddx, bool accumulate, const jpo_linear_input *inputs,
+                          int count) {
+    const int64_t k = inputs[0].w->k;
+    product *p = dx ? &g->product[g->products++] : NULL;
+    if (p) *p = (product){.out = dx, .ldo = lddx, .width = k, .accumulate = accumulate};
+    for (int i = 0; i < count; i++) {
+        const jpo_linear_input *in = &inputs[i];
+        g->set[g->sets] = open_rows(g, in->w, in->dy, in->lddy, in->w->n);
+        if (p) add_term(p, g->set[g->sets], in->w, in->w->n);
+        g->sets++;
+    }
+    for (int i = 0; i < count; i++)
+        if (inputs[i].update) add_update(g, p, inputs[i].update, g->set[i], k);
+}
+
+jpo_status jpo_group_backward(float *dx, int64_t lddx, bool accumulate, const jpo_linear_input *inputs, int count,
+                              const jpo_linear_rows *rows, const jpo_linear_hook *hook, int64_t m,
+                              const jpo_gemm_kernel *kernel, jpo_scratch *scratch, jpo_error *err) {
+    group sizes = {.kernel = kernel, .m = m, .rows = rows, .backward = true}, g = sizes;
+    open_backward(&sizes, dx, lddx, accumulate, inputs, count);
+    JPO_TRY(jpo_block_reserve(&scratch->shared, sizes.shared, err));
+    g.memory = scratch->shared.data;
+    open_backward(&g, dx, lddx, accumulate, inputs, count);
+    return run(&g, hook, scratch, err);
+}
+
+/* ---- without a product by panels ---- */
+
+void jpo_linear_prepare(const jpo_linear_rows *rows, int64_t m) { jpo_group_project(NULL, 0, rows, m); }
+
+void jpo_group_project(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m) {
+    group g = {.m = m, .rows = x};
+    for (int i = 0; i < count; i++) {
+        const jpo_low_rank *update = outputs[i].update;
+        if (!update || !update->project) continue;
+        g.projection[g.projections++] = (projection){update, x->x, x->ldx, outputs[i].w->k, false, {0}, {0}, {0}, {0}};
+    }
+    run_rows(&g);
+}
