@@ -30,7 +30,7 @@ typedef struct {
     /* out[j] = a . b_j for the rows b_j (rows, n; ldb); out += sum of p_j b_j. Float32 sums. */                       \
     X(void, dot_rows, (float *out, const float *a, const float *b, int64_t ldb, int64_t rows, int64_t n))              \
     X(void, add_rows, (float *out, const float *p, const float *b, int64_t ldb, int64_t rows, int64_t n))              \
-    /* out (r, n; ldo) += the transpose of u (m, r; ldu) times x (m, n; ldx), r small. Float32 sums, ascending, over    \
+    /* out (r, n; ldo) += the transpose of u (m, r; ldu) times x (m, n; ldx), r small. Float32 sums, ascending, over   \
      * 512 rows, each added to out. */                                                                                 \
     X(void, outer_sum,                                                                                                 \
       (float *out, int64_t ldo, const float *u, int64_t ldu, const float *x, int64_t ldx, int64_t m, int64_t r,        \

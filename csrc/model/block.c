@@ -176,8 +176,7 @@ static jpo_status attention_forward(const block *b, const jpo_linear_rows *h, co
     const bool raw = b->c->qk_norm != JPO_QK_NONE;
     float *q = raw ? s->qk_raw : s->qkv;
     int64_t ld = raw ? b->q + b->kv : b->ld;
-    const jpo_module_output outputs[] = {
-        {JPO_Q, q, ld}, {JPO_K, q + b->q, ld}, {JPO_V, s->qkv + b->q + b->kv, b->ld}};
+    const jpo_module_output outputs[] = {{JPO_Q, q, ld}, {JPO_K, q + b->q, ld}, {JPO_V, s->qkv + b->q + b->kv, b->ld}};
     JPO_TRY(jpo_modules_forward(pass, b->layer, outputs, 3, h, s, b->rows, false, err));
     if (raw) TIMED(pass, JPO_OP_NORM, norm_qk(b));
     rotate(b, s->qkv, positions, 1);
@@ -246,8 +245,8 @@ static void prepare_activation(const void *context, int64_t row0, int64_t count)
     const block *b = context;
     const jpo_saved_layer *s = b->saved;
     const int64_t inner = b->c->intermediate, at = row0 * inner;
-    jpo_activation_forward(b->pass->work.act + at, (b->c->gated ? s->gate : s->up) + at, b->c->gated ? s->up + at : NULL,
-                           b->c->activation, count * inner);
+    jpo_activation_forward(b->pass->work.act + at, (b->c->gated ? s->gate : s->up) + at,
+                           b->c->gated ? s->up + at : NULL, b->c->activation, count * inner);
 }
 
 static jpo_linear_rows activated_rows(const block *b) {
@@ -281,7 +280,8 @@ jpo_status jpo_block_forward(jpo_pass *pass, int64_t layer, const jpo_saved_laye
     JPO_TRY(mlp_forward(&b, &h, err));
     if (!x_next) return JPO_OK;
     const jpo_linear_rows act = activated_rows(&b);
-    return branch_forward(&b, JPO_DOWN, JPO_MLP_OUT_NORM, x_next, x_mid, &act, saved->mlp_out, saved->mlp_out_stat, err);
+    return branch_forward(&b, JPO_DOWN, JPO_MLP_OUT_NORM, x_next, x_mid, &act, saved->mlp_out, saved->mlp_out_stat,
+                          err);
 }
 
 /* The gradient of a branch's input h: added straight to work.dx where h is the residual stream itself. */

@@ -195,8 +195,7 @@ jpo_status jpo_pass_logits(jpo_pass *pass, float *logits, float *h, int64_t rows
     const jpo_config *c = &pass->model->config;
     double start = jpo_profile_start(&pass->profile);
     if (c->logits_multiplier != 1) jpo_scale(h, c->logits_multiplier, rows * c->hidden);
-    JPO_TRY(
-        jpo_linear_forward(logits, c->vocab, h, c->hidden, &pass->model->head, rows, false, &pass->scratch, err));
+    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &pass->model->head, rows, false, &pass->scratch, err));
     if (c->logits_softcap > 0) jpo_softcap(logits, c->logits_softcap, rows * c->vocab);
     jpo_profile_add(&pass->profile, JPO_OP_HEAD, start, 2.0 * (double)(rows * c->hidden) * (double)c->vocab);
     return JPO_OK;

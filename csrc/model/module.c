@@ -56,7 +56,8 @@ static double products_flop(const modules *all) {
     double flop = 0;
     for (int i = 0; i < all->count; i++) {
         const jpo_weight *w = &all->linear[i]->weight;
-        flop += 2.0 * (double)all->rows * ((double)w->n * (double)w->k + (double)all->lora[i].r * (double)(w->n + w->k));
+        flop +=
+            2.0 * (double)all->rows * ((double)w->n * (double)w->k + (double)all->lora[i].r * (double)(w->n + w->k));
     }
     return flop;
 }
@@ -177,8 +178,8 @@ jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_
         return JPO_OK;
     }
     JPO_TRY(jpo_linear_backward_group(dx, all.k, accumulate, inputs, count, x, &hook, all.rows, &pass->scratch, err));
-    jpo_profile_add(&pass->profile, JPO_OP_LINEAR_INPUT,
-                    start + jpo_profile_total(&pass->profile) - before, dx ? products_flop(&all) : 0);
+    jpo_profile_add(&pass->profile, JPO_OP_LINEAR_INPUT, start + jpo_profile_total(&pass->profile) - before,
+                    dx ? products_flop(&all) : 0);
     if (dx && all.drops) backward_dropped(&all, dx);
     return JPO_OK;
 }

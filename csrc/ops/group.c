@@ -1,5 +1,5 @@
-/* Products by panels (ops/group.h), in three parallel regions: panels of the matrices that project into a low rank; rows
- * of activations, 32 at a time: prepared, converted once for all that read them, projected; tiles of the outputs.
+/* Products by panels (ops/group.h), in three parallel regions: panels of the matrices that project into a low rank;
+ * rows of activations, 32 at a time: prepared, converted once for all that read them, projected; tiles of the outputs.
  *
  * An output is a sum of terms, rows times a matrix. Where the kernel's converted rows serve an adapter too (its
  * `low_rank`), the low-rank update is one more term and its projection one more panel; elsewhere both run in float32,
@@ -66,11 +66,14 @@ static jpo_weight adapter_matrix(const jpo_gemm_kernel *kernel, const float *dat
     return (jpo_weight){.n = n, .k = k, .data = data, .dtype = JPO_F32, .compute = kernel->low_rank};
 }
 
-static bool adapts(const jpo_gemm_kernel *kernel) { return kernel && kernel->low_rank && jpo_gemm_find(kernel->low_rank); }
+static bool adapts(const jpo_gemm_kernel *kernel) {
+    return kernel && kernel->low_rank && jpo_gemm_find(kernel->low_rank);
+}
 
 static jpo_packed_rows open_rows(group *g, const jpo_weight *w, const float *x, int64_t ldx, int64_t depth) {
     jpo_packed_rows rows;
-    jpo_packed_rows_open(&rows, w, g->backward, x, ldx, g->m, depth, allot(g, jpo_packed_scratch_bytes(w, g->m, depth)));
+    jpo_packed_rows_open(&rows, w, g->backward, x, ldx, g->m, depth,
+                         allot(g, jpo_packed_scratch_bytes(w, g->m, depth)));
     return rows;
 }
 
@@ -95,8 +98,8 @@ static void add_update(group *g, product *p, const jpo_low_rank *update, jpo_pac
     jpo_packed_open(&q->tile, allot(g, jpo_packed_tile_bytes(&q->w, depth, r)), &q->w, 0, q->w.n, 0, q->w.k,
                     g->backward);
     if (!p || !update->v) return;
-    const jpo_weight v = g->backward ? adapter_matrix(g->kernel, update->v, r, width)
-                                     : adapter_matrix(g->kernel, update->v, width, r);
+    const jpo_weight v =
+        g->backward ? adapter_matrix(g->kernel, update->v, r, width) : adapter_matrix(g->kernel, update->v, width, r);
     q->u = open_rows(g, &v, update->u, r, r);
     add_term(p, q->u, &v, r);
 }

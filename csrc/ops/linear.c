@@ -130,7 +130,8 @@ typedef struct {
 /* Which kernel serves m rows, and how: the one rule of shape, storage, compute type and processor. */
 static choice choose(const jpo_weight *w, int64_t m, bool backward) {
     choice c = {BY_PANELS, jpo_packed_kernel(w), *w};
-    const bool integers = !backward && c.kernel && c.kernel->integers, stored = integers && jpo_dtype_integers(w->dtype);
+    const bool integers = !backward && c.kernel && c.kernel->integers,
+               stored = integers && jpo_dtype_integers(w->dtype);
     if (integers && jpo_integers_serve(w->dtype) && m <= c.kernel->integers->rows) {
         c.way = BY_INTEGERS;
         return c;

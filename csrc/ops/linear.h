@@ -80,7 +80,8 @@ typedef struct {
     const jpo_low_rank *update;
 } jpo_linear_input;
 
-/* Called when every update's u and what `prepare` writes are there and dx is not yet touched: dx may be what it reads. */
+/* Called when every update's u and what `prepare` writes are there and dx is not yet touched: dx may be what it reads.
+ */
 typedef struct {
     void (*run)(const void *context);
     const void *context;

@@ -1,0 +1,93 @@
+"""Products that share their rows, low-rank updates among them (ops/group.c), through a whole model with an adapter:
+the same bits as the portable definition, for every number of threads, close to float32, one call or several."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from reference.models import adapter_of, relative, sequences, write_random
+
+import jpo
+from jpo import _core
+from jpo.data.forest import build_forest
+
+ERROR = {"bfloat16": 3e-2, "bfloat16x2": 1e-2, "bfloat16x3": 1e-4}
+
+
+@contextmanager
+def portable(compute):
+    """The definition serves `compute`."""
+    assert _core._linear_force("portable_" + compute)
+    try:
+        yield
+    finally:
+        _core._linear_force("")
+
+
+def outcome(folder, compute, full=False):
+    """(log-likelihoods, gradients) of a random model of 3 layers with an adapter, or of its own weights."""
+    lm = jpo.load(str(folder / "base"), compute=compute)
+    if full:
+        lm.enable_full()
+    else:
+        lm.load_adapter(str(folder / "adapter"))
+    forest = build_forest(sequences(512), scope="joint")
+    result = lm.forward(forest, keep=True)
+    lm.backward(forest.entry_coefficients(np.linspace(-1, 1.7, 6)))
+    return forest.sequence_sums(result.logps), lm.trainable.grads.copy()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("group")
+    _, values = write_random(path / "base", hidden_size=80, intermediate_size=176)
+    adapter_of(path / "adapter", values)
+    return path
+
+
+def needs(compute):
+    """Skips, by name, where no native kernel serves `compute`."""
+    names = [name for name, of, usable in _core.product_kernels() if of == compute and usable and "amx" in name]
+    if not names:
+        pytest.skip(f"{compute} needs the processor's matrix tiles (amx)")
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("compute", ERROR)
+def test_tiles_equal_their_definition_through_a_model(folder, compute, full):
+    needs(compute)
+    logps, gradients = outcome(folder, compute, full=full)
+    with portable(compute):
+        expected_logps, expected_gradients = outcome(folder, compute, full=full)
+    np.testing.assert_array_equal(logps, expected_logps)
+    np.testing.assert_array_equal(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("compute", ERROR)
+def test_adapters_in_tiles_stay_close_to_float32(folder, compute):
+    exact_logps, exact_gradients = outcome(folder, "float32")
+    with portable(compute):
+        logps, gradients = outcome(folder, compute)
+    assert relative(logps, exact_logps) < ERROR[compute]
+    assert relative(gradients, exact_gradients) < 2 * ERROR[compute]
+    assert not np.array_equal(logps, exact_logps)
+
+
+@pytest.mark.parametrize("compute", ["float32", "int16", *ERROR])
+def test_threads_do_not_change_a_bit_of_a_pass(folder, compute):
+    if compute in ERROR:
+        needs(compute)
+    elif compute == "int16" and not any(
+        of == "int16" and "portable" not in name and usable for name, of, usable in _core.product_kernels()
+    ):
+        pytest.skip("int16 needs avx2 or avx512_vnni")
+    before, found = jpo.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            jpo.set_num_threads(threads)
+            found.append(outcome(folder, compute))
+    finally:
+        jpo.set_num_threads(before)
+    for logps, gradients in found[1:]:
+        np.testing.assert_array_equal(logps, found[0][0])
+        np.testing.assert_array_equal(gradients, found[0][1])
