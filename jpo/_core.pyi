@@ -57,6 +57,7 @@ def tensors(
 LOSSES: list[tuple[str, int]]
 
 def grad_norm(grads: _F32, /) -> float: ...
+def grad_squares(grads: _F32, /) -> _F64: ...
 def adamw_step(
     params: _F32,
     grads: _F32,

@@ -76,3 +76,22 @@ def held() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         raise Stopped(came[0])
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[int]]:
+    """Inside the block these signals only stand in the list: processes that work together stop together, at a place that
+    they agree on. A signal that is ignored stays ignored."""
+    came: list[int] = []
+    if not _main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_ASKED)}
+    taken = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in taken:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)

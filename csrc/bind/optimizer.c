@@ -76,20 +76,29 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
     Py_RETURN_NONE;
 }
 
-static PyObject *grad_norm(PyObject *self, PyObject *grads) {
+static PyObject *grad_squares(PyObject *self, PyObject *grads) {
     (void)self;
     npy_intp n = -1;
     job j = {0};
     if (!(j.g = vector(grads, "grads", false, &n))) return NULL;
     j.n = n;
-    int64_t tasks = jpo_ceil_div(n, BLOCK);
-    if (!(j.sums = PyMem_Calloc((size_t)tasks + 1, sizeof(double)))) return PyErr_NoMemory();
-    double total = 0;
+    npy_intp tasks = jpo_ceil_div(n, BLOCK);
+    PyObject *sums = PyArray_SimpleNew(1, &tasks, NPY_DOUBLE);
+    if (!sums) return NULL;
+    j.sums = PyArray_DATA((PyArrayObject *)sums);
     JPO_COMPUTE_BEGIN
     jpo_parallel(tasks, norm_task, &j);
     JPO_COMPUTE_END
-    for (int64_t i = 0; i < tasks; i++) total += j.sums[i];
-    PyMem_Free(j.sums);
+    return sums;
+}
+
+static PyObject *grad_norm(PyObject *self, PyObject *grads) {
+    PyObject *sums = grad_squares(self, grads);
+    if (!sums) return NULL;
+    const double *values = PyArray_DATA((PyArrayObject *)sums);
+    double total = 0;
+    for (npy_intp i = 0; i < PyArray_DIM((PyArrayObject *)sums, 0); i++) total += values[i];
+    Py_DECREF(sums);
     return PyFloat_FromDouble(sqrt(total));
 }
 
@@ -99,6 +108,9 @@ static PyMethodDef methods[] = {
      "One AdamW update in place (arXiv 1711.05101, algorithm 2) over (P,) float32 vectors; scale multiplies grads."},
     {"grad_norm", grad_norm, METH_O,
      "grad_norm(grads) -> float: the Euclidean norm, summed in float64 in a fixed order."},
+    {"grad_squares", grad_squares, METH_O,
+     "grad_squares(grads) -> float64 array: the sum of squares of every 65536 values, whose sum in order grad_norm "
+     "takes the root of."},
     {NULL, NULL, 0, NULL}};
 
 int jpo_bind_optimizer(PyObject *module) { return PyModule_AddFunctions(module, methods); }

@@ -19,6 +19,8 @@ from typer.core import TyperGroup
 from jpo.cli import commands
 from jpo.errors import JpoError
 from jpo.interrupts import handled, stopped
+from jpo.parallel.launch import Relaunch, launch
+from jpo.parallel.ranks import current, fail
 
 _GOES_ON = {"demo", "study", "generate", "feedback", "evaluate"}  # commands that resume by themselves
 
@@ -85,8 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (JpoError, OSError, MemoryError) as error:
         if os.environ.get("JPO_DEBUG") == "1":
             raise
-        print(f"jpo: {_memory(error) if isinstance(error, MemoryError) else error}", file=sys.stderr)
+        fail(f"jpo: {_memory(error) if isinstance(error, MemoryError) else error}")
         return 1
+    except Relaunch as asked:
+        return _launched(asked.ranks, sys.argv[1:] if arguments is None else arguments)
     except (_Carried, typer.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         return _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt(), arguments)
@@ -110,8 +114,19 @@ def _memory(error: MemoryError) -> str:
 def _interrupted(error: KeyboardInterrupt, arguments: list[str] | None) -> int:
     command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     stop = stopped(error, "the same command goes on where it was" if command in _GOES_ON else "")
-    print(f"jpo: {stop}", file=sys.stderr)
+    if not current().parting:
+        fail(f"jpo: {stop}", stop.status)
+    elif current().root:
+        print(f"jpo: {stop}", file=sys.stderr)
     return stop.status
+
+
+def _launched(ranks: int, arguments: list[str]) -> int:
+    try:
+        return launch(ranks, arguments)
+    except JpoError as error:
+        fail(f"jpo: {error}")
+        return 1
 
 
 if __name__ == "__main__":

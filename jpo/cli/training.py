@@ -33,6 +33,14 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", rich_help_panel=GROUPS["output"], help="Print tokens, memory and time; write nothing."),
 ]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        help="Processes on this machine that share each step, as mpiexec -n N starts them (jpo[mpi]).",
+        rich_help_panel=GROUPS["optimization"],
+    ),
+]
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 
 
@@ -75,6 +83,7 @@ def begin(
     """(trainer, its history): options and own flags put together, the model loaded, make(lm, config, evaluation sets)
     trained; history None after a dry run. `advice` follows on what is missing."""
     import jpo
+    from jpo.parallel.launch import enter
 
     config = build(config_class, options, own)
     for name in ("model", "data"):
@@ -83,6 +92,7 @@ def begin(
     if not config.output and not dry_run:
         raise JpoError("--output is missing: the directory for the result")
     sets = evaluation_sets(own["eval_data"])
+    enter(own["ranks"], dry_run)
     compute = compute_for(config, resume)
     lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
     trainer = make(lm, config, sets)

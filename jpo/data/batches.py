@@ -79,7 +79,7 @@ class GroupedOrder:
         return [index for place in self._order.batch(step) for index in self.groups[place]]
 
 
-class _Bin:
+class Bin:
     """Records that share one forest: equal prompts stand there once, and so do equal (prompt, response)."""
 
     def __init__(self) -> None:
@@ -88,9 +88,11 @@ class _Bin:
         self.seen: set[tuple[bytes, bytes | None]] = set()
 
     def added(self, segments: Sequence[tuple[tuple[bytes, bytes | None], int]]) -> int:
+        """Rows that a record of these segments adds."""
         return sum(rows for key, rows in segments if key not in self.seen)
 
     def put(self, member: int, segments: Sequence[tuple[tuple[bytes, bytes | None], int]]) -> None:
+        """Add record `member`."""
         self.rows += self.added(segments)
         self.seen.update(key for key, _ in segments)
         self.members.append(member)
@@ -108,7 +110,7 @@ def _segments(sequences: Sequence[Encoded]) -> list[tuple[tuple[bytes, bytes | N
 
 def forest_rows(records: Sequence[Sequence[Encoded]]) -> int:
     """Rows that the forest of these records computes at most, after sharing equal prompts and equal sequences."""
-    whole = _Bin()
+    whole = Bin()
     for member, sequences in enumerate(records):
         whole.put(member, _segments(sequences))
     return whole.rows
@@ -123,17 +125,17 @@ def micro_batches(records: Sequence[Sequence[Encoded]], token_budget: int) -> li
     """
     if isinstance(token_budget, bool) or not isinstance(token_budget, (int, np.integer)) or token_budget < 1:
         raise JpoError(f"token_budget: expected a positive integer, got {token_budget!r}")
-    groups: list[_Bin] = []
-    for member, segments in _longest_first(records):
+    groups: list[Bin] = []
+    for member, segments in longest_first(records):
         fitting = [group for group in groups if group.rows + group.added(segments) <= token_budget]
         if not fitting:
-            groups.append(_Bin())
+            groups.append(Bin())
             fitting = groups[-1:]
         min(fitting, key=lambda group: (group.added(segments), -group.rows)).put(member, segments)
     return sorted(sorted(group.members) for group in groups)
 
 
-def _longest_first(
+def longest_first(
     records: Sequence[Sequence[Encoded]],
 ) -> Iterator[tuple[int, list[tuple[tuple[bytes, bytes | None], int]]]]:
     """Records with their segments; those of one prompt follow each other, the prompt with the most rows first."""

@@ -6,7 +6,7 @@ Equal prompts stand once, and so do equal (prompt, response) sequences; no paddi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -44,6 +44,11 @@ class Forest:
     def sequences(self) -> int:
         """Number of sequences asked for, duplicates included."""
         return len(self.lengths)
+
+    def measured(self) -> Forest:
+        """Without what only a pass reads: the sequences' sums and lengths stay."""
+        none = np.empty(0, dtype=np.int32)
+        return replace(self, segments=none.reshape(0, 4), entry_row=none, entry_target=none)
 
     def sequence_sums(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(L,) values of the entries -> (N,) float64 sums over each sequence (0 where it has none)."""

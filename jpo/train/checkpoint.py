@@ -84,8 +84,9 @@ def _sync_tree(path: str) -> None:
         sync_folder(folder)
 
 
-def _write_tensors(path: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """float32 vectors as a safetensors file, straight from their memory: no copy, and the system's own errors."""
+def _write_tensors(path: str, tensors: Mapping[str, Any]) -> None:
+    """float32 vectors as a safetensors file, straight from their memory: no copy, and the system's own errors. A vector
+    that stands nowhere as a whole gives its pieces()."""
     header: dict[str, Any] = {}
     end = 0
     for name, value in tensors.items():
@@ -96,7 +97,8 @@ def _write_tensors(path: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> No
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for value in tensors.values():
-            file.write(np.ascontiguousarray(value, dtype="<f4").data)
+            for piece in value.pieces() if hasattr(value, "pieces") else (value,):
+                file.write(np.ascontiguousarray(piece, dtype="<f4").data)
 
 
 def _digest(path: str) -> str:
@@ -138,7 +140,7 @@ def save(
     output: str,
     step: int,
     write_model: Callable[[str], None],
-    tensors: Mapping[str, np.ndarray[Any, Any]],
+    tensors: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> str:
     """checkpoint-<step>: the model by write_model(folder), optimizer.safetensors, trainer_state.json, manifest.json.
@@ -147,10 +149,10 @@ def save(
     damaged one is set aside until the new one stands. JpoError names a fault of the file system; what stood before
     still does."""
     final, aside = path_of(output, step), os.path.join(output, f".checkpoint-{step}.part")
-    if os.path.isdir(final) and sound(final, step):
+    if stands(output, step):
         return final
-    stands = [path_of(output, other) for other in finished(output) if other != step]
-    before = f"{stands[-1]} still stands" if stands else "there is none before it"
+    others = [path_of(output, other) for other in finished(output) if other != step]
+    before = f"{others[-1]} still stands" if others else "there is none before it"
     try:
         with naming_faults(
             f"{final}: the checkpoint could not be written; {before}; mend this and go on with --resume"
@@ -285,10 +287,27 @@ def load(folder: str, size: int | None = None) -> tuple[dict[str, np.ndarray[Any
 def compute_of(output: str) -> str | None:
     """The compute type that the run in `output` was started with, by its newest checkpoint; None where there is
     none."""
-    for step in reversed(finished(output)):
-        with contextlib.suppress(FormatError, OSError, ValueError, TypeError, KeyError):
-            return str(json.loads(_json(os.path.join(path_of(output, step), STATE))["mark"]["compute"]))
+    for mark in _marks(output):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(mark["compute"]))
     return None
+
+
+def slots_of(output: str) -> int | None:
+    """As compute_of, the slots of the run's steps: 1 where it knew of none."""
+    for mark in _marks(output):
+        with contextlib.suppress(ValueError, TypeError):
+            return int(json.loads(mark.get("slots", "1")) or 1)
+    return None
+
+
+def _marks(output: str) -> Iterator[dict[str, Any]]:
+    """What the finished checkpoints say of their run, the newest first; unreadable ones are passed over."""
+    for step in reversed(finished(output)):
+        with contextlib.suppress(FormatError, OSError):
+            mark = _json(os.path.join(path_of(output, step), STATE)).get("mark")
+            if isinstance(mark, dict):
+                yield mark
 
 
 def sound(folder: str, step: int) -> bool:
@@ -298,6 +317,12 @@ def sound(folder: str, step: int) -> bool:
         return os.path.exists(os.path.join(folder, MANIFEST))
     except (FormatError, OSError):
         return False
+
+
+def stands(output: str, step: int) -> bool:
+    """Whether a sound checkpoint of this step is there already, which `save` leaves alone."""
+    folder = path_of(output, step)
+    return os.path.isdir(folder) and sound(folder, step)
 
 
 def load_newest(

@@ -85,6 +85,11 @@ class TrainingConfig:
         f"Products with the model's weights: {', '.join(COMPUTES)} or auto, the fastest here of at most bfloat16x2's or int16's "
         "error; default: auto on the command line, otherwise as the model was loaded.",
     )
+    slots: int | None = option(
+        None,
+        "Parts of a step, a power of two, which ranks share: the same result for any number of them; default: 1, over "
+        "ranks 8.",
+    )
     gradient_checkpointing: bool = option(
         False, "Keep each layer's input alone and repeat its forward in backward: less memory, a quarter more time."
     )
@@ -105,6 +110,10 @@ class TrainingConfig:
             self._whole(name, 0)
         if self.warmup_steps is not None:
             self._whole("warmup_steps", 0)
+        if self.slots is not None:
+            self._whole("slots", 1)
+            if self.slots & (self.slots - 1):
+                raise JpoError(f"slots: expected a power of two, got {self.slots}")
         if self.steps is not None and self.epochs is not None:
             raise JpoError("steps and epochs: give one of them, got both")
         if self.epochs is not None and not self.epochs > 0:

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jpo.errors import JpoError
-from jpo.interrupts import held, stopped
+from jpo.interrupts import Stopped, held, noted, stopped
 from jpo.model import LanguageModel
+from jpo.parallel.team import Team
 from jpo.train import checkpoint
 from jpo.train.callbacks import Callback, Run
 from jpo.train.config import TrainingConfig
-from jpo.train.optimizer import AdamW, learning_rate
+from jpo.train.optimizer import learning_rate
+from jpo.train.sharded import ShardedAdamW, optimizer_of
 
 _FREE_ON_RESUME = {
     "output",
@@ -74,7 +76,8 @@ def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
 
 
 class Loop:
-    """Runs `total` optimizer steps of a task over an order of data."""
+    """Runs `total` optimizer steps of a task over an order of data. Over ranks every one runs it; the first alone reads and
+    writes files, calls callbacks and decides, and all stop at the same step."""
 
     def __init__(
         self,
@@ -85,26 +88,34 @@ class Loop:
         total: int,
         warmup: int,
         mark: dict[str, str],
+        team: Team | None = None,
     ):
         assert lm.trainable is not None
         self.lm, self.task, self.config, self.order = lm, task, config, order
         self.total, self.warmup, self.mark = total, warmup, mark
-        self.optimizer = AdamW(lm.trainable.params, config)
+        self.team = team or Team()
+        self.optimizer = optimizer_of(lm.trainable.params, config, self.team)
         self.tokens = 0
         self.history: dict[str, list[Any]] = {}
         self.baseline: dict[str, float] = {}
         self._metrics: checkpoint.MetricsFile | None = None
         self._callbacks: Sequence[Callback] = ()
+        self._signals: list[int] = []  # that came while ranks work together
 
     def run(self, resume: bool, callbacks: Sequence[Callback] = ()) -> dict[str, list[Any]]:
         """Train to the end; an interrupt (Stopped, a KeyboardInterrupt) leaves a checkpoint of the last whole step."""
         output = self.config.output
         if resume and not output:
             raise JpoError("resume needs the run's output directory")
-        with checkpoint.locked(output) if output else contextlib.nullcontext():
+        together = self.team.ranks.size > 1
+        self._callbacks = callbacks = callbacks if self.team.root else ()
+        with contextlib.ExitStack() as stack:
+            if together:
+                self._signals = stack.enter_context(noted())
+            if output and self.team.root:
+                stack.enter_context(checkpoint.locked(output))
             first = self._start(resume)
             watched = self._watched(first)
-            self._callbacks = callbacks
             try:
                 if not first:
                     watched.baseline = self.baseline = self.task.evaluate()
@@ -126,7 +137,7 @@ class Loop:
         try:
             for step in range(first, self.total):
                 metrics = self.task.step(self.order.batch(step), step)
-                with held():  # parameters, counter and metrics move together
+                with self._whole():  # parameters, counter and metrics move together
                     row = self._update(metrics, step)
                     watched.step = done = step + 1
                     now = time.perf_counter()
@@ -136,6 +147,7 @@ class Loop:
                         self._record(row, watched)
                 if evaluate:
                     self._evaluate(row, watched)
+                self._agree(watched)
                 if watched.stop:
                     break
                 if self.config.save_steps and done % self.config.save_steps == 0 and done < self.total:
@@ -143,6 +155,20 @@ class Loop:
         except KeyboardInterrupt as stop:
             self.lm.trainable.grads[:] = 0
             raise self._interrupted(stop, done, first, watched) from None
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """No signal ends what stands inside the block halfway."""
+        return held() if self.team.ranks.size == 1 else contextlib.nullcontext()
+
+    def _agree(self, watched: Run) -> None:
+        """Ranks stop where one of them was asked to, and where a callback of the first one says so."""
+        if self.team.ranks.size == 1:
+            return
+        signal, stop = self.team.agree(self._signals[0] if self._signals else 0, int(watched.stop))
+        watched.stop = bool(stop)
+        if signal:
+            self.team.ranks.parting = True
+            raise Stopped(signal)
 
     def _interrupted(self, stop: KeyboardInterrupt, done: int, first: int, watched: Run) -> KeyboardInterrupt:
         """Saves the last whole step, deaf to a second signal, and says how to go on."""
@@ -212,10 +238,29 @@ class Loop:
 
     def _start(self, resume: bool) -> int:
         """Steps that are done already; opens metrics.jsonl."""
-        output = self.config.output
-        if not output:
+        if not self.config.output:
             return 0
-        assert self.lm.trainable is not None
+        ranks = self.team.ranks
+        found = self._found(resume) if self.team.root else None
+        known = None
+        if found is not None:
+            state = found[2]
+            known = (state["step"], state["num_tokens"], state.get("baseline") or {}, self.warmup)
+        known = ranks.bcast(known)
+        if known is None:
+            return 0
+        step, self.tokens, self.baseline, self.warmup = known
+        self.optimizer.load({} if found is None else found[1], step)
+        for row in ranks.bcast(None if self._metrics is None else self._metrics.open(step)):
+            self._remember(row)
+        if self.team.root:
+            checkpoint.sweep(self.config.output)
+        return int(step)
+
+    def _found(self, resume: bool) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+        """The checkpoint to go on from, checked; without one metrics.jsonl is begun."""
+        output = self.config.output
+        assert output and self.lm.trainable is not None
         if not resume:
             checkpoint.refuse_used(output)
         self._metrics = checkpoint.MetricsFile(output)
@@ -224,18 +269,12 @@ class Loop:
             if resume:
                 _say(f"{output}: no finished checkpoint to resume from; starting anew")
             self._metrics.open(0)
-            return 0
-        folder, tensors, state = found
+            return None
+        folder, _, state = found
         self._check_mark(folder, state)
         if state["step"] > self.total:
             raise JpoError(f"{folder} is at step {state['step']}, beyond the {self.total} that are asked for")
-        self.optimizer.load(tensors, state["step"])
-        self.tokens = state["num_tokens"]
-        self.baseline = state.get("baseline") or {}
-        for row in self._metrics.open(state["step"]):
-            self._remember(row)
-        checkpoint.sweep(output)
-        return int(state["step"])
+        return found
 
     def _check_mark(self, folder: str, state: Mapping[str, Any]) -> None:
         """JpoError where the options or the data are not those of the checkpoint's run."""
@@ -254,9 +293,16 @@ class Loop:
             )
 
     def _save(self, step: int, watched: Run) -> None:
+        """A checkpoint: the first rank writes, the others give their parts of the optimizer's state."""
         output = self.config.output
-        if not output or not self._metrics:
+        if not output:
             return
+        if not self.team.root:
+            if self.team.ranks.bcast(None) and isinstance(self.optimizer, ShardedAdamW):
+                self.optimizer.give_state()
+            return
+        assert self._metrics is not None
+        self.team.ranks.bcast(not checkpoint.stands(output, step))
         self._metrics.sync()
         state = {"format": _FORMAT, "step": step, "num_tokens": self.tokens, "mark": self.mark}
         if self.baseline:
@@ -268,7 +314,7 @@ class Loop:
 
     def _finish(self) -> None:
         output = self.config.output
-        if output:
+        if output and self.team.root:
             with checkpoint.naming_faults(
                 f"{output}: the result could not be written; mend this and go on with --resume"
             ):

@@ -34,6 +34,12 @@ class AdamW:
     def step(self, grads: np.ndarray[Any, Any], rate: float) -> float:
         """Clip, update, zero the gradients; returns their norm before clipping."""
         norm = _core.grad_norm(grads)
+        self.update(grads, rate, norm)
+        grads[:] = 0
+        return norm
+
+    def update(self, grads: np.ndarray[Any, Any], rate: float, norm: float) -> None:
+        """One update by gradients whose whole vector has this norm."""
         limit = self.config.max_grad_norm
         scale = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         self.count += 1
@@ -50,8 +56,6 @@ class AdamW:
             step=self.count,
             scale=scale,
         )
-        grads[:] = 0
-        return norm
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """What a checkpoint holds."""

@@ -25,12 +25,15 @@ from jpo.errors import JpoError
 from jpo.memory import free_bytes
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
+from jpo.parallel.ranks import joined
+from jpo.parallel.team import Team
 from jpo.profiling import compute_costs
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.config import DEFAULT_STEPS, DEFAULT_WARMUP, PreferenceConfig, TrainingConfig
 from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
+from jpo.train.ranks import alone, working_together
 from jpo.train.reference import ReferenceLogps, sequence_digest
 
 _SAVE_SECONDS = 30.0  # between writes of the reference file while it is computed
@@ -131,6 +134,9 @@ def named_sets(given: Any) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {"": given}
 
 
+_NONE: np.ndarray[Any, np.dtype[np.float64]] = np.empty(0)
+
+
 @dataclass
 class _Part:
     """A micro-batch: its pairs (places in the step), its forest of N sequences, and what forward passes gave."""
@@ -138,9 +144,15 @@ class _Part:
     members: list[int]
     forest: Forest
     chosen: int  # of the sequences, which stand before the rejected
+    place: int = 0  # its number in the step, whoever computes it
     reference: np.ndarray[Any, Any] | None = None  # (N,)
     scores: Scores | None = None
     policy: np.ndarray[Any, Any] | None = None  # (N,)
+
+    def measured(self) -> _Part:
+        """What the objective and the metrics read of it, without what only a pass over the model needs."""
+        scores = None if self.scores is None else dataclasses.replace(self.scores, logps=_NONE, log_p2=None)
+        return dataclasses.replace(self, forest=self.forest.measured(), scores=scores)
 
 
 class PreferenceTrainer:
@@ -188,6 +200,7 @@ class PreferenceTrainer:
         ensure_adapter(lm, self.config)
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
+        self.team = Team()
         self._groups = iopo_groups(self.pairs)
         self._logps = ReferenceLogps()
         self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
@@ -250,9 +263,17 @@ class PreferenceTrainer:
 
     # one batch of pairs
 
-    def _part(self, pairs: Sequence[EncodedPair], members: list[int]) -> _Part:
+    def _part(self, pairs: Sequence[EncodedPair], members: list[int], place: int) -> _Part:
         chosen = sum(pairs[i].chosen is not None for i in members)
-        return _Part(members, self._forest([pairs[i] for i in members]), chosen)
+        return _Part(members, self._forest([pairs[i] for i in members]), chosen, place)
+
+    def _parts(self, pairs: Sequence[EncodedPair], members: list[int], slot: int) -> list[_Part]:
+        """The micro-batches of a slot's pairs."""
+        cut = micro_batches([pairs[i].sequences for i in members], self.config.token_budget)
+        return [
+            self._part(pairs, [members[i] for i in chunk], slot + self.team.slots * place)
+            for place, chunk in enumerate(cut)
+        ]
 
     def _forest(self, pairs: Sequence[EncodedPair]) -> Forest:
         """Sequences: all chosen, then all rejected."""
@@ -276,22 +297,31 @@ class PreferenceTrainer:
         """The reference's log-likelihoods of every pair (precompute_ref_log_probs), out of the file ref_logps where it
         holds them; what it lacked is computed and written there."""
         pairs = [*self.pairs, *(pair for found in self.eval_sets.values() for pair in found)]
-        if self.config.ref_logps is not None:
+        ranks = self.team.ranks
+        if self.config.ref_logps is not None and self.team.root:
             from jpo.evaluate.sampling import weights_digest
 
             with self.lm.disable_adapter():
                 self._logps = ReferenceLogps(self.config.ref_logps, weights_digest(self.lm))
+        if ranks.size > 1:
+            self._logps.merge(ranks.bcast(self._logps.values()))
         lacking = [pair for pair in pairs if not all(digest in self._logps for digest in self._digests([pair]))]
         saved = time.monotonic()
-        for members in micro_batches([pair.sequences for pair in lacking], 2 * self.config.token_budget):
-            chunk = [lacking[i] for i in members]
-            forest = self._forest(chunk)
-            self._logps.add(self._digests(chunk), forest.sequence_sums(self.lm.forward(forest, adapter=False).logps))
+        cut = micro_batches([pair.sequences for pair in lacking], 2 * self.config.token_budget)
+        for first in range(0, len(cut), ranks.size):  # a micro-batch a rank
+            own = cut[first : first + ranks.size][ranks.rank : ranks.rank + 1]
+            for found in ranks.allgather([self._reference_of([lacking[i] for i in members]) for members in own]):
+                for digests, values in found:
+                    self._logps.add(digests, values)
             if time.monotonic() - saved > _SAVE_SECONDS:
                 self._logps.save()
                 saved = time.monotonic()
         if lacking:
             self._logps.save()
+
+    def _reference_of(self, pairs: Sequence[EncodedPair]) -> tuple[list[bytes], np.ndarray[Any, Any]]:
+        forest = self._forest(pairs)
+        return self._digests(pairs), forest.sequence_sums(self.lm.forward(forest, adapter=False).logps)
 
     def _loss(self, pairs: Sequence[EncodedPair], parts: Sequence[_Part], weights: Any = None) -> PreferenceLoss:
         """The objective over the pairs of some micro-batches, in their order."""
@@ -349,8 +379,13 @@ class PreferenceTrainer:
         single = [pair.sequences[0] for pair in ordered if len(pair.sequences) == 1]
         examples = [*side_by_side(whole), *single]
         mixed = [(example.prompt, examples[i - 1].response) for i, example in enumerate(examples)]
-        return self.lm.sequence_logps_ids(mixed, scope=self.config.scope) - self.lm.sequence_logps_ids(
-            mixed, scope=self.config.scope, adapter=False
+        scope = self.config.scope
+        return self.team.mapped(  # type: ignore[no-any-return]
+            mixed,
+            lambda some: (
+                self.lm.sequence_logps_ids(some, scope=scope)
+                - self.lm.sequence_logps_ids(some, scope=scope, adapter=False)
+            ),
         )
 
     def _rpo_weights(self, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
@@ -366,11 +401,15 @@ class PreferenceTrainer:
         """(N, E) float64: the given embeddings of N prompts, or the reference model's mean hidden states."""
         if self.embeddings is not None:
             return self.embeddings.unit_vectors([self._texts[ids.tobytes()] for ids in prompts])
-        for ids in prompts:
-            if ids.tobytes() not in self._hidden:
-                vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
-                self._hidden[ids.tobytes()] = vector / np.linalg.norm(vector)
+        new = list({ids.tobytes(): ids for ids in prompts if ids.tobytes() not in self._hidden}.values())
+        if new:
+            vectors = self.team.mapped(new, lambda some: np.stack([self._unit_vector(ids) for ids in some]))
+            self._hidden.update(zip((ids.tobytes() for ids in new), vectors, strict=True))
         return np.stack([self._hidden[ids.tobytes()] for ids in prompts])
+
+    def _unit_vector(self, ids: Any) -> np.ndarray[Any, Any]:
+        vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
+        return np.asarray(vector / np.linalg.norm(vector))
 
     def _order(self) -> Order | GroupedOrder:
         """Random order; a loss over groups of pairs keeps each group in one step."""
@@ -388,12 +427,13 @@ class PreferenceTrainer:
         return self._run([self.pairs[i] for i in indices], step, train=True)
 
     def _run(self, pairs: list[EncodedPair], step: int, train: bool) -> dict[str, float]:
-        cut = micro_batches([pair.sequences for pair in pairs], self.config.token_budget)
-        parts = [self._part(pairs, members) for members in cut]
-        gathered = (
-            self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
-        )
-        return self._metrics(pairs, parts, gathered)
+        """Over ranks: each computes its slots' pairs, and all are given the metrics of the whole."""
+        self.team.tree.begin()
+        dealt = self.team.deal([pair.sequences for pair in pairs])
+        parts = {slot: self._parts(pairs, dealt[slot], slot) for slot in self.team.own}
+        found = self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
+        metrics: dict[str, float] = self.team.ranks.bcast(None if found is None else self._metrics(pairs, *found))
+        return metrics
 
     def _forward(self, part: _Part, step: int, keep: bool, train: bool) -> None:
         """Dropout is a pure function of (seed, step, the sequence's tokens), so a recomputed pass meets the same masks."""
@@ -401,46 +441,60 @@ class PreferenceTrainer:
         part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed)
         part.policy = part.forest.sequence_sums(part.scores.logps)
 
-    def _streamed(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
+    def _streamed(self, pairs: list[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found | None:
         results = []
-        for part in parts:
-            chunk = [pairs[i] for i in part.members]
-            part.reference = self._reference(part, chunk) if self.needs_reference else None
-            self._forward(part, step, train, train)
-            weights = self._confidence(part) if self.config.use_weighting else None
-            result = self._loss(chunk, [part], weights)
-            results.append(result)
-            if train:
-                share = len(chunk) / len(pairs)
-                c = np.concatenate([result.grad_chosen, result.grad_rejected]) * share
-                self.lm.backward(part.forest.entry_coefficients(c))
-        return _joined(results, [part.members for part in parts])
+        for slot, own in parts.items():
+            results += [(part, self._single(pairs, part, step, train)) for part in own]
+            self._close(slot, train)
+        if self.team.ranks.size > 1:
+            results = [(part.measured(), result) for part, result in results]
+        found = self.team.ranks.gather(results)
+        if found is None:
+            return None
+        whole = [row for rows in found for row in rows]
+        every = [part for part, _ in whole]
+        return every, _joined([result for _, result in whole], [part.members for part in every])
 
-    def _coupled(self, pairs: list[EncodedPair], parts: list[_Part], step: int, train: bool) -> PreferenceLoss:
-        for part in parts:
+    def _single(self, pairs: list[EncodedPair], part: _Part, step: int, train: bool) -> PreferenceLoss:
+        """One micro-batch under a loss of single pairs, forward and backward."""
+        chunk = [pairs[i] for i in part.members]
+        part.reference = self._reference(part, chunk) if self.needs_reference else None
+        self._forward(part, step, train, train)
+        weights = self._confidence(part) if self.config.use_weighting else None
+        result = self._loss(chunk, [part], weights)
+        if train:
+            share = len(chunk) / len(pairs)
+            c = np.concatenate([result.grad_chosen, result.grad_rejected]) * share
+            self.lm.backward(part.forest.entry_coefficients(c))
+        return result
+
+    def _close(self, slot: int, train: bool) -> None:
+        if train:
+            assert self.lm.trainable is not None
+            self.team.close(slot, self.lm.trainable.grads)
+
+    def _coupled(self, pairs: list[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found:
+        own = [part for those in parts.values() for part in those]
+        for part in own:
             chunk = [pairs[i] for i in part.members]
             part.reference = self._reference(part, chunk) if self.needs_reference else None
-        order = [i for part in parts for i in part.members]
-        ordered = [pairs[i] for i in order]
         # passes of kto's reference point and rpo's similarities would overwrite what a kept pass left
-        single = len(parts) == 1 and not any({"kl", "rpo_weights"} & info.reads for info in self.infos)
-        for part in parts:
-            self._forward(part, step, keep=train and single, train=train)
-        result = self._loss(ordered, parts)
-        w = l = 0
-        for part in parts:
-            if train and not single:
-                self._forward(part, step, keep=True, train=True)
-            if train:
-                c = np.concatenate(
-                    [
-                        result.grad_chosen[w : w + part.chosen],
-                        result.grad_rejected[l:][: part.forest.sequences - part.chosen],
-                    ]
-                )
-                self.lm.backward(part.forest.entry_coefficients(c))
-            w, l = w + part.chosen, l + part.forest.sequences - part.chosen
-        return result
+        kept = train and len(own) == 1 and not any({"kl", "rpo_weights"} & info.reads for info in self.infos)
+        for part in own:
+            self._forward(part, step, kept, train)
+        every = own
+        if self.team.ranks.size > 1:
+            found = self.team.ranks.allgather([part.measured() for part in own])
+            every = [part for those in found for part in those]
+        result = self._loss([pairs[i] for part in every for i in part.members], every)
+        coefficients = _coefficients(every, result)
+        for slot, those in parts.items():
+            for part in those if train else ():
+                if not kept:
+                    self._forward(part, step, keep=True, train=True)
+                self.lm.backward(part.forest.entry_coefficients(coefficients[part.place]))
+            self._close(slot, train)
+        return every, result
 
     def _confidence(self, part: _Part) -> np.ndarray[Any, Any]:
         """WPO: exp of the mean over scored tokens of log p_t - log sum_v p_v^2, of both sides, detached."""
@@ -500,9 +554,11 @@ class PreferenceTrainer:
         assert self.lm.trainable is not None
         chosen = sorted((self.pairs[i] for i in indices), key=lambda pair: pair.tokens)
         middle = chosen[len(chosen) // 2]
-        seconds = quickest(lambda: self._run([middle], 0, train=True))
+        with alone(self):
+            seconds = quickest(lambda: self._run([middle], 0, train=True))
+        self._hidden.clear()  # ranks know the same prompts
         self.lm.trainable.grads[:] = 0
-        return seconds * sum(pair.tokens for pair in chosen) / middle.tokens
+        return seconds * sum(pair.tokens for pair in chosen) / middle.tokens / self.team.ranks.size
 
     def _total(self, order: Order | GroupedOrder) -> int:
         return total_steps(self.config, order.steps_per_epoch, min(order.steps_per_epoch, DEFAULT_STEPS))
@@ -513,14 +569,18 @@ class PreferenceTrainer:
         callbacks: jpo.train.Callback objects, or functions that are called with each row."""
         from jpo.train.progress import make_callbacks
 
-        watching = make_callbacks(callbacks, self.config)  # what is missing is said before hours are spent
+        watching = (
+            make_callbacks(callbacks, self.config) if joined().root else []
+        )  # what is missing is said before hours are spent
         order = self._order()
         total = self._total(order)
-        if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
-            self.precompute()
-        mark = fingerprint(self.config, [ids for pair in self.pairs for ids in pair.identity()])
-        loop = Loop(self.lm, self, self.config, order, total, warmup_steps(self.config, total), mark)
-        return loop.run(resume, watching)
+        data = [ids for pair in self.pairs for ids in pair.identity()]
+        with working_together(self, resume, lambda config: fingerprint(config, data)) as mark:
+            if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
+                self.precompute()
+            warmup = warmup_steps(self.config, total)
+            loop = Loop(self.lm, self, self.config, order, total, warmup, mark, self.team)
+            return loop.run(resume, watching)
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model where it is trained in full."""
@@ -580,6 +640,16 @@ def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[An
     return np.concatenate(chosen), np.concatenate(rejected)
 
 
+def _coefficients(parts: Sequence[_Part], result: PreferenceLoss) -> dict[int, np.ndarray[Any, Any]]:
+    """A micro-batch's place -> (N,) d loss / d log p of its sequences, out of an objective over all of them."""
+    found, w, l = {}, 0, 0
+    for part in parts:
+        ends = w + part.chosen, l + part.forest.sequences - part.chosen
+        found[part.place] = np.concatenate([result.grad_chosen[w : ends[0]], result.grad_rejected[l : ends[1]]])
+        w, l = ends
+    return found
+
+
 def _joined(results: list[PreferenceLoss], members: list[list[int]]) -> PreferenceLoss:
     """The micro-batches' results as one batch's, in the pairs' own order."""
     order = np.argsort(np.concatenate(members), kind="stable")
@@ -587,4 +657,6 @@ def _joined(results: list[PreferenceLoss], members: list[list[int]]) -> Preferen
     return PreferenceLoss(float(joined["losses"].mean()), **joined)
 
 
+_Slots = dict[int, list[_Part]]  # a rank's slots and their micro-batches
+_Found = tuple[list[_Part], PreferenceLoss]  # all micro-batches of a step, and the objective over its pairs
 _VECTORS = ("losses", "rewards_chosen", "rewards_rejected", "margins", "accuracies", "grad_chosen", "grad_rejected")

@@ -47,6 +47,14 @@ class ReferenceLogps:
         """Remember values (n,) under digests (n)."""
         self._values.update(zip(digests, map(float, values), strict=True))
 
+    def values(self) -> dict[bytes, float]:
+        """All that is known, by digest."""
+        return dict(self._values)
+
+    def merge(self, values: dict[bytes, float]) -> None:
+        """Remember what another rank's file holds."""
+        self._values.update(values)
+
     def get(self, digests: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """(n,) float64, or None where one of them is not known."""
         if not all(digest in self._values for digest in digests):

@@ -15,11 +15,14 @@ from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.model import LanguageModel
+from jpo.parallel.ranks import joined
+from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.preference import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
+from jpo.train.ranks import alone, working_together
 
 
 class SFTTrainer:
@@ -49,6 +52,7 @@ class SFTTrainer:
         self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
         self.told = self.report.then(self.encoder.report())  # what became of the training records
         self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_examples).items()}
+        self.team = Team()
         self.memory = memory.check(lm, self.config, [len(example) for example in self.examples])
         if self.config.full:
             lm.enable_full()
@@ -68,23 +72,23 @@ class SFTTrainer:
         return self._run([self.examples[i] for i in indices], step, train=True)
 
     def _run(self, examples: list[Encoded], step: int, train: bool) -> dict[str, float]:
+        """Over ranks: each computes its slots' examples, and all are given the metrics of the whole."""
+        self.team.tree.begin()
         tokens = sum(len(example.response) for example in examples)
-        total = entropy = hits = rows = entries = 0.0
+        dealt = self.team.deal([(example,) for example in examples])
         seed = self.config.dropout_seed(step) if train else None
-        for members in micro_batches([(example,) for example in examples], self.config.token_budget):
-            chunk = [examples[i] for i in members]
-            forest = build_forest([(example.prompt, example.response) for example in chunk], "response")
-            scores = self.lm.forward(forest, keep=train, stats=True, dropout_seed=seed)
-            assert scores.entropy is not None and scores.hit is not None
-            total -= float(forest.sequence_sums(scores.logps).sum())
-            entropy, hits, rows, entries = (
-                entropy + float(scores.entropy.sum()),
-                hits + float(scores.hit.sum()),
-                rows + forest.rows,
-                entries + len(scores.hit),
-            )
+        parts = []
+        for slot in self.team.own:
+            chosen = [examples[i] for i in dealt[slot]]
+            for members in micro_batches([(one,) for one in chosen], self.config.token_budget):
+                parts.append(self._part([chosen[i] for i in members], tokens, seed))
             if train:
-                self.lm.backward(forest.entry_coefficients(np.full(len(chunk), -1.0 / tokens)))
+                assert self.lm.trainable is not None
+                self.team.close(slot, self.lm.trainable.grads)
+        total = entropy = hits = rows = entries = 0.0
+        for part in (part for own in self.team.ranks.allgather(parts) for part in own):
+            total, entropy, hits = total - part[0], entropy + part[1], hits + part[2]
+            rows, entries = rows + part[3], entries + part[4]
         return {
             "loss": total / tokens,
             "entropy": entropy / entries,
@@ -92,6 +96,17 @@ class SFTTrainer:
             "num_tokens": float(sum(map(len, examples))),
             "rows_computed": rows,
         }
+
+    def _part(self, chunk: list[Encoded], tokens: int, seed: int | None) -> tuple[float, float, float, int, int]:
+        """One micro-batch of a step of `tokens` response tokens, with backward where a seed is given: the sums of log p,
+        entropy and hits; rows and loss entries."""
+        forest = build_forest([(example.prompt, example.response) for example in chunk], "response")
+        scores = self.lm.forward(forest, keep=seed is not None, stats=True, dropout_seed=seed)
+        assert scores.entropy is not None and scores.hit is not None
+        if seed is not None:
+            self.lm.backward(forest.entry_coefficients(np.full(len(chunk), -1.0 / tokens)))
+        sums = float(forest.sequence_sums(scores.logps).sum()), float(scores.entropy.sum()), float(scores.hit.sum())
+        return *sums, forest.rows, len(scores.hit)
 
     @property
     def sizes(self) -> tuple[int, dict[str, int]]:
@@ -103,9 +118,10 @@ class SFTTrainer:
         assert self.lm.trainable is not None
         chosen = sorted((self.examples[i] for i in indices), key=len)
         middle = chosen[len(chosen) // 2]
-        seconds = quickest(lambda: self._run([middle], 0, train=True))
+        with alone(self):
+            seconds = quickest(lambda: self._run([middle], 0, train=True))
         self.lm.trainable.grads[:] = 0
-        return seconds * sum(map(len, chosen)) / len(middle)
+        return seconds * sum(map(len, chosen)) / len(middle) / self.team.ranks.size
 
     def _total(self, order: Order) -> int:
         return total_steps(self.config, order.steps_per_epoch, DEFAULT_EPOCHS * order.steps_per_epoch)
@@ -114,15 +130,15 @@ class SFTTrainer:
         """Train; the history, a mapping of lists. callbacks: jpo.train.Callback objects, or functions of each row."""
         from jpo.train.progress import make_callbacks
 
+        watching = make_callbacks(callbacks, self.config) if joined().root else []  # what is missing is said at once
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
         total = self._total(order)
         asked = self.config.warmup_steps
         warmup = asked if asked is not None else round(self.config.warmup_ratio * total)
-        mark = fingerprint(
-            self.config, [ids for example in self.examples for ids in (example.prompt, example.response)]
-        )
-        loop = Loop(self.lm, self, self.config, order, total, warmup, mark)
-        return loop.run(resume, make_callbacks(callbacks, self.config))
+        data = [ids for example in self.examples for ids in (example.prompt, example.response)]
+        with working_together(self, resume, lambda config: fingerprint(config, data)) as mark:
+            loop = Loop(self.lm, self, self.config, order, total, warmup, mark, self.team)
+            return loop.run(resume, watching)
 
     def dry_run(self) -> dict[str, Any]:
         """Tokens, memory and time that the run would take, by one probed step; writes nothing."""

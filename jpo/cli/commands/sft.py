@@ -20,6 +20,7 @@ def sft(
     ] = None,
     eval_data: training.EvalData = None,
     check: Check = True,
+    ranks: training.Ranks = None,
     resume: training.Resume = False,
     dry_run: training.DryRun = False,
     **options: Any,
@@ -27,7 +28,7 @@ def sft(
     """Fine-tune a model on responses: an adapter, or every weight with --full.
 
     Leaves an adapter in --output as jpo train does; with --full a Hugging Face directory."""
-    own: dict[str, Any] = {"model": model, "data": data, "eval_data": eval_data}
+    own: dict[str, Any] = {"model": model, "data": data, "eval_data": eval_data, "ranks": ranks}
 
     def make(lm: Any, config: Any, sets: Any) -> Any:
         from jpo import SFTTrainer

@@ -23,6 +23,7 @@ def train(
         str | None, typer.Option("--adapter", rich_help_panel=GROUPS["adapter"], help="Start from this adapter.")
     ] = None,
     check: Check = True,
+    ranks: training.Ranks = None,
     resume: training.Resume = False,
     dry_run: training.DryRun = False,
     **options: Any,
@@ -34,7 +35,7 @@ def train(
 
     Example: jpo train --model tiny --data example --scope joint --output out
     """
-    own: dict[str, Any] = {"model": model, "data": data, "eval_data": eval_data, "adapter": adapter}
+    own: dict[str, Any] = {"model": model, "data": data, "eval_data": eval_data, "adapter": adapter, "ranks": ranks}
     advice = "; for a first try: --model tiny --data example"
 
     def make(lm: Any, config: Any, sets: Any) -> Any:

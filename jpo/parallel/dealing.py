@@ -1,0 +1,28 @@
+"""Records of a step dealt to slots, the costliest first. A pure function of their tokens, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jpo.data.batches import Bin, forest_rows, longest_first
+from jpo.data.encoding import Encoded
+
+
+def deal(records: Sequence[Sequence[Encoded]], slots: int) -> list[list[int]]:
+    """Which records each slot computes; ascending indices. A record goes where its text stands already (the fewest rows
+    are added), as long as that slot stays within an even share of all rows; otherwise where the slot's rows stay
+    fewest."""
+    if slots == 1:
+        return [list(range(len(records)))]
+    even = forest_rows(records) / slots
+    bins = [Bin() for _ in range(slots)]
+    for member, segments in longest_first(records):
+        alone = sum(rows for _, rows in segments)
+        costs = [(own.added(segments), own) for own in bins]
+        shared = [(added, own) for added, own in costs if added < alone and own.rows + added <= even]
+        if shared:
+            chosen = min(shared, key=lambda cost: (cost[0], cost[1].rows))[1]
+        else:
+            chosen = min(costs, key=lambda cost: (cost[0] + cost[1].rows, cost[0]))[1]
+        chosen.put(member, segments)
+    return [sorted(own.members) for own in bins]

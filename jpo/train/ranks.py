@@ -1,0 +1,63 @@
+"""A trainer over the ranks of an MPI job: the same start on all of them, checked by name, and one team for the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jpo import _core
+from jpo.parallel.team import Team, begun, code_digest
+from jpo.train import checkpoint
+
+
+@contextlib.contextmanager
+def working_together(trainer: Any, resume: bool, mark_of: Callable[[Any], dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Inside the block the trainer belongs to the team of this process's MPI job, if it is one of several; gives the
+    run's mark, mark_of(config). JpoError where ranks differ in options, data, base model, code or processor."""
+    config = trainer.config
+    output = config.output if resume else None
+    team = begun(config.slots, lambda: checkpoint.slots_of(output) if output else None)
+    trainer.config = dataclasses.replace(config, slots=team.slots)
+    mark = mark_of(trainer.config)
+    if team.ranks.size > 1:
+        team.check_same(_told(trainer, mark))
+    before, trainer.team = trainer.team, team
+    try:
+        yield mark
+    finally:
+        trainer.team, trainer.config = before, config
+
+
+def _told(trainer: Any, mark: dict[str, str]) -> dict[str, str]:
+    from jpo.evaluate.sampling import weights_digest
+
+    own = {
+        "base model or adapter": weights_digest(trainer.lm),
+        "code": code_digest(),
+        "isa": _core.system_info()["isa"],
+    }
+    sets = {f"evaluation data {name}": _digest(items) for name, items in trainer.eval_sets.items()}
+    return {f"option {key}" if key != "data" else key: value for key, value in mark.items()} | own | sets
+
+
+def _digest(items: Sequence[Any]) -> str:
+    """Of evaluation records: their tokens."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for item in items:
+        for sequence in getattr(item, "sequences", (item,)):
+            sha.update(sequence.prompt.tobytes() + b"|" + sequence.response.tobytes() + b"|")
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def alone(trainer: Any) -> Iterator[None]:
+    """Inside the block the trainer computes all its slots by itself, whatever the other ranks do."""
+    before, trainer.team = trainer.team, Team(slots=trainer.team.slots)
+    try:
+        yield
+    finally:
+        trainer.team = before
