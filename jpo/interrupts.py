@@ -80,8 +80,8 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Inside the block these signals only stand in the list: processes that work together stop together, at a place that
-    they agree on. A signal that is ignored stays ignored."""
+    """Inside the block these signals only stand in the list: processes that work together stop together, at a place
+    that they agree on. A signal that is ignored stays ignored."""
     came: list[int] = []
     if not _main_thread():
         yield came

@@ -154,8 +154,8 @@ def bcast_into(ranks: Alone, vector: Vector) -> None:
 
 
 class Sharded:
-    """A vector of `size` values of which each rank holds its shard. Rank 0 reads it piece by piece (pieces), while every
-    other rank gives its own (give), so that the whole stands nowhere."""
+    """A vector of `size` values of which each rank holds its shard. Rank 0 reads it piece by piece (pieces), while
+    every other rank gives its own (give), so that the whole stands nowhere."""
 
     def __init__(self, ranks: Alone, shard: Vector, size: int):
         self.ranks, self.shard, self.size = ranks, shard, size

@@ -30,8 +30,9 @@ class Relaunch(Exception):
 
 
 def enter(ranks: int | None, only_said: bool = False) -> None:
-    """At the head of a command that works over ranks: joins those that a launcher started, and lets the first alone print;
-    without a launcher raises Relaunch where `ranks` are asked for (unless the command only says what it would do)."""
+    """At the head of a command that works over ranks: joins those that a launcher started, and lets the first alone
+    print; without a launcher raises Relaunch where `ranks` are asked for (unless the command only says what it would
+    do)."""
     if ranks is not None and (isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1):
         raise JpoError(f"--ranks: expected a positive whole number, got {ranks!r}")
     if announced() is None:

@@ -1,6 +1,7 @@
 """A team: ranks, and the slots of an optimizer step that are dealt to them.
 
-Which slot computes what, and the order of every sum, depend on the number of slots alone; the ranks only share the work.
+Which slot computes what, and the order of every sum, depend on the number of slots alone; the ranks only share the
+work.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Team:
             self.tree.add(slot, grads)
 
     def mapped(self, items: Sequence[Any], function: Callable[[Sequence[Any]], np.ndarray[Any, Any]]) -> Any:
-        """(N, ...) values of N items, computed slot by slot by runs of neighbours, and shared; function gives one row an
-        item."""
+        """(N, ...) values of N items, computed slot by slot by runs of neighbours, and shared; function gives one row
+        an item."""
         cuts = [slot * len(items) // self.slots for slot in range(self.slots + 1)]
         own = [function(items[cuts[slot] : cuts[slot + 1]]) for slot in self.own if cuts[slot] < cuts[slot + 1]]
         return np.concatenate([part for rank in self.ranks.allgather(own) for part in rank])
@@ -93,8 +94,8 @@ class Team:
 
 
 def begun(slots: int | None, held: Callable[[], int | None]) -> Team:
-    """The team of a run: the ranks of this job; slots as asked for, as the resumed run had them (held(), asked on rank 0
-    alone), or the default."""
+    """The team of a run: the ranks of this job; slots as asked for, as the resumed run had them (held(), asked on rank
+    0 alone), or the default."""
     ranks = joined()
     chosen = ranks.bcast((slots or held()) if ranks.root else None)
     if chosen is None:

@@ -76,8 +76,8 @@ def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
 
 
 class Loop:
-    """Runs `total` optimizer steps of a task over an order of data. Over ranks every one runs it; the first alone reads and
-    writes files, calls callbacks and decides, and all stop at the same step."""
+    """Runs `total` optimizer steps of a task over an order of data. Over ranks every one runs it; the first alone
+    reads and writes files, calls callbacks and decides, and all stop at the same step."""
 
     def __init__(
         self,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,117 +22,32 @@ from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, pre
 from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import JpoError
-from jpo.memory import free_bytes
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
 from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
-from jpo.profiling import compute_costs
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
-from jpo.train.config import DEFAULT_STEPS, DEFAULT_WARMUP, PreferenceConfig, TrainingConfig
+from jpo.train.common import (
+    SETTINGS_VERSION as SETTINGS_VERSION,
+)
+from jpo.train.common import (
+    adapter_settings,
+    ensure_adapter,
+    named_sets,
+    probe,
+    quickest,
+    settled,
+    total_steps,
+    warmup_steps,
+)
+from jpo.train.config import DEFAULT_STEPS, PreferenceConfig
 from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.ranks import alone, working_together
 from jpo.train.reference import ReferenceLogps, sequence_digest
 
 _SAVE_SECONDS = 30.0  # between writes of the reference file while it is computed
-SETTINGS_VERSION = 2  # of jpo_config.json; in those without one, training.template "paper" is what "spaced" is now
-C = TypeVar("C", bound=TrainingConfig)
-
-
-def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageModel) -> dict[str, Any]:
-    """What stands in jpo_config.json beside the adapter: sampling and evaluation read it."""
-    own = {
-        "version": SETTINGS_VERSION,
-        "template": template.to_dict(),
-        "max_length": config.max_length,
-        "max_prompt_length": config.max_prompt_length,
-    }
-    training = config.to_dict() | {"template": template.name}
-    return own | {"truncation": config.truncation, "compute": lm.compute, "training": training}
-
-
-def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
-    """The adapter that the model carries, or a fresh one by the config."""
-    if lm.trainable is None:
-        lm.add_lora(
-            config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed
-        )
-
-
-def settled(lm: LanguageModel, config: C) -> C:
-    """The config with what the model brings in it, so that checkpoints hold a run to it: its compute type and storage, and
-    the shape of the adapter that it carries. JpoError where the config asks for another compute type or storage.
-    The model's passes keep from now on what the config's gradient_checkpointing says."""
-    brought: dict[str, Any] = {"compute": lm.compute, "storage": lm.storage}
-    for name, value in brought.items():
-        asked = getattr(config, name)
-        if asked not in (None, value) and not (name == "compute" and asked == "auto"):
-            raise JpoError(
-                f"{name}: the config says {asked!r}, but the model was loaded with {value!r}; "
-                f"use jpo.load(..., {name}={asked!r})"
-            )
-    if lm.lora is not None:
-        brought |= lm.lora.options()
-    lm.set_recompute(config.gradient_checkpointing)
-    return dataclasses.replace(config, **brought)
-
-
-def probe(
-    lm: LanguageModel,
-    forests: Sequence[Forest],
-    total: int,
-    per_epoch: int,
-    step: Callable[[], Any],
-    needed: memory.Estimate,
-) -> dict[str, Any]:
-    """What a dry run says of `total` steps: rows and memory of the first one's forests by the plan, times by running it."""
-    assert lm.trainable is not None
-    seconds, costs = compute_costs(lm, step)
-    lm.trainable.grads[:] = 0
-    return {
-        "steps": total,
-        "steps_per_epoch": per_epoch,
-        "rows_first_step": sum(forest.rows for forest in forests),
-        "buffers_gb": round(max(lm.pass_bytes(forest, True) for forest in forests) / 2**30, 4),
-        "step_seconds": round(seconds, 4),
-        "total_seconds": round(seconds * total, 1),
-        "trained_values": int(lm.trainable.params.size),
-        "memory_gb": {name: round(count / 2**30, 4) for name, count in needed.parts().items()},
-        "free_gb": round(free_bytes() / 2**30, 2),
-        "step_seconds_by_compute": costs,
-    }
-
-
-def total_steps(config: TrainingConfig, per_epoch: int, default: int) -> int:
-    """Optimizer steps that the config asks for."""
-    if config.steps is not None:
-        return config.steps
-    return default if config.epochs is None else max(1, round(config.epochs * per_epoch))
-
-
-def warmup_steps(config: TrainingConfig, total: int) -> int:
-    """Steps of warm-up: as asked for, otherwise at most a tenth of the run."""
-    return config.warmup_steps if config.warmup_steps is not None else min(DEFAULT_WARMUP, total // 10)
-
-
-def quickest(work: Callable[[], Any], times: int = 2) -> float:
-    """Seconds of the quickest of several runs: the first one allocates."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def named_sets(given: Any) -> dict[str, Any]:
-    """Evaluation data by name: a mapping as it is, other data as the set "", None as no set."""
-    if given is None:
-        return {}
-    return dict(given) if isinstance(given, Mapping) else {"": given}
-
 
 _NONE: np.ndarray[Any, np.dtype[np.float64]] = np.empty(0)
 

@@ -19,9 +19,9 @@ from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
+from jpo.train.common import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.preference import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
 from jpo.train.ranks import alone, working_together
 
 
@@ -98,8 +98,8 @@ class SFTTrainer:
         }
 
     def _part(self, chunk: list[Encoded], tokens: int, seed: int | None) -> tuple[float, float, float, int, int]:
-        """One micro-batch of a step of `tokens` response tokens, with backward where a seed is given: the sums of log p,
-        entropy and hits; rows and loss entries."""
+        """One micro-batch of a step of `tokens` response tokens, with backward where a seed is given: the sums of log
+        p, entropy and hits; rows and loss entries."""
         forest = build_forest([(example.prompt, example.response) for example in chunk], "response")
         scores = self.lm.forward(forest, keep=seed is not None, stats=True, dropout_seed=seed)
         assert scores.entropy is not None and scores.hit is not None

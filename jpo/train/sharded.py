@@ -1,4 +1,5 @@
-"""AdamW whose moments are dealt to the ranks (ZeRO-1, arXiv 1910.02054): each updates its shard and gathers the others'.
+"""AdamW whose moments are dealt to the ranks (ZeRO-1, arXiv 1910.02054): each updates its shard and gathers the
+others'.
 
 Bit for bit what one process computes: every value's update is its own, the norm's sums stand in one order.
 """
@@ -58,7 +59,8 @@ class ShardedAdamW(AdamW):
             exchange.Sharded(self.team.ranks, own, self.whole.size).give()
 
     def load(self, tensors: dict[str, np.ndarray[Any, Any]], count: int) -> None:
-        """Back to a checkpoint's state, which rank 0 has read; `tensors` is empty on the others. Every rank calls it."""
+        """Back to a checkpoint's state, which rank 0 has read; `tensors` is empty on the others. Every rank calls
+        it."""
         ranks = self.team.ranks
         whole = np.empty_like(self.whole) if tensors == {} else None
         first, end = exchange.shards(self.whole.size, ranks.size)[ranks.rank]

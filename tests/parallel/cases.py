@@ -1,5 +1,5 @@
-"""Short training runs whose results must not depend on the number of ranks: python cases.py OUTPUT, alone or under mpiexec.
-Rank 0 writes {case: [digest of the trained values, rows of metrics]} as JSON."""
+"""Short training runs whose results must not depend on the number of ranks: python cases.py OUTPUT, alone or under
+mpiexec. Rank 0 writes {case: [digest of the trained values, rows of metrics]} as JSON."""
 
 import contextlib
 import hashlib

@@ -1,5 +1,5 @@
-"""Training over MPI: the same bits for any number of ranks, one message and a quick end where one fails, checkpoints that
-any number of ranks goes on with."""
+"""Training over MPI: the same bits for any number of ranks, one message and a quick end where one fails, checkpoints
+that any number of ranks goes on with."""
 
 import json
 import os
