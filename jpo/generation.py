@@ -25,8 +25,7 @@ _MASK = 2**64 - 1
 @dataclass(frozen=True)
 class Completion:
     """One sample: text without the stop string or end token, its token ids, the log-likelihood of the tokens drawn
-    (under
-    the model itself: temperature 1, no cut), and why it ended: "stop" or "length"."""
+    (under the model itself: temperature 1, no cut), and why it ended: "stop" or "length"."""
 
     text: str
     token_ids: list[int]
@@ -44,6 +43,12 @@ class _Stream:
     logp: float = 0.0
     reason: str = ""
     text: str = ""
+
+
+def sample_generator(seed: int, number: int, sample: int) -> np.random.Generator:
+    """What one sample draws from: a function of the seed, the prompt's number and the sample's own."""
+    key = np.array([seed & _MASK, ((number << 20) + sample) & _MASK], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _check(n: int, temperature: float, top_p: float, top_k: int, max_new_tokens: int) -> None:
@@ -124,12 +129,8 @@ class _Batch:
         self.streams = []
         ranges = []  # of each stream: the prompt's first cache row and length, its own first row
         for prompt, sample in work:
-            generator = np.random.Generator(
-                np.random.Philox(
-                    key=np.array([seed & _MASK, ((numbers[prompt] << 20) + sample) & _MASK], dtype=np.uint64)
-                )
-            )
-            stream = _Stream(prompt, sample, generator, min(new_tokens, longest - len(encoded[prompt])))
+            room = min(new_tokens, longest - len(encoded[prompt]))
+            stream = _Stream(prompt, sample, sample_generator(seed, numbers[prompt], sample), room)
             self.streams.append(stream)
             ranges.append((*places[prompt], rows))
             rows += stream.room

@@ -96,6 +96,14 @@ def load(
     return LanguageModel(load_checkpoint(name_or_path, check=check), storage=storage, compute=compute)
 
 
+@dataclass(frozen=True)
+class HeldAdapter:
+    """An adapter that was taken out of a model and can be put back: several of them may share one base."""
+
+    trainable: Trainable
+    lora: LoraSettings
+
+
 class LanguageModel:
     """A decoder LM on the CPU. Not for several threads at once: one call at a time."""
 
@@ -313,6 +321,20 @@ class LanguageModel:
         if not self.full:
             self._core.clear()
             self.trainable = self.lora = None
+
+    def take_adapter(self) -> HeldAdapter | None:
+        """Takes the adapter out of the model, for use_adapter; None where there is none."""
+        if self.lora is None or self.trainable is None:
+            return None
+        held = HeldAdapter(self.trainable, self.lora)
+        self.remove_adapter()
+        return held
+
+    def use_adapter(self, held: HeldAdapter) -> None:
+        """Puts an adapter that take_adapter gave, of this same model, in place of any other; its values are not copied."""
+        self.trainable, self.lora = held.trainable, held.lora
+        places = lora_places(modules(self.config), held.lora, held.trainable.offsets)
+        self._core.set_lora(held.trainable.params, held.trainable.grads, places)
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -5,6 +5,7 @@
 #include "bind/arguments.h"
 #include "bind/model.h"
 
+#include "kernels/gemm.h"
 #include "model/decode.h"
 #include "ops/sample.h"
 
@@ -180,7 +181,14 @@ static PyObject *draw(PyObject *self, PyObject *args) {
     return jpo_raise(&err);
 }
 
+static PyObject *small_batch_rows(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLongLong(jpo_gemv_find()->rows);
+}
+
 static PyMethodDef methods[] = {
+    {"small_batch_rows", small_batch_rows, METH_NOARGS,
+     "Private: jpo.cache. The most rows of a float32 product that are summed as one row is; larger ones are alike."},
     {"draw", draw, METH_VARARGS, "Private: jpo.generation. One token and its log-likelihood for each row of logits."},
     {NULL, NULL, 0, NULL}};
 

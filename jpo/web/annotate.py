@@ -28,7 +28,7 @@ from starlette.staticfiles import StaticFiles
 
 from jpo.errors import JpoError
 from jpo.web.project import Project, item_of
-from jpo.web.security import COOKIE, Bucket, Guard, cookie_of, session_of, signed
+from jpo.web.security import COOKIE, Bucket, Guard, cookie_of, json_object, session_of, signed
 from jpo.web.store import VERDICTS, Showing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -177,7 +177,7 @@ class Pages:
 
     async def verdict(self, request: Request) -> Response:
         """POST /verdict: keeps one verdict, then gives the next item as a fragment of HTML."""
-        given = await _json_object(request)
+        given = await json_object(request)
         name = self.checked(request, request.headers.get("x-csrf-token"))
         showing, seconds = given.get("showing"), given.get("seconds", 0)
         if isinstance(showing, bool) or not isinstance(showing, int) or abs(showing) >= 1 << 62:
@@ -273,16 +273,6 @@ class Pages:
             finally:
                 group.cancel_scope.cancel()
         self.save()
-
-
-async def _json_object(request: Request) -> dict[str, Any]:
-    try:
-        given = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "expected JSON") from None
-    if not isinstance(given, dict):
-        raise HTTPException(400, "expected a JSON object")
-    return given
 
 
 def _svg(interplay: dict[str, Any]) -> bytes:

@@ -55,6 +55,14 @@ def swapped(rules: Rules, annotator: str, item: str, again: int) -> bool:
     return (_draw(rules, "side", annotator, item) < 0.5) != bool(again)
 
 
+def _holders(showings: Iterable[Showing]) -> dict[str, set[str]]:
+    """item -> the annotators before whom it stood or stands."""
+    holders: dict[str, set[str]] = {}
+    for showing in showings:
+        holders.setdefault(showing.item, set()).add(showing.annotator)
+    return holders
+
+
 def _wanted(rules: Rules, annotator: str, items: Iterable[Item], holders: Mapping[str, set[str]]) -> list[str]:
     """Items that this annotator has not seen and that still lack annotators, the next one first."""
     open_items = [
@@ -97,13 +105,15 @@ def next_choice(
     """
     now = time.time() if now is None else now
     answered = {answer.showing.id for answer in answers}
-    holders: dict[str, set[str]] = {}
     for showing in showings:
-        mine = showing.annotator == annotator
-        if showing.id not in answered and mine and showing.item in items:
+        if showing.annotator == annotator and showing.id not in answered and showing.item in items:
             return showing
-        if mine or showing.id in answered or now - showing.at < _LEASE:
-            holders.setdefault(showing.item, set()).add(showing.annotator)
+    live = (
+        showing
+        for showing in showings
+        if showing.annotator == annotator or showing.id in answered or now - showing.at < _LEASE
+    )
+    holders = _holders(live)
     own = [answer for answer in answers if answer.showing.annotator == annotator and answer.showing.item in items]
     shown = {(showing.item, showing.again) for showing in showings if showing.annotator == annotator}
     fresh = _wanted(rules, annotator, items.values(), holders)
@@ -119,8 +129,6 @@ def progress(
     """(items that the annotator has answered, items that are his or could still become his)."""
     own = {answer.showing.item for answer in answers if answer.showing.annotator == annotator}
     own &= set(items)
-    holders: dict[str, set[str]] = {}
-    for showing in showings:
-        holders.setdefault(showing.item, set()).add(showing.annotator)
+    holders = _holders(showings)
     seen = {item for item, names in holders.items() if annotator in names} & set(items)
     return len(own), len(seen | set(_wanted(rules, annotator, items.values(), holders)))

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
-from starlette.responses import PlainTextResponse
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 COOKIE = "jpo_session"
 BODY_LIMIT = 64 << 10  # bytes of a request
+BODY_SECONDS = 30.0  # in which its body must arrive
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -68,10 +75,13 @@ class Bucket:
 
 
 class Guard:
-    """ASGI middleware: security headers on every response, bounds on size (413) and rate (429)."""
+    """ASGI middleware: security headers on every response, bounds on size (413), rate (429) and on the time that a body
+    takes to arrive (408). rate None: no bound on the rate."""
 
-    def __init__(self, app: Any, rate: float = 30.0, burst: int = 300):
-        self.app, self.bucket = app, Bucket(rate, burst)
+    def __init__(self, app: Any, rate: float | None = 30.0, burst: int = 300, limit: int = BODY_LIMIT,
+                 refusal: Callable[[str, int], Response] = PlainTextResponse):  # fmt: skip
+        self.app, self.bucket, self.limit = app, None if rate is None else Bucket(rate, burst), limit
+        self.refusal = refusal
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -89,13 +99,19 @@ class Guard:
             await send(message)
 
         address = (scope.get("client") or ("",))[0]
-        if not self.bucket.take(address):
-            refused = PlainTextResponse("too many requests: wait a moment", 429, {"retry-after": "2"})
+        if self.bucket is not None and not self.bucket.take(address):
+            refused = self.refusal("too many requests: wait a moment", 429)
+            refused.headers["retry-after"] = "2"
             await refused(scope, receive, guarded)
             return
-        body = await _bounded(receive)
+        try:
+            with anyio.fail_after(BODY_SECONDS):
+                body = await _bounded(receive, self.limit)
+        except TimeoutError:
+            await self.refusal("the request's body did not arrive", 408)(scope, receive, guarded)
+            return
         if body is None:
-            await PlainTextResponse(f"a request holds at most {BODY_LIMIT} bytes", 413)(scope, receive, guarded)
+            await self.refusal(f"a request holds at most {self.limit} bytes", 413)(scope, receive, guarded)
             return
         given = False
 
@@ -109,8 +125,27 @@ class Guard:
         await self.app(scope, once, guarded)
 
 
-async def _bounded(receive: Any) -> bytes | None:
-    """The request's body, or None where it exceeds BODY_LIMIT."""
+async def json_object(request: Request) -> dict[str, Any]:
+    """The request's body, a JSON object; 400 otherwise."""
+    try:
+        given = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "expected JSON") from None
+    if not isinstance(given, dict):
+        raise HTTPException(400, "expected a JSON object")
+    return given
+
+
+def from_elsewhere(request: Request) -> bool:
+    """Whether a page of another origin sends this: browsers say so, programs say nothing."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        return True
+    return request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+
+
+async def _bounded(receive: Any, limit: int) -> bytes | None:
+    """The request's body, or None where it exceeds the limit."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -119,7 +154,7 @@ async def _bounded(receive: Any) -> bytes | None:
             return b"".join(parts)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > BODY_LIMIT:
+        if size > limit:
             return None
         if not message.get("more_body"):
             return b"".join(parts)

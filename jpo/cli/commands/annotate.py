@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Optional
 
 import typer
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def annotate(
@@ -49,14 +48,25 @@ def annotate(
     the page goes on; started again, everything goes on where it was. What comes out is what jpo interplay, jpo pairs
     --preferences and jpo train read.
     """
-    from jpo.errors import JpoError, MissingExtra
     from jpo.web.assignment import Rules
     from jpo.web.items import read_items
+    from jpo.web.listen import check_prefix
 
     rules = Rules(overlap, repeat, seed)
-    if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-        raise JpoError(f"--prefix: expected a path such as /annotate, got {prefix!r}")
+    check_prefix(prefix)
     items = read_items(input)
+    _say_items(items)
+    if dry_run:
+        gold = sum(item.gold is not None for item in items)
+        answers = (len(items) - gold) * overlap
+        typer.echo(
+            f"{answers} verdicts to give, beside {gold} gold items and a share of {repeat:g} repeated for each annotator"
+        )
+        return
+    _serve(items, rules, _guideline(guideline), output, host, port, prefix, annotator or ())
+
+
+def _say_items(items: Any) -> None:
     joint = sum(item.joint for item in items)
     gold = sum(item.gold is not None for item in items)
     typer.echo(f"{len(items)} items: {joint} joint, {len(items) - joint} conditional; {gold} of them gold")
@@ -64,55 +74,57 @@ def annotate(
         typer.echo(f"{items.repeated} records repeat an item that stands before: they are asked once")
     if items.report.dropped:
         typer.echo(str(items.report))
-    if dry_run:
-        answers = (len(items) - gold) * overlap
-        typer.echo(
-            f"{answers} verdicts to give, beside {gold} gold items and a share of {repeat:g} repeated for each annotator"
-        )
-        return
-    try:
-        import uvicorn
 
-        from jpo.web.annotate import Pages, build
-    except ImportError as error:
-        raise MissingExtra(f"jpo annotate needs {error.name}: pip install 'jpo[web]'") from None
-    from jpo.web.project import GUIDELINE, Project
+
+def _guideline(path: str | None) -> str:
+    from jpo.web.project import GUIDELINE
+
+    if path is None:
+        return GUIDELINE
+    with open(path, encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def _serve(
+    items: Any, rules: Any, guideline: str, output: str, host: str, port: int, prefix: str, names: Sequence[str]
+) -> None:
+    """Serves until Ctrl-C or SIGTERM; the records are written at the end whatever happens."""
+    from jpo.web.listen import Listener, hosts, loopback, need_web
+
+    need_web("jpo annotate")
+    from jpo.web.annotate import Pages, build
+    from jpo.web.project import Project
     from jpo.web.store import Store
 
-    text = GUIDELINE
-    if guideline is not None:
-        with open(guideline, encoding="utf-8") as file:
-            text = file.read().strip()
     store = Store(f"{output}.annotations.sqlite")
-    project = Project(items, store, rules, text)
-    open_to_all = host in LOOPBACK
-    key = None if open_to_all else store.secret("key")
-    links = {name: store.secret(f"link:{name}") for name in annotator or ()}
-    pages = Pages(project, output=output, key=key, links=links, prefix=prefix)
-    hosts = [*LOOPBACK, "[::1]"] if open_to_all else ["*"]
-    config = uvicorn.Config(
-        build(pages, hosts), host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3,
-        proxy_headers=False, limit_concurrency=512,
-    )  # fmt: skip
-    socket = config.bind_socket()
-    shown = f"http://{'[::1]' if host == '::1' else host}:{socket.getsockname()[1]}{prefix}"
+    try:
+        project = Project(items, store, rules, guideline)
+        key = None if loopback(host) else store.secret("key")
+        links = {name: store.secret(f"link:{name}") for name in names}
+        pages = Pages(project, output=output, key=key, links=links, prefix=prefix)
+        listener = Listener(build(pages, hosts(host)), host, port, prefix)
+        _say_links(listener.url, host, key, links)
+        typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
+        try:
+            listener.run()
+        finally:
+            count = project.write(output)
+            typer.echo(f"{count} records in {output}")
+    finally:
+        store.close()
+
+
+def _say_links(url: str, host: str, key: str | None, links: Mapping[str, str]) -> None:
     query = f"?key={key}" if key else ""
-    if not open_to_all:
+    if key:
         typer.echo(
             f"warning: everybody who reaches {host} can see these pages; only who has a link below can enter", err=True
         )
     for name, secret in links.items():
-        typer.echo(f"{name}: {shown}/a/{secret}")
+        typer.echo(f"{name}: {url}/a/{secret}")
     if not links:
-        typer.echo(f"annotate: {shown}/{query}")
-    typer.echo(f"overview: {shown}/overview{query}")
-    typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
-    try:
-        uvicorn.Server(config).run(sockets=[socket])
-    finally:
-        count = project.write(output)
-        store.close()
-        typer.echo(f"{count} records in {output}")
+        typer.echo(f"annotate: {url}/{query}")
+    typer.echo(f"overview: {url}/overview{query}")
 
 
 def register(app: typer.Typer) -> None:
