@@ -24,7 +24,8 @@ _LETTERS = 64  # of a token at most, beyond which a text is refused before it is
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of the list. fingerprint differs where its weights do; beta: the one that its adapter was trained with."""
+    """One model of the list. fingerprint differs where its weights do; beta: the one that its adapter was trained
+    with."""
 
     name: str
     template: Template
@@ -46,8 +47,8 @@ def named_adapters(given: Sequence[str], base: str) -> dict[str, str]:
 
 
 class Models:
-    """Loads the adapters into `lm` and begins to decode. options: those of Batcher. template: for every model, instead of
-    its own."""
+    """Loads the adapters into `lm` and begins to decode. options: those of Batcher. template: for every model, instead
+    of its own."""
 
     def __init__(self, lm: Any, name: str, adapters: Mapping[str, str], *, template: str | None = None, **options: Any):
         self.lm = lm
