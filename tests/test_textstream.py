@@ -1,5 +1,5 @@
-"""Text of a stream token by token: what is given out adds up to the whole, never shows half a character, and ends before
-a stop string."""
+"""Text of a stream token by token: what is given out adds up to the whole, never shows half a character, and ends
+before a stop string."""
 
 import pytest
 from tokenizer_files import KINDS, make_tokenizer
