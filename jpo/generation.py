@@ -7,7 +7,6 @@ comes whatever else stands in the batch. Knows token ids and stop conditions; ne
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,10 +218,3 @@ def _draw(
         return _core.draw(logits, uniforms, temperature, min(top_k, logits.shape[1]), top_p)
     except ValueError as error:
         raise JpoError(str(error)) from None
-
-
-def tokens_per_second(lm: Any, prompt: str, tokens: int, n: int = 1) -> float:
-    """Measured decoding speed: n streams of `tokens` greedy tokens each, the prompt included."""
-    start = time.perf_counter()
-    done = generate(lm, [prompt], n=n, temperature=0, max_new_tokens=tokens)
-    return sum(len(completion.token_ids) for completion in done[0]) / (time.perf_counter() - start)

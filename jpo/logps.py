@@ -1,8 +1,8 @@
 """Log-likelihoods of label sequences and their gradients over arrays of logits, or of hidden states and a head.
 
-Labels are shifted inside, as Hugging Face's: the logits at position t score the label at t + 1; positions whose label is
-ignore_index are never read. Log-likelihoods are float64. -inf is probability 0; NaN or +inf in a scored row makes its
-sequence NaN. Arrays are read where they lie (NumPy, __dlpack__, buffer protocol); nothing large is copied silently.
+Labels are shifted inside, as Hugging Face's: the logits at position t score the label at t + 1; positions whose label
+is ignore_index are never read. Log-likelihoods are float64. -inf is probability 0; NaN or +inf in a scored row makes
+its sequence NaN. Arrays are read where they lie (NumPy, __dlpack__, buffer protocol); nothing large is copied silently.
 """
 
 from __future__ import annotations
@@ -94,10 +94,11 @@ def sequence_logps(
 ) -> Array:
     """Log-likelihoods of label sequences under logits.
 
-    logits (B, T, V) float32 or float64 (float16 and bfloat16 are computed in float32); labels (B, T) integers. Returns (B,)
-    float64: sums over the scored tokens, or their means with average=True; with token_logps=True instead (B, T - 1), the
-    log-likelihood of labels[:, 1:], 0 where ignored. ValueError or TypeError names the argument, what was expected and what
-    came (a label outside the vocabulary, a sequence without any scored token, a non-contiguous array, ...).
+    logits (B, T, V) float32 or float64 (float16 and bfloat16 are computed in float32); labels (B, T) integers. Returns
+    (B,) float64: sums over the scored tokens, or their means with average=True; with token_logps=True instead (B, T -
+    1), the log-likelihood of labels[:, 1:], 0 where ignored. ValueError or TypeError names the argument, what was
+    expected and what came (a label outside the vocabulary, a sequence without any scored token, a non-contiguous array,
+    ...).
     """
     z = _floats("logits", logits, 3, "(B, T, V)")
     scored = _Scored(labels, z.shape[:2], z.shape[2], ignore_index)
@@ -180,8 +181,8 @@ def linear_logps(
 ) -> Array:
     """Log-likelihoods under softmax(hidden weight^T) without the logits ever standing in memory.
 
-    hidden (B, T, H), weight (V, H), labels (B, T), shifted inside; both float64, or float32, float16, bfloat16 in any mix.
-    Returns as sequence_logps does. Memory does not grow with rows x vocabulary.
+    hidden (B, T, H), weight (V, H), labels (B, T), shifted inside; both float64, or float32, float16, bfloat16 in any
+    mix. Returns as sequence_logps does. Memory does not grow with rows x vocabulary.
     """
     h, w, scored = _head(hidden, weight, labels, ignore_index)
     if h.dtype == np.float64:

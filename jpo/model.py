@@ -32,8 +32,8 @@ _ROWS_PER_PASS = 2048  # of scoring without gradients: enough for the products' 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pass gives for each loss entry (L,): log p (float64); with stats also the entropy, the mean logit, the log of
-    sum_v p_v^2 (float64) and whether the target was the most likely token (bool)."""
+    """What a pass gives for each loss entry (L,): log p (float64); with stats also the entropy, the mean logit, the log
+    of sum_v p_v^2 (float64) and whether the target was the most likely token (bool)."""
 
     logps: np.ndarray[Any, np.dtype[np.float64]]
     entropy: np.ndarray[Any, np.dtype[np.float64]] | None = None
@@ -82,16 +82,18 @@ class Trainable:
 def load(
     name_or_path: str | os.PathLike[str], *, storage: Storage = "auto", compute: Compute = "float32", check: bool = True
 ) -> LanguageModel:
-    """Load a model: "smollm2-135m" or "gemma3-270m" (from installed packages: the error names them), "tiny", a Hugging Face
-    directory, a GGUF file.
+    """Load a model: "smollm2-135m" or "gemma3-270m" (from installed packages: the error names them), "tiny", a Hugging
+    Face directory, a GGUF file.
 
-    storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert once.
-    compute: the number type of products with the model's weights: "float32", "int16" (block-scaled), "bfloat16", "bfloat16x2" and
-        "bfloat16x3" (in one, two and three products of bfloat16 parts), or "auto", which is replaced by the fastest that this
-        processor has with at most bfloat16x2's or int16's error (`jpo doctor` names it); adapters and all sums stay float32.
+    storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert
+        once.
+    compute: the number type of products with the model's weights: "float32", "int16" (block-scaled), "bfloat16",
+        "bfloat16x2" and "bfloat16x3" (in one, two and three products of bfloat16 parts), or "auto", which is replaced
+        by the fastest that this processor has with at most bfloat16x2's or int16's error (`jpo doctor` names it);
+        adapters and all sums stay float32.
     check: weights with NaN or infinity are refused by tensor name.
-    JpoError names what is missing or malformed and the remedy. Weights are read from the file while the model is in use:
-    replace files by renaming; one that became shorter is refused at the next call.
+    JpoError names what is missing or malformed and the remedy. Weights are read from the file while the model is in
+    use: replace files by renaming; one that became shorter is refused at the next call.
     """
     return LanguageModel(load_checkpoint(name_or_path, check=check), storage=storage, compute=compute)
 
@@ -147,7 +149,8 @@ class LanguageModel:
         return sum(int(np.prod(tensor.shape)) for tensor in self._checkpoint.tensors.values())
 
     def stored_bytes(self, storage: Storage, must: bool = True) -> int:
-        """Bytes of the weights held as `storage`; must=False: tensors that cannot be held so count as they are stored."""
+        """Bytes of the weights held as `storage`; must=False: tensors that cannot be held so count as they are
+        stored."""
         return sum(stored_bytes(tensor, storage, must) for tensor in self._checkpoint.tensors.values())
 
     def adapter_ranks(self, r: int, target_modules: Sequence[str] | str) -> int:
@@ -177,7 +180,8 @@ class LanguageModel:
         stats: bool = False,
         dropout_seed: int | None = None,
     ) -> Scores:
-        """log p of each entry of the forest. keep: backward may follow; dropout_seed: train with the adapter's dropout."""
+        """log p of each entry of the forest. keep: backward may follow; dropout_seed: train with the adapter's
+        dropout."""
         self._checkpoint.check_files()
         seed = 0 if dropout_seed is None else int(dropout_seed) & ((1 << 64) - 1)
         on = adapter and self._adapter_on
@@ -206,7 +210,8 @@ class LanguageModel:
         self._core.trim()
 
     def _passes(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each pass over (prompt, response) sequences; a prompt that a pass holds already adds no rows."""
+        """(start, stop) of each pass over (prompt, response) sequences; a prompt that a pass holds already adds no
+        rows."""
         start, rows, prompts = 0, 0, set[tuple[int, ...]]()
         for index, (prompt, response) in enumerate(sequences):
             key = tuple(prompt)

@@ -1,11 +1,11 @@
 """Preference objectives over sequence log-likelihoods, with analytic gradients (C core, float64).
 
-s = h(log p - log p_ref), D = s_w - s_l, b = beta, e = label_smoothing, n = scored tokens, sg = sigmoid. Sources: sigmoid and
-label smoothing (DPO, 2305.18290; cDPO), JPO (2404.00530, equation 3: the same loss over joint log-likelihoods), robust
-(2403.00409), hinge (SLiC, 2305.10425), ipo (2310.12036), exo_pair (2402.00856), nca_pair (2402.05369), bco_pair
-(2404.04656), sppo_hard (2405.00675), apo_zero and apo_down (2408.06266), discopop (2406.08414), aot and aot_unpaired
-(2406.05882), kto (2402.01306), dpo_rk and dpo_davidson (2409.17431: DPO under Rao and Kupper's and Davidson's models of
-ties), simpo (2405.14734), orpo (2403.07691), rpo (2402.10958), iopo (2411.06208), f-divergences
+s = h(log p - log p_ref), D = s_w - s_l, b = beta, e = label_smoothing, n = scored tokens, sg = sigmoid. Sources:
+sigmoid and label smoothing (DPO, 2305.18290; cDPO), JPO (2404.00530, equation 3: the same loss over joint
+log-likelihoods), robust (2403.00409), hinge (SLiC, 2305.10425), ipo (2310.12036), exo_pair (2402.00856), nca_pair
+(2402.05369), bco_pair (2404.04656), sppo_hard (2405.00675), apo_zero and apo_down (2408.06266), discopop (2406.08414),
+aot and aot_unpaired (2406.05882), kto (2402.01306), dpo_rk and dpo_davidson (2409.17431: DPO under Rao and Kupper's and
+Davidson's models of ties), simpo (2405.14734), orpo (2403.07691), rpo (2402.10958), iopo (2411.06208), f-divergences
 (2309.16240), WPO's pair weights (2406.11827).
 
 Knows numbers; never models.
@@ -56,8 +56,8 @@ NU = {"dpo_rk": 3.0, "dpo_davidson": 1.0}  # equal rewards tie with probability 
 
 @dataclass(frozen=True)
 class LossInfo:
-    """What a loss reads; `of_d_alone`: a function of D, so that what both sides share cancels; `couples_batch`: a pair's
-    loss depends on the other pairs of the optimizer step."""
+    """What a loss reads; `of_d_alone`: a function of D, so that what both sides share cancels; `couples_batch`: a
+    pair's loss depends on the other pairs of the optimizer step."""
 
     name: str
     index: int
@@ -87,9 +87,9 @@ LOSSES: dict[str, LossInfo] = {
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """Result of preference_loss: loss is the mean of losses (B,); grad_chosen = d loss / d policy_chosen, the mean's 1/B
-    included. rewards = beta (log p - log p_ref) (reference-free losses: beta log p), margins their difference, accuracies
-    1.0 where the chosen reward is larger. All float64."""
+    """Result of preference_loss: loss is the mean of losses (B,); grad_chosen = d loss / d policy_chosen, the mean's
+    1/B included. rewards = beta (log p - log p_ref) (reference-free losses: beta log p), margins their difference,
+    accuracies 1.0 where the chosen reward is larger. All float64."""
 
     loss: float
     losses: Vector
@@ -180,11 +180,12 @@ def preference_loss(
     """A preference objective and its gradient over (B,) sequence log-likelihoods.
 
     loss: a name of jpo.objectives.LOSSES, or a list of names summed with loss_weights (default 1 each, not normalized).
-    kl (kto): the mismatched completions' s (any shape), or their mean; z = max(0, mean). rpo_weights (B, B); groups (B,)
-    integers; pair_weights (B,) multiply each pair's loss (WPO). ipo divides by the lengths unless length_normalize=False.
-    dpo_rk and dpo_davidson take ties (B,), true where neither side is preferred, and nu, how readily they tie (default: NU).
-    kto alone takes policy_chosen and policy_rejected of different lengths, unpaired examples: losses, margins and
-    accuracies are then (B_w + B_l,), chosen first, margins = beta (s_w - z) and beta (z - s_l).
+    kl (kto): the mismatched completions' s (any shape), or their mean; z = max(0, mean). rpo_weights (B, B); groups
+    (B,) integers; pair_weights (B,) multiply each pair's loss (WPO). ipo divides by the lengths unless
+    length_normalize=False. dpo_rk and dpo_davidson take ties (B,), true where neither side is preferred, and nu, how
+    readily they tie (default: NU). kto alone takes policy_chosen and policy_rejected of different lengths, unpaired
+    examples: losses, margins and accuracies are then (B_w + B_l,), chosen first, margins beta (s_w - z) and
+    beta (z - s_l).
     ValueError names an argument that the loss needs and lacks, and one that was given and would be ignored.
     """
     chosen = _chosen_losses(loss, loss_weights)
@@ -198,55 +199,41 @@ def preference_loss(
     count = len(lp_w)
     lp_l = _vector("policy_rejected", policy_rejected, count)
     beta = _number("beta", beta, 0, np.inf, open_low=True)
-    normalize = "length_normalize" in reads and length_normalize is not False
-    lengths_read = {
-        key
-        for info, _ in chosen
-        for key in ("chosen_lengths", "rejected_lengths")
-        if key in info.reads and ("length_normalize" not in info.reads or normalize)
-    }
-    given = {
-        "ref_chosen": (ref_chosen, "reference" in reads),
-        "ref_rejected": (ref_rejected, "reference" in reads),
-        "chosen_lengths": (chosen_lengths, "chosen_lengths" in lengths_read),
-        "rejected_lengths": (rejected_lengths, "rejected_lengths" in lengths_read),
-        "kl": (kl, "kl" in reads),
-        "rpo_weights": (rpo_weights, "rpo_weights" in reads),
-        "groups": (groups, "groups" in reads),
-    }
-    for name, (value, read) in given.items():
-        if read and value is None:
-            raise JpoError(f"loss {names} needs {name}")
-        if value is not None and not read:
-            raise JpoError(f"loss {names} would ignore {name}; leave it out")
+    lengths = lengths_read([info for info, _ in chosen], length_normalize)
+    read = reads - {"chosen_lengths", "rejected_lengths"} | lengths
+    given = {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected, "chosen_lengths": chosen_lengths,
+             "rejected_lengths": rejected_lengths, "kl": kl, "rpo_weights": rpo_weights, "groups": groups}  # fmt: skip
+    _check_arrays(names, read, given)
     changed = {
         "label_smoothing": label_smoothing != 0,
         "length_normalize": length_normalize is not None,
         "gamma": gamma != 0.5,
         "orpo_lambda": orpo_lambda != 0.1,
         "discopop_tau": discopop_tau != 0.05,
+        "ties": ties is not None,
+        "nu": nu is not None,
     }
-    _refuse_ignored(names, reads, changed | {"ties": ties is not None, "nu": nu is not None})
+    _refuse_ignored(names, reads, changed)
     if (desirable_weight != 1 or undesirable_weight != 1) and "kl" not in reads:
         raise JpoError(f"loss {names} would ignore desirable_weight and undesirable_weight; they belong to kto")
     _check_divergence(chosen, f_divergence_type, f_alpha_divergence_coef)
-    smoothing = _number("label_smoothing", label_smoothing, 0, 1)
-    if "robust" in names.split(" + ") and smoothing >= 0.5:
-        raise JpoError(f"label_smoothing: loss robust needs less than 0.5, got {label_smoothing}")
-    if "exo_pair" in names.split(" + ") and not 0 < smoothing < 1:
-        raise JpoError(f"label_smoothing: loss exo_pair needs a number above 0 and below 1, got {label_smoothing}")
     coupled = [info.name for info, _ in chosen if info.couples_batch]
     if pair_weights is not None and coupled:
         raise JpoError(f"pair_weights: loss {coupled[0]} couples the pairs of a batch and would not keep their meaning")
-    arrays = {
-        "ref_w": None if ref_chosen is None else _vector("ref_chosen", ref_chosen, count),
-        "ref_l": None if ref_rejected is None else _vector("ref_rejected", ref_rejected, count),
-        "n_w": None if chosen_lengths is None else _lengths("chosen_lengths", chosen_lengths, count),
-        "n_l": None if rejected_lengths is None else _lengths("rejected_lengths", rejected_lengths, count),
-    }
+    arrays = [
+        None if ref_chosen is None else _vector("ref_chosen", ref_chosen, count),
+        None if ref_rejected is None else _vector("ref_rejected", ref_rejected, count),
+        None if chosen_lengths is None else _lengths("chosen_lengths", chosen_lengths, count),
+        None if rejected_lengths is None else _lengths("rejected_lengths", rejected_lengths, count),
+    ]
+    coupling = [
+        None if rpo_weights is None else _matrix(rpo_weights, count),
+        None if groups is None else _groups(groups, count),
+        None if ties is None else _ties(ties, count),
+    ]
     settings = [
         beta,
-        smoothing,
+        _smoothing(names, label_smoothing),
         _number("gamma", gamma, -np.inf, np.inf),
         _number("orpo_lambda", orpo_lambda, 0, np.inf),
         _number("discopop_tau", discopop_tau, 0, np.inf, open_low=True),
@@ -256,33 +243,67 @@ def preference_loss(
         _number("f_alpha_divergence_coef", f_alpha_divergence_coef, -np.inf, np.inf),
         0.0,  # nu, which is each loss's own
         DIVERGENCES.index(f_divergence_type),
-        normalize,
+        "length_normalize" in reads and length_normalize is not False,
     ]
-    pair_matrix = None if rpo_weights is None else _matrix(rpo_weights, count)
-    group_ids = None if groups is None else _groups(groups, count)
-    tied = None if ties is None else _ties(ties, count)
-    total = [np.zeros(count), np.zeros(count), np.zeros(count)]
-    for info, weight in chosen:
-        settings[_NU_AT] = _nu(info.name, nu)
-        parts = _core.preference(info.index, lp_w, lp_l, *arrays.values(), pair_matrix, group_ids, tied, *settings)
-        for sum_, part in zip(total, parts, strict=True):
-            sum_ += weight * part
+    total = _summed(chosen, lp_w, lp_l, [*arrays, *coupling], settings, nu)
     if pair_weights is not None:
         weights = _vector("pair_weights", pair_weights, count)
         total = [part * weights for part in total]
     losses, d_w, d_l = total
-    rewards_w = beta * (lp_w - (0 if arrays["ref_w"] is None else arrays["ref_w"]))
-    rewards_l = beta * (lp_l - (0 if arrays["ref_l"] is None else arrays["ref_l"]))
-    return PreferenceLoss(
-        float(losses.mean()),
-        losses,
-        rewards_w,
-        rewards_l,
-        rewards_w - rewards_l,
-        (rewards_w > rewards_l).astype(np.float64),
-        d_w / count,
-        d_l / count,
+    rewards_w = beta * (lp_w - (0 if arrays[0] is None else arrays[0]))
+    rewards_l = beta * (lp_l - (0 if arrays[1] is None else arrays[1]))
+    accuracies = (rewards_w > rewards_l).astype(np.float64)
+    mean, margins = float(losses.mean()), rewards_w - rewards_l
+    return PreferenceLoss(mean, losses, rewards_w, rewards_l, margins, accuracies, d_w / count, d_l / count)
+
+
+def lengths_read(infos: Sequence[LossInfo], length_normalize: bool | None) -> frozenset[str]:
+    """Which of chosen_lengths and rejected_lengths the losses read together: those that may divide by lengths or not do
+    unless length_normalize is False."""
+    return frozenset(
+        name
+        for info in infos
+        for name in ("chosen_lengths", "rejected_lengths")
+        if name in info.reads and not ("length_normalize" in info.reads and length_normalize is False)
     )
+
+
+def _check_arrays(names: str, read: frozenset[str], given: dict[str, Any]) -> None:
+    """JpoError for an array that a loss reads and that is not given, or the other way round."""
+    for name, value in given.items():
+        reads = ("reference" if name.startswith("ref_") else name) in read
+        if reads and value is None:
+            raise JpoError(f"loss {names} needs {name}")
+        if value is not None and not reads:
+            raise JpoError(f"loss {names} would ignore {name}; leave it out")
+
+
+def _smoothing(names: str, label_smoothing: float) -> float:
+    """label_smoothing within the bounds of each loss."""
+    smoothing = _number("label_smoothing", label_smoothing, 0, 1)
+    if "robust" in names.split(" + ") and smoothing >= 0.5:
+        raise JpoError(f"label_smoothing: loss robust needs less than 0.5, got {label_smoothing}")
+    if "exo_pair" in names.split(" + ") and not 0 < smoothing < 1:
+        raise JpoError(f"label_smoothing: loss exo_pair needs a number above 0 and below 1, got {label_smoothing}")
+    return smoothing
+
+
+def _summed(
+    chosen: Sequence[tuple[LossInfo, float]],
+    lp_w: Vector,
+    lp_l: Vector,
+    arrays: Sequence[Any],
+    settings: list[Any],
+    nu: float | None,
+) -> list[Vector]:
+    """losses (B,) and their derivatives by lp_w and lp_l (B,), weighted and summed over the losses."""
+    total = [np.zeros(len(lp_w)) for _ in range(3)]
+    for info, weight in chosen:
+        settings[_NU_AT] = _nu(info.name, nu)
+        parts = _core.preference(info.index, lp_w, lp_l, *arrays, *settings)
+        for sum_, part in zip(total, parts, strict=True):
+            sum_ += weight * part
+    return total
 
 
 def _refuse_ignored(names: str, reads: frozenset[str], changed: dict[str, bool]) -> None:

@@ -63,7 +63,7 @@ static bool weight_open(jpo_weight *w, PyObject *data, const char *dtype, const 
                false;
     w->data = PyArray_DATA(bytes);
     jpo_error err;
-    if (jpo_weight_prepare(w, &err) == JPO_OK) return true;
+    if (jpo_weight_check(w, &err) == JPO_OK) return true;
     jpo_raise(&err);
     return false;
 }
@@ -96,7 +96,6 @@ static PyObject *linear_product(PyObject *self, PyObject *args, PyObject *kwargs
     status = (forward ? jpo_linear_forward : jpo_linear_backward_input)(PyArray_DATA(out), ldo, PyArray_DATA(in), ldi,
                                                                         &w, m, accumulate, &scratch, &err);
     jpo_scratch_free(&scratch);
-    jpo_weight_release(&w);
     JPO_COMPUTE_END_POLLED(status, &err)
     if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
@@ -135,7 +134,6 @@ static PyObject *packed_tile(PyObject *self, PyObject *args) {
     }
     bool done = memory && scratch;
     free(memory), free(scratch);
-    jpo_weight_release(&w);
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -178,7 +176,6 @@ static PyObject *widen_rows(PyObject *self, PyObject *args) {
     const int64_t count = PyArray_DIM(out, 0);
     JPO_COMPUTE_BEGIN
     jpo_weight_rows(values, &w, row0, count);
-    jpo_weight_release(&w);
     JPO_COMPUTE_END
     Py_RETURN_NONE;
 }
@@ -308,9 +305,8 @@ static PyObject *measure_gflops(PyObject *self, PyObject *args, PyObject *kwargs
     JPO_COMPUTE_BEGIN_POLLED
     fill_weight(data, w.dtype, bytes);
     w.data = data;
-    status = jpo_weight_prepare(&w, &err);
+    status = jpo_weight_check(&w, &err);
     if (status == JPO_OK) status = measure(&w, m, forward, runs, &median, &err);
-    jpo_weight_release(&w);
     free(data);
     JPO_COMPUTE_END_POLLED(status, &err)
     if (status != JPO_OK) return jpo_raise(&err);

@@ -11,10 +11,6 @@
  * column0 and count are multiples of 32 where the dtype has blocks (of 32 or 256). */
 void jpo_panel_widen_row(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
 
-/* out (rows, columns; ldo) = W[row0.., column0..]; data is W's first byte, k its width. */
-void jpo_panel_widen(float *out, int64_t ldo, jpo_dtype dtype, const void *data, int64_t k, int64_t row0, int64_t rows,
-                     int64_t column0, int64_t columns);
-
 float jpo_half_widen(uint16_t half); /* IEEE binary16 -> float32, subnormals, infinities and NaN included */
 
 #endif

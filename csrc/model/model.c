@@ -43,9 +43,6 @@ jpo_status jpo_model_init(jpo_model *model, const jpo_config *config, jpo_error 
 }
 
 void jpo_model_free(jpo_model *model) {
-    for (int64_t i = 0; model->layer && i < model->config.layers; i++)
-        for (int m = 0; m < JPO_MODULES; m++) jpo_weight_release(&model->layer[i].module[m].weight);
-    jpo_weight_release(&model->head);
     free(model->layer);
     free(model->stored_layer);
     free(model->arrays);
@@ -94,9 +91,9 @@ jpo_status jpo_model_prepare(jpo_model *model, jpo_error *err) {
         for (int m = 0; m < JPO_MODULES; m++) {
             jpo_linear *linear = &model->layer[i].module[m];
             linear->mask = m;
-            if (linear->weight.data) JPO_TRY(jpo_weight_prepare(&linear->weight, err));
+            if (linear->weight.data) JPO_TRY(jpo_weight_check(&linear->weight, err));
         }
-    JPO_TRY(jpo_weight_prepare(&model->head, err));
+    JPO_TRY(jpo_weight_check(&model->head, err));
     memcpy(model->stored_layer, model->layer, (size_t)model->config.layers * sizeof *model->layer);
     model->stored_embedding = model->embedding, model->stored_positions = model->positions;
     model->stored_head = model->head, model->stored_norm = model->final_norm;

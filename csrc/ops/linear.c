@@ -15,12 +15,6 @@ void jpo_scratch_free(jpo_scratch *scratch) {
     jpo_block_free(&scratch->thread);
 }
 
-/* Nothing is stored: panels are packed from W on the way, which costs less than reading them back would. */
-jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err) {
-    w->packed = NULL;
-    return jpo_weight_check(w, err);
-}
-
 jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err) {
     if (w->k % jpo_dtype_block(w->dtype))
         return jpo_fail(err, JPO_ERR_VALUE, "a %s weight needs rows of a multiple of %lld values, got %lld",
@@ -32,8 +26,6 @@ jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err) {
                         jpo_isa_name(jpo_cpu_get()->best));
     return JPO_OK;
 }
-
-void jpo_weight_release(jpo_weight *w) { w->packed = NULL; }
 
 /* ---- a small batch: dot products along the rows of W ---- */
 

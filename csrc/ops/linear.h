@@ -19,7 +19,6 @@ typedef struct {
     const void *data; /* (N, K) row-major as `dtype` stores it; not owned, outlives the weight */
     jpo_dtype dtype;
     jpo_compute compute;
-    void *packed; /* what jpo_weight_prepare made for `compute`; NULL where nothing is needed; owned */
 } jpo_weight;
 
 /* Scratch of one product: grown on demand before the parallel region, reused by the next product. */
@@ -28,12 +27,10 @@ typedef struct {
 } jpo_scratch;
 void jpo_scratch_free(jpo_scratch *scratch);
 
-/* Checks that W can be multiplied in w->compute; panels are packed on the way, so that nothing is stored.
+/* Checks that W can be multiplied in w->compute by the instruction set that is chosen now, which the tests change;
+ * every product asks. Panels are packed on the way, which costs less than reading stored ones back would.
  * JPO_ERR_UNSUPPORTED names the missing instructions. */
-jpo_status jpo_weight_prepare(jpo_weight *w, jpo_error *err);
-/* The same for the instruction set that is chosen now, which the tests change; every product asks. */
 jpo_status jpo_weight_check(const jpo_weight *w, jpo_error *err);
-void jpo_weight_release(jpo_weight *w);
 
 /* A low-rank update of a product. Forward: u (M, R) = scale x project^T with project (R, K), then y += u v^T with v
  * (N, R). Backward: u (M, R) = scale dy project with project (N, R), then dx += u v with v (R, K). */

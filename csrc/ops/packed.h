@@ -34,7 +34,7 @@ typedef struct {
     jpo_gemm_rows x;
 } jpo_packed_rows;
 
-/* The kernel that serves w's compute type here; NULL where OpenBLAS has to (float32 only; elsewhere jpo_weight_prepare
+/* The kernel that serves w's compute type here; NULL where OpenBLAS has to (float32 only; elsewhere jpo_weight_check
  * has refused). */
 const jpo_gemm_kernel *jpo_packed_kernel(const jpo_weight *w);
 /* out (columns) = a part of one row of W in float32. */

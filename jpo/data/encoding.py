@@ -1,8 +1,8 @@
 """Texts to token ids under a length bound: what the model is trained on, and a report of what was cut or dropped.
 
 A prompt's ids are those of its text, which sampling continues; a response's are the ones that follow them in the joined
-text (Tokenizer.response_ids). The cut of a prompt depends on the prompt alone, so that equal prompts stay equal; the response gets the rest. Knows
-the template and the tokenizer; never batches or the model.
+text (Tokenizer.response_ids). The cut of a prompt depends on the prompt alone, so that equal prompts stay equal; the
+response gets the rest. Knows the template and the tokenizer; never batches or the model.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ class Encoder:
         return f"template: {self.template.name!r}; the first record as prompt + response + end:\n  {shown}"
 
     def pairs(self, pairs: Sequence[Pair | Judged]) -> list[EncodedPair]:
-        """All pairs (or judged examples) that fit, in order; the others are counted in the report. DataError if none is left."""
+        """All pairs (or judged examples) that fit, in order; the others are counted in the report. DataError if none is
+        left."""
         result = []
         known: dict[tuple[str, str], Encoded] = {}  # an (I, R) that several pairs hold
         for index, pair in enumerate(pairs):

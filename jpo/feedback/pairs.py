@@ -362,9 +362,9 @@ def conditional_candidates(
 ) -> list[dict[str, Any]]:
     """{instruction, response_0, response_1} of two different responses to one instruction, to be judged.
 
-    records: lines of jpo generate, or {instruction, response}. At most `per_instruction` pairs of each instruction, drawn
-    among all pairs of its distinct responses, none twice; which stands first is random. Equal and blank responses, and
-    instructions that are left with fewer than two, are dropped and counted.
+    records: lines of jpo generate, or {instruction, response}. At most `per_instruction` pairs of each instruction,
+    drawn among all pairs of its distinct responses, none twice; which stands first is random. Equal and blank
+    responses, and instructions that are left with fewer than two, are dropped and counted.
     """
     if isinstance(per_instruction, bool) or not isinstance(per_instruction, int) or per_instruction < 1:
         raise JpoError(f"per_instruction: expected a positive integer, got {per_instruction!r}")

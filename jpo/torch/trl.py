@@ -27,7 +27,7 @@ from jpo.data.templates import Template
 from jpo.errors import JpoError
 from jpo.formats.files import write_json
 from jpo.tokenization import Tokenizer
-from jpo.train.preference import SETTINGS_VERSION
+from jpo.train.common import SETTINGS_VERSION
 
 SCOPES = ("joint", "response")
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_prompt_ids", "rejected_ids"]

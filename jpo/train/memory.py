@@ -1,4 +1,5 @@
-"""What a training run takes of the memory, by counting, before anything is taken; and settings under which it would fit.
+"""What a training run takes of the memory, by counting, before anything is taken; and settings under which it would
+fit.
 
 Knows sizes of weights, adapters and passes; never records.
 """

@@ -23,14 +23,11 @@ from jpo.data.report import Report
 from jpo.data.templates import Template
 from jpo.errors import JpoError
 from jpo.model import LanguageModel, Scores
-from jpo.objectives import LOSSES, PreferenceLoss, preference_loss
+from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss
 from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
-from jpo.train.common import (
-    SETTINGS_VERSION as SETTINGS_VERSION,
-)
 from jpo.train.common import (
     adapter_settings,
     ensure_adapter,
@@ -73,10 +70,11 @@ class _Part:
 class PreferenceTrainer:
     """Aligns `lm` on preference pairs (arXiv 2404.00530).
 
-    pairs: path(s), records, or an iterable of mappings; for the loss kto also {prompt, completion, label}. eval_pairs: the
-    same, or a mapping of names to such sets. embed: for the loss rpo, a function that gives instructions their vectors
-    (config.rpo_embeddings names a file or a function instead; default: the reference model's mean hidden states). An
-    adapter that the model carries is trained, otherwise one is added. Constructing a trainer writes nothing."""
+    pairs: path(s), records, or an iterable of mappings; for the loss kto also {prompt, completion, label}. eval_pairs:
+    the same, or a mapping of names to such sets. embed: for the loss rpo, a function that gives instructions their
+    vectors (config.rpo_embeddings names a file or a function instead; default: the reference model's mean hidden
+    states). An adapter that the model carries is trained, otherwise one is added. Constructing a trainer writes
+    nothing."""
 
     unit = "pairs"
 
@@ -251,15 +249,8 @@ class PreferenceTrainer:
                 extra[name] = getattr(c, name)
         if "length_normalize" in reads and c.length_normalize is not None:
             extra["length_normalize"] = c.length_normalize
-        normalized = any(
-            "length_normalize" not in i.reads or c.length_normalize is not False
-            for i in self.infos
-            if "chosen_lengths" in i.reads
-        )
-        if "chosen_lengths" in reads and normalized:
-            extra["chosen_lengths"] = lengths[0]
-        if "rejected_lengths" in reads and normalized:
-            extra["rejected_lengths"] = lengths[1]
+        for name in lengths_read(self.infos, c.length_normalize):
+            extra[name] = lengths[name == "rejected_lengths"]
         if c.f_divergence_type != "reverse_kl":
             extra["f_divergence_type"] = c.f_divergence_type
             if c.f_divergence_type == "alpha_divergence":
@@ -351,7 +342,8 @@ class PreferenceTrainer:
         return metrics
 
     def _forward(self, part: _Part, step: int, keep: bool, train: bool) -> None:
-        """Dropout is a pure function of (seed, step, the sequence's tokens), so a recomputed pass meets the same masks."""
+        """Dropout is a pure function of (seed, step, the sequence's tokens), so a recomputed pass meets the same
+        masks."""
         seed = self.config.dropout_seed(step) if train else None
         part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed)
         part.policy = part.forest.sequence_sums(part.scores.logps)
@@ -418,8 +410,8 @@ class PreferenceTrainer:
         return np.exp(mean[: part.chosen] + mean[part.chosen :])
 
     def _metrics(self, pairs: list[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
-        """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward has
-        their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
+        """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward
+        has their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
         reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
         scores = [part.scores for part in parts if part.scores is not None]
         policy = _sides(parts, [part.policy for part in parts])

@@ -1,4 +1,5 @@
-"""The cases: what is run, what bounds it, and the goals it has to meet. Who runs in them stands with the contestants."""
+"""The cases: what is run, what bounds it, and the goals it has to meet. Who runs in them stands with the
+contestants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The kernels over NumPy buffers against torch's log_softmax, gather and autograd; torch tensors read without a copy."""
+"""The kernels over NumPy buffers against torch's log_softmax, gather and autograd; torch tensors read without a
+copy."""
 
 import numpy as np
 import pytest

@@ -11,12 +11,6 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "jpo").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TOP = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "jpo", "tests", "notebooks"}
-WIDE = {  # written on by several when the rule came: to be reflowed, and taken out of here
-    "jpo/cli/commands/pairs.py", "jpo/data/encoding.py", "jpo/data/records.py", "jpo/feedback/pairs.py", "jpo/logps.py",
-    "jpo/model.py", "jpo/objectives.py", "jpo/train/memory.py", "jpo/train/preference.py", "tests/benchmarks/cases.py",
-    "tests/benchmarks/contestants/accuracy.py", "tests/parity/test_logps.py", "tests/train/test_checkpoint.py",
-    "tests/train/test_memory.py",
-}  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
 
 
@@ -71,8 +65,6 @@ def prose(text):
 def test_prose_keeps_120_columns(path):
     """Of code and its strings ruff format keeps the width, as far as it can."""
     text = path.read_text(encoding="utf-8")
-    if str(path.relative_to(ROOT)) in WIDE:
-        pytest.skip("not yet reflowed")
     lines = text.splitlines()
     wide = sorted({number for number in prose(text) if len(lines[number - 1]) > 120})
     assert not wide, f"{path.relative_to(ROOT)}: lines of more than 120 columns: {wide}"

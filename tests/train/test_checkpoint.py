@@ -43,7 +43,8 @@ def trained(tmp_path_factory):
 
 
 def rewrite(folder, name, change, digest=False):
-    """Changes a file of a checkpoint; with `digest` its entry in the manifest too, as an attacker or a fault of ours would."""
+    """Changes a file of a checkpoint; with `digest` its entry in the manifest too, as an attacker or a fault of ours
+    would."""
     path = folder / name
     change(path)
     if digest:

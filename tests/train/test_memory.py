@@ -1,4 +1,5 @@
-"""Memory is counted before it is taken: the estimate, what is free under limits, refusals and the settings they name."""
+"""Memory is counted before it is taken: the estimate, what is free under limits, refusals and the settings they
+name."""
 
 import json
 import os

@@ -59,8 +59,8 @@ def pairs(
 
     jpo pairs --preferences --input joint_feedback.jsonl --output joint_pairs.jsonl
 
-    An item of a joint candidate carries its label out of the conditional verdict: chosen, rejected or none. Without any of
-    --weak, --conditional, --candidates, --preferences: preferences where every record carries a verdict (the key
+    An item of a joint candidate carries its label out of the conditional verdict: chosen, rejected or none. Without any
+    of --weak, --conditional, --candidates, --preferences: preferences where every record carries a verdict (the key
     feedback) and neither --count nor --mix is given, else joint candidates. What is dropped is counted and said.
     """
     from jpo.data.readers import read_records, write_records

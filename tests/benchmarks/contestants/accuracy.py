@@ -1,4 +1,5 @@
-"""What a number type costs in accuracy: D = s_w - s_l of pairs under one small nonzero adapter, and LoRA's gradients."""
+"""What a number type costs in accuracy: D = s_w - s_l of pairs under one small nonzero adapter, and LoRA's
+gradients."""
 
 from __future__ import annotations
 
