@@ -336,7 +336,8 @@ class LanguageModel:
         return held
 
     def use_adapter(self, held: HeldAdapter) -> None:
-        """Puts an adapter that take_adapter gave, of this same model, in place of any other; its values are not copied."""
+        """Puts an adapter that take_adapter gave, of this same model, in place of any other; its values are not
+        copied."""
         self.trainable, self.lora = held.trainable, held.lora
         places = lora_places(modules(self.config), held.lora, held.trainable.offsets)
         self._core.set_lora(held.trainable.params, held.trainable.grads, places)
