@@ -100,17 +100,21 @@ def serve(
 def _serve(
     models: Any, host: str, port: int, api_key: str | None, prefix: str, max_new_tokens: int, records: str
 ) -> None:
+    from jpo.web.compare import Page
     from jpo.web.listen import Listener, hosts, loopback
     from jpo.web.serve import Api, build
 
     key = api_key or (None if loopback(host) else secrets.token_urlsafe(24))
     api = Api(models, key, max_new_tokens)
-    listener = Listener(build(api, hosts(host), prefix=prefix), host, port, prefix, patience=10)
+    page = Page(models, records, key=key, prefix=prefix, max_new_tokens=max_new_tokens)
+    app = build(api, hosts(host), prefix=prefix, pages=page.routes())
+    listener = Listener(app, host, port, prefix, patience=10)
     if not loopback(host):
         typer.echo(f"warning: everybody who reaches {host} can ask; only who has the key below is answered", err=True)
     if key is not None and api_key is None:
         typer.echo(f"key: {key}")
     typer.echo(f"serve: {listener.url}/v1")
+    typer.echo(f"page: {listener.url}/{f'?key={key}' if key and api_key is None else ''}; its records: {records}")
     typer.echo("Ctrl-C ends")
     listener.run()
 
