@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 #include "ops/sgemm.h"
 
-enum { ROW_BLOCK = 64, COLUMN_BLOCK = 96, RANKS = 16 };
+enum { ROW_BLOCK = 64, COLUMN_BLOCK = 384, RANKS = 16 };
 
 /* Rows of one adapter under dropout. */
 typedef struct {
