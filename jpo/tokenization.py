@@ -165,7 +165,7 @@ class Tokenizer:
         return self._unmarked
 
     def _encoded(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
-        from jpo.formats import bounded_tokens
+        from jpo.formats import bounded_tokens, long_texts
 
         if not isinstance(text, str):
             raise JpoError(f"text: expected a str, got {type(text).__name__}")
@@ -174,6 +174,11 @@ class Tokenizer:
                 with _panics():
                     return backend.encode(text, add_special_tokens=False).ids
             text.encode()  # UnicodeEncodeError
+            if not self.bounded:
+                with _panics():
+                    ids = long_texts.encode(text, backend, self._without_mark)
+                if ids is not None:
+                    return ids
             if id(backend) not in self._written:
                 self._written[id(backend)] = backend.to_str(pretty=False)
             return bounded_tokens.encode(self._written[id(backend)], [text])[0]

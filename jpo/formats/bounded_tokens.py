@@ -2,8 +2,8 @@
 
 A tokenizer.json is a program too: its normalizer may multiply a text, its regular expressions may backtrack without
 end. What multiplies by more than a small factor is refused by arithmetic. Expressions other than the published ones run
-in a process with limits of time and memory (worker.py), first on probe texts, then on every text; so do long texts of
-every tokenizer, because the tokenizers package holds the interpreter's lock, and Ctrl-C would wait for it.
+in a process with limits of time and memory (worker.py), first on probe texts, then on every text; so do long texts that
+cannot be cut into slices (long_texts.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from jpo.errors import FormatError, JpoError
 from jpo.formats.worker import Worker
 
-LONG = 1 << 17  # characters from which on every text is encoded in the worker: some 0.1 s
+LONG = 1 << 16  # characters of the longest text that is encoded at once in this process: some 0.1 s
 MOST_GROWTH = 64  # characters that one may become at most
 SECONDS, SECONDS_PER_MB = 10.0, 30.0  # for one request
 _TEXT_LIMIT = 1 << 28  # characters

@@ -1,8 +1,7 @@
-"""Tokenizers that multiply texts, backtrack or panic: each an error in bounded time and memory; Ctrl-C within long
-texts."""
+"""Tokenizers that multiply texts, backtrack or panic: each an error in bounded time and memory; Ctrl-C while the worker
+encodes."""
 
 import json
-import resource
 import signal
 import time
 
@@ -13,6 +12,7 @@ from jpo.errors import FormatError, JpoError
 from jpo.formats import bounded_tokens
 from jpo.formats.huggingface import load_tokenizer
 from jpo.tokenization import Tokenizer
+from tests.peak_memory import grown
 
 
 def saved(folder, **changes):
@@ -38,10 +38,13 @@ def split(expression):
     ],
 )
 def test_normalizers_that_multiply_are_refused(tmp_path, normalizer):
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    with pytest.raises(FormatError, match=r"tokenizer.json: the normalizer makes up to .* characters of one"):
+    start, refused = (
+        time.monotonic(),
+        pytest.raises(FormatError, match=r"the normalizer makes up to .* characters of one"),
+    )
+    with grown() as growth, refused:
         load_tokenizer(saved(tmp_path, normalizer=normalizer))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10 and time.monotonic() - start < 5
+    assert growth.bytes < 50 << 20 and time.monotonic() - start < 5
 
 
 def test_a_step_whose_name_is_spelled_in_escapes(tmp_path):
@@ -90,12 +93,12 @@ def test_expressions_that_backtrack_end_in_time(tmp_path, monkeypatch):
 
 def test_expressions_that_compile_to_gigabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded_tokens, "SECONDS", 3.0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"((((a{99}){99}){99}){99}){99}")))
-    except FormatError as error:
-        assert "tokenizer.json" in str(error)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+    with grown() as growth:
+        try:
+            load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"((((a{99}){99}){99}){99}){99}")))
+        except FormatError as error:
+            assert "tokenizer.json" in str(error)
+    assert growth.bytes < 200 << 20
 
 
 def test_panics_become_errors():
@@ -121,10 +124,11 @@ def test_panics_become_errors():
             call()
 
 
-def test_ctrl_c_within_a_text_of_megabytes(tmp_path):
-    """The package holds the interpreter's lock: 4 s for 1.4 MB, and Ctrl-C waited for its end."""
-    tokenizer = load_tokenizer(saved(tmp_path))
-    text = "word and more, " * 200_000
+def test_ctrl_c_while_the_worker_encodes(tmp_path):
+    """The package holds the interpreter's lock: Ctrl-C would wait for the end of the text if it ran in this process."""
+    tokenizer = load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"[aeiou]+q?")))
+    assert tokenizer.bounded
+    text, waits = "word and more, " * 200_000, []
 
     class Stop(Exception):
         pass
@@ -134,16 +138,16 @@ def test_ctrl_c_within_a_text_of_megabytes(tmp_path):
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        start = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with pytest.raises(Stop):
-            tokenizer.encode(text)
-        assert time.monotonic() - start < 0.5 + 0.25
+        for delay in (0.3, 0.4, 0.5):
+            start = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            with pytest.raises(Stop):
+                tokenizer.encode(text)
+            waits.append(time.monotonic() - start - delay)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    short = text[: bounded_tokens.LONG + 1]
-    assert tokenizer.encode(short) == tokenizer.backend.encode(short, add_special_tokens=False).ids
+    assert sorted(waits)[1] < 0.25, waits  # the median: another process may hold the processor once
 
 
 @pytest.mark.parametrize("largest", [1 << 31, 1 << 24])

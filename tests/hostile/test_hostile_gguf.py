@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import struct
 
 import numpy as np
@@ -29,6 +28,7 @@ import jpo
 from jpo.errors import FormatError
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import read_gguf
+from tests.peak_memory import grown
 
 BIG = 1 << 62
 
@@ -36,11 +36,9 @@ BIG = 1 << 62
 def refusal(tmp_path, raw, load=load_checkpoint):
     path = tmp_path / "m.gguf"
     path.write_bytes(raw)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(FormatError) as caught:
+    with grown() as growth, pytest.raises(FormatError) as caught:
         load(str(path))
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 64 << 10, f"{grown} KiB were allocated for a file of {len(raw)} bytes"
+    assert growth.bytes < 64 << 20, f"{growth.bytes} bytes were allocated for a file of {len(raw)}"
     assert str(path) in str(caught.value)
     return str(caught.value)
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import jpo
 from jpo.errors import FormatError, JpoError
 from jpo.train import checkpoint
 from jpo.train.config import PreferenceConfig
+from tests.peak_memory import grown
 
 STATE, OPTIMIZER, MANIFEST = checkpoint.STATE, checkpoint.OPTIMIZER, checkpoint.MANIFEST
 
@@ -344,9 +344,8 @@ def test_load_reports_a_folder_that_is_none(tmp_path):
 def test_peak_of_a_save_holds_no_second_copy(tmp_path):
     """The optimizer's vectors go to the file straight from memory."""
     vectors = {name: np.ones(1 << 22, np.float32) for name in ("params", "m", "v")}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    checkpoint._write_tensors(str(tmp_path / "o.safetensors"), vectors)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 8 << 20
+    with grown() as growth:
+        checkpoint._write_tensors(str(tmp_path / "o.safetensors"), vectors)
+    assert growth.bytes < 8 << 20
     stored = load_file(tmp_path / "o.safetensors")
     assert all(np.array_equal(stored[name], value) for name, value in vectors.items())

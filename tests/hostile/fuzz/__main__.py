@@ -19,6 +19,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from tests.peak_memory import Growth, available
+
 HANG_CPU, HANG_WALL, SPARE = 10.0, 60.0, 100 << 20
 LIMIT = 3 << 30  # bytes of address space beyond what the child begins with
 BATCH = 2000  # cases of one child, so that what one leaves behind does not reach all
@@ -43,7 +45,7 @@ def run_case(target, seed, index, folder):
     rng = targets.generator(seed, index)
     case = target.make(rng)
     target.write(case, targets.emptied(folder))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    growth = Growth() if available() else None
     try:
         target.run(folder, case, rng)
     except target.allowed:
@@ -55,9 +57,8 @@ def run_case(target, seed, index, folder):
         ours = next((frame for frame in reversed(place) if f"{os.sep}jpo{os.sep}" in frame.filename), place[-1])
         where = f"{Path(ours.filename).name}:{ours.lineno}"
         return f"{type(error).__name__} at {where}", str(error)[:200]
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
-    if grown > 4 * target.size(case) + SPARE:
-        return "memory", f"grew by {grown >> 20} MB for {target.size(case)} bytes"
+    if growth is not None and growth.end() > 4 * target.size(case) + SPARE:
+        return "memory", f"grew by {growth.bytes >> 20} MB for {target.size(case)} bytes"
     return None
 
 
