@@ -1,5 +1,5 @@
-"""Peak resident memory of a block of code. ru_maxrss never falls, so that beside an earlier, larger test it says nothing:
-Linux resets its own mark (VmHWM) where one asks it to."""
+"""Peak resident memory of a block of code. ru_maxrss never falls, so that beside an earlier, larger test it says
+nothing: Linux resets its own mark (VmHWM) where one asks it to."""
 
 import contextlib
 from pathlib import Path

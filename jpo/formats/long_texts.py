@@ -1,8 +1,9 @@
 """Long texts in slices: the tokenizers package holds the interpreter's lock while it encodes, and Ctrl-C would wait.
 
-A slice begins before the end of the one before it. Both encode what they share; where their tokens agree there, away from
-both edges, the ids are joined. Where they do not (a text without any boundary, a rule that looks far), the answer is None
-and the caller encodes the text as a whole. Knows backends and texts; never limits or processes (bounded_tokens.py).
+A slice begins before the end of the one before it. Both encode what they share; where their tokens agree there, away
+from both edges, the ids are joined. Where they do not (a text without any boundary, a rule that looks far), the answer
+is None and the caller encodes the text as a whole. Knows backends and texts; never limits or processes
+(bounded_tokens.py).
 """
 
 from __future__ import annotations
