@@ -83,7 +83,8 @@ def load(
     name_or_path: str | os.PathLike[str], *, storage: Storage = "auto", compute: Compute = "float32", check: bool = True
 ) -> LanguageModel:
     """Load a model: "smollm2-135m" or "gemma3-270m" (from installed packages: the error names them), "tiny", a Hugging
-    Face directory, a GGUF file.
+    Face directory, a GGUF file, or a repository of the hub ("USER/NAME", also with @REVISION or :FILE.gguf; extra
+    hub).
 
     storage: "auto" or "as-stored" keeps the weights as the file holds them; "float32", "bfloat16" and "q8_0" convert
         once.

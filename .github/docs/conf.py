@@ -13,12 +13,21 @@ author = "the jpo contributors"
 copyright = "Apache-2.0"
 version = release = jpo.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "plain_docstrings", "command_line"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "plain_docstrings",
+    "command_line",
+    "mathml",
+]
 exclude_patterns = ["extensions", "static"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/docs runs every block
-mathjax3_config = {"chtml": {"displayAlign": "left"}}
+html_math_renderer = "mathml"  # read by browsers themselves: no script, nothing from elsewhere
+smartquotes = False  # --option stays two hyphens
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -17,16 +17,19 @@ def _escaped(text):
 
 
 def _blocks(paragraph):
-    """The paragraph's pieces: a line that is indented no deeper than the first starts a new one where it names something."""
+    """(whether it is "name: text", text) of the paragraph's pieces. It is a list where such a line has indented ones below
+    it or another beside it; there, a line that is not indented begins a new piece."""
+    named = [bool(_NAMED.match(line)) for line in paragraph]
+    below = any(here and after.startswith(" ") for here, after in zip(named, paragraph[1:]))
+    if not below and not any(one and two for one, two in zip(named, named[1:])):
+        return [(False, " ".join(line.strip() for line in paragraph))]
     pieces = []
-    for line in paragraph:
-        starts = not line.startswith(" ") and (not pieces or _NAMED.match(line) and pieces[-1][0])
-        named = bool(_NAMED.match(line)) and not line.startswith(" ")
-        if not pieces or starts or (named and not pieces[-1][0] and len(pieces[-1][1]) > 1):
-            pieces.append((named, [line.strip()]))
-        else:
+    for line, is_named in zip(paragraph, named):
+        if pieces and (line.startswith(" ") or not (is_named or pieces[-1][0])):
             pieces[-1][1].append(line.strip())
-    return [(named, " ".join(lines)) for named, lines in pieces]
+        else:
+            pieces.append((is_named, [line.strip()]))
+    return [(is_named, " ".join(lines)) for is_named, lines in pieces]
 
 
 def plain(lines):
@@ -38,7 +41,7 @@ def plain(lines):
             continue
         pieces = _blocks(paragraph)
         for named, text in pieces:
-            found = _NAMED.match(text) if named and len(pieces) > 1 else None
+            found = _NAMED.match(text) if named else None
             result.append(f"- {_escaped(found[1])}: {_escaped(found[2])}" if found else _escaped(text))
             result.append("")
         paragraph = []
