@@ -1,17 +1,26 @@
-"""Which modules an adapter adapts, with which rank and scaling: PEFT's rules for names, over a model's modules."""
+"""Which modules an adapter adapts, with which rank and scaling, and what is trained beside: PEFT's rules for names, over
+a model's modules and tensors."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, get_args
 
 from jpo.errors import JpoError
-from jpo.formats.peft import pattern_value
-from jpo.formats.tensors import MODULES, Module
-
-LORA_OPTIONS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+from jpo.formats.peft import PREFIX, Bias, pattern_value, saved_module, whole_name
+from jpo.formats.tensors import (
+    MODULES,
+    Module,
+    engine_offsets,
+    head_name,
+    modules,
+    trainable_shapes,
+    transposed_names,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,10 @@ class LoraSettings:
     use_rslora: bool
     rank_pattern: Mapping[str, int] = field(default_factory=dict)  # end of a module's name -> its rank
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    # not shown: a model's digest (evaluate.sampling) holds what is shown and all trained values, which these change
+    use_dora: bool = field(default=False, repr=False)
+    bias: Bias = field(default="none", repr=False)
+    modules_to_save: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def scaling(self) -> float:
@@ -32,8 +45,9 @@ class LoraSettings:
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
     def options(self) -> dict[str, Any]:
-        """Those of the settings that are options of a training run."""
-        return {name: getattr(self, name) for name in LORA_OPTIONS}
+        """The settings as options of a training run; target_modules already says which layers and what is excluded."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return own | {"exclude_modules": None, "layers_to_transform": None}
 
     def rank_of(self, module: str) -> int:
         """The rank of the named module's adapter."""
@@ -87,6 +101,7 @@ def select_modules(
     target_modules: Sequence[str] | str,
     exclude_modules: Sequence[str] | str | None = None,
     layers_to_transform: Sequence[int] | int | None = None,
+    modules_to_save: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Names for LoraSettings.target_modules: ends of names, or whole names where only some of their modules are
     meant."""
@@ -102,6 +117,7 @@ def select_modules(
         if unknown:
             raise JpoError(f"layers_to_transform: the model has no layer {unknown[0]}")
         chosen = [module for module in chosen if module.layer in layers]
+    chosen = [module for module in chosen if not saved_module(module.name, modules_to_save)]  # these are trained whole
     return targets_of(modules, [module.name for module in chosen])
 
 
@@ -120,28 +136,137 @@ def targets_of(modules: Sequence[Module], names: Sequence[str]) -> tuple[str, ..
     return tuple(result)
 
 
-def lora_shapes(modules: Sequence[Module], settings: LoraSettings) -> dict[str, tuple[int, ...]]:
-    """PEFT's tensor names -> shapes, A (r, inputs) and B (outputs, r) of each adapted module."""
+@dataclass(frozen=True)
+class Layout:
+    """What an adapter trains, by PEFT's names, and which of the model's tensors it trains whole."""
+
+    shapes: dict[str, tuple[int, ...]]  # A, B and magnitude of each adapted module, then the tensors trained whole
+    whole: dict[str, str]  # PEFT's name -> the model file's
+    transposed: frozenset[str]  # of these, those that stand as (inputs, outputs)
+
+
+def lora_layout(config: Mapping[str, Any], settings: LoraSettings) -> Layout:
+    """The layout of an adapter with these settings on a model of this configuration."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for module in adapted_modules(modules, settings.target_modules):
+    adapted = adapted_modules(modules(config), settings.target_modules)
+    for module in adapted:
         rank = settings.rank_of(module.name)
-        shapes[f"base_model.model.{module.name}.lora_A.weight"] = (rank, module.inputs)
-        shapes[f"base_model.model.{module.name}.lora_B.weight"] = (module.outputs, rank)
-    return shapes
+        shapes[f"{PREFIX}{module.name}.lora_A.weight"] = (rank, module.inputs)
+        shapes[f"{PREFIX}{module.name}.lora_B.weight"] = (module.outputs, rank)
+        if settings.use_dora:
+            shapes[f"{PREFIX}{module.name}.lora_magnitude_vector"] = (module.outputs,)
+    whole, turned = {}, transposed_names(config)
+    names = {module.name for module in adapted}
+    for name, shape in trainable_shapes(config).items():
+        module, part = name.rsplit(".", 1)
+        bias = part == "bias" and (settings.bias == "all" or (settings.bias == "lora_only" and module in names))
+        if bias or saved_module(module, settings.modules_to_save):
+            whole[whole_name(name, names)] = name
+            shapes[whole_name(name, names)] = shape
+    return Layout(shapes, whole, frozenset(key for key, name in whole.items() if name in turned))
 
 
 def lora_places(
-    modules: Sequence[Module], settings: LoraSettings, offsets: Mapping[str, int]
-) -> list[tuple[int, int, int, float, float, int, int]]:
-    """What the engine's set_lora takes: (layer, module, r, scale, dropout, offset of A, offset of B's own rows).
+    config: Mapping[str, Any], settings: LoraSettings, offsets: Mapping[str, int]
+) -> list[tuple[int, int, int, float, float, int, int, int]]:
+    """What the engine's set_lora takes: (layer, module, r, scale, dropout, offset of A, of B's own rows, of their
+    magnitudes or -1).
 
     The engine's modules inside a fused one share A, and each has its rows of B.
     """
     places: list[Any] = []
-    for module in adapted_modules(modules, settings.target_modules):
+    for module in adapted_modules(modules(config), settings.target_modules):
         rank, scaling = settings.rank_of(module.name), settings.scaling_of(module.name)
-        stem = f"base_model.model.{module.name}"
+        stem = f"{PREFIX}{module.name}"
         a, b = offsets[f"{stem}.lora_A.weight"], offsets[f"{stem}.lora_B.weight"]
+        m = offsets.get(f"{stem}.lora_magnitude_vector")
         for index, row in module.parts:
-            places.append((module.layer, index, rank, scaling, settings.lora_dropout, a, b + row * rank))
+            own = -1 if m is None else m + row
+            places.append((module.layer, index, rank, scaling, settings.lora_dropout, a, b + row * rank, own))
     return places
+
+
+def whole_offsets(config: Mapping[str, Any], layout: Layout, offsets: Mapping[str, int]) -> dict[str, int]:
+    """The engine's name -> place in the flat vector, of the tensors that are trained whole."""
+    return engine_offsets(config, {name: offsets[key] for key, name in layout.whole.items()})
+
+
+def lora_settings(
+    config: Mapping[str, Any],
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float,
+    target_modules: Sequence[str] | str,
+    use_rslora: bool,
+    *,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    exclude_modules: Sequence[str] | str | None = None,
+    layers_to_transform: Sequence[int] | int | None = None,
+    use_dora: bool = False,
+    bias: Bias = "none",
+    modules_to_save: Sequence[str] | str | None = None,
+) -> LoraSettings:
+    """Settings of a fresh adapter on a model of this configuration; JpoError names the option that does not fit it."""
+    if isinstance(r, bool) or not isinstance(r, Integral) or r < 1:
+        raise JpoError(f"r: expected a positive integer, got {r!r}")
+    if not 0 <= lora_dropout < 1:
+        raise JpoError(f"lora_dropout: expected a number from 0 to below 1, got {lora_dropout!r}")
+    if bias not in get_args(Bias):
+        raise JpoError(f"bias: expected one of {', '.join(get_args(Bias))}, got {bias!r}")
+    saved = (modules_to_save,) if isinstance(modules_to_save, str) else tuple(modules_to_save or ())
+    known = {name.rsplit(".", 1)[0] for name in trainable_shapes(config)}
+    for name in saved:
+        if not any(saved_module(module, (name,)) for module in known):
+            shorts = dict.fromkeys(name.rsplit(".", 1)[-1] for name in sorted(known))
+            raise JpoError(f"modules_to_save: expected some of {', '.join(shorts)}, got {name!r}")
+    own = modules(config)
+    targets = select_modules(own, target_modules, exclude_modules, layers_to_transform, saved)
+    return LoraSettings(
+        int(r),
+        float(lora_alpha),
+        float(lora_dropout),
+        targets,
+        bool(use_rslora),
+        _pattern("rank_pattern", rank_pattern, int),
+        _pattern("alpha_pattern", alpha_pattern, float),
+        bool(use_dora),
+        bias,
+        saved,
+    )
+
+
+def _pattern(name: str, pattern: Mapping[str, Any] | None, kind: type) -> dict[str, Any]:
+    """The pattern with its values as numbers; JpoError for what is no positive number or no regular expression."""
+    for key, value in (pattern or {}).items():
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1 << 16:
+            raise JpoError(f"{name}: {key!r}: expected a number from 1 to 65536, got {value!r}")
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise JpoError(f"{name}: {key!r} is no regular expression: {error}") from None
+    return {key: kind(value) for key, value in (pattern or {}).items()}
+
+
+@dataclass(frozen=True)
+class LoraSize:
+    """What an adapter takes, counted from shapes."""
+
+    values: int  # that are trained
+    ranks: int  # of the layer whose modules have most together
+    magnitudes: int  # rows with magnitudes, of a layer
+    head: bool  # the head is trained whole
+
+
+def lora_size(config: Mapping[str, Any], settings: LoraSettings) -> LoraSize:
+    """The size of an adapter with these settings."""
+    layout = lora_layout(config, settings)
+    ranks: dict[int, int] = {}
+    rows: dict[int, int] = {}
+    for module in adapted_modules(modules(config), settings.target_modules):
+        ranks[module.layer] = ranks.get(module.layer, 0) + settings.rank_of(module.name) * len(module.parts)
+        rows[module.layer] = rows.get(module.layer, 0) + (module.outputs if settings.use_dora else 0)
+    values = sum(math.prod(shape) for shape in layout.shapes.values())
+    head = head_name(config) in layout.whole.values()
+    return LoraSize(values, max(ranks.values()), max(rows.values()), head)

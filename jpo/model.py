@@ -6,6 +6,7 @@ Knows checkpoints, adapters and forests; never templates, records or losses (the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,25 @@ from jpo.data.forest import Forest, Scope, build_forest
 from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
-from jpo.formats.peft import LORA
-from jpo.formats.tensors import engine_offsets, engine_tensors, modules, transposed_names
-from jpo.lora import LoraSettings, adapted_modules, lora_places, lora_shapes, select_modules, targets_of
+from jpo.formats.peft import LORA, PREFIX, Bias
+from jpo.formats.tensors import (
+    engine_offsets,
+    engine_tensors,
+    head_name,
+    modules,
+    tensor_shapes,
+    transposed_names,
+)
+from jpo.lora import (
+    LoraSettings,
+    LoraSize,
+    lora_layout,
+    lora_places,
+    lora_settings,
+    lora_size,
+    targets_of,
+    whole_offsets,
+)
 from jpo.memory import free_bytes, size
 from jpo.storage import COMPUTES, Compute, ProductType, Storage, stored_as, stored_bytes
 
@@ -92,11 +109,13 @@ def load(
         "bfloat16x2" and "bfloat16x3" (in one, two and three products of bfloat16 parts), or "auto", which is replaced
         by the fastest that this processor has with at most bfloat16x2's or int16's error (`jpo doctor` names it);
         adapters and all sums stay float32.
-    check: weights with NaN or infinity are refused by tensor name.
+    check: weights with NaN or infinity are refused by tensor name, those of adapters that are loaded later too.
     JpoError names what is missing or malformed and the remedy. Weights are read from the file while the model is in
     use: replace files by renaming; one that became shorter is refused at the next call.
     """
-    return LanguageModel(load_checkpoint(name_or_path, check=check), storage=storage, compute=compute)
+    lm = LanguageModel(load_checkpoint(name_or_path, check=check), storage=storage, compute=compute)
+    lm.check = check
+    return lm
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,7 @@ class LanguageModel:
         self.trainable: Trainable | None = None
         self.lora: LoraSettings | None = None
         self.full = False
+        self.check = True  # adapters with NaN or infinity are refused
         self._checkpoint = checkpoint
         self._adapter_on = True
         if storage not in ("auto", "as-stored"):
@@ -154,17 +174,18 @@ class LanguageModel:
         stored."""
         return sum(stored_bytes(tensor, storage, must) for tensor in self._checkpoint.tensors.values())
 
-    def adapter_ranks(self, r: int, target_modules: Sequence[str] | str) -> int:
-        """Sum of the ranks of such an adapter's modules in the layer that has the most of them."""
-        own = modules(self.config)
-        chosen = adapted_modules(own, select_modules(own, target_modules))
-        layers = [m.layer for m in chosen for _ in m.parts]
-        return r * max((layers.count(layer) for layer in set(layers)), default=0)
-
-    def adapter_values(self, r: int, target_modules: Sequence[str] | str) -> int:
-        """Number of values of such a LoRA adapter."""
-        own = modules(self.config)
-        return sum(r * (m.inputs + m.outputs) for m in adapted_modules(own, select_modules(own, target_modules)))
+    def adapter_size(
+        self,
+        r: int = LORA.r,
+        lora_alpha: float = LORA.lora_alpha,
+        lora_dropout: float = LORA.lora_dropout,
+        target_modules: Sequence[str] | str = LORA.target_modules,
+        use_rslora: bool = LORA.use_rslora,
+        **options: Any,
+    ) -> LoraSize:
+        """What an adapter by these options of add_lora would take; nothing is allocated."""
+        settings = lora_settings(self.config, r, lora_alpha, lora_dropout, target_modules, use_rslora, **options)
+        return lora_size(self.config, settings)
 
     def set_recompute(self, on: bool) -> None:
         """Whether passes keep each layer's input alone and repeat its forward in backward (gradient checkpointing)."""
@@ -293,34 +314,69 @@ class LanguageModel:
         alpha_pattern: Mapping[str, float] | None = None,
         exclude_modules: Sequence[str] | str | None = None,
         layers_to_transform: Sequence[int] | int | None = None,
+        use_dora: bool = LORA.use_dora,
+        bias: Bias = LORA.bias,
+        modules_to_save: Sequence[str] | str | None = None,
         seed: int = 0,
     ) -> None:
         """Add a fresh LoRA adapter (arXiv 2106.09685), in place of any other: A uniform in +-1/sqrt(inputs) (PEFT's
         Kaiming start), B zero, so that the model's output does not change. Names and patterns follow PEFT's rules; a
-        usual name (q_proj) also means the fused module that holds it."""
+        usual name (q_proj) also means the fused module that holds it.
+
+        use_dora: rows of the adapted weights get trained lengths (arXiv 2402.09353), their own at first.
+        bias: "all" biases of the model, or those of adapted modules ("lora_only"), are trained too.
+        modules_to_save: ends of names of modules that are trained whole (embed_tokens, lm_head, norm): of a tied model
+        the embedding and the head part where one of them is trained. The reference (adapter off) keeps the stored ones."""
         if self.full:
             raise JpoError("the model is in full fine-tuning; load it anew to add an adapter")
-        if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or r < 1:
-            raise JpoError(f"r: expected a positive integer, got {r!r}")
-        if not 0 <= lora_dropout < 1:
-            raise JpoError(f"lora_dropout: expected a number from 0 to below 1, got {lora_dropout!r}")
-        names = select_modules(modules(self.config), target_modules, exclude_modules, layers_to_transform)
-        patterns = dict(rank_pattern or {}), dict(alpha_pattern or {})
-        self._install_lora(
-            LoraSettings(int(r), float(lora_alpha), float(lora_dropout), names, bool(use_rslora), *patterns)
+        settings = lora_settings(
+            self.config,
+            r,
+            lora_alpha,
+            lora_dropout,
+            target_modules,
+            use_rslora,
+            rank_pattern=rank_pattern,
+            alpha_pattern=alpha_pattern,
+            exclude_modules=exclude_modules,
+            layers_to_transform=layers_to_transform,
+            use_dora=use_dora,
+            bias=bias,
+            modules_to_save=modules_to_save,
         )
-        assert self.trainable is not None
+        trainable = self._install_lora(settings)
         generator = np.random.Generator(np.random.Philox(seed))
-        for name in self.trainable.names:
-            if ".lora_A." in name:
-                view = self.trainable.view(name)
+        for name in trainable.names:
+            if name.endswith(".lora_A.weight"):
+                view = trainable.view(name)
                 view[...] = (generator.random(view.shape, dtype=np.float32) * 2 - 1) / np.float32(view.shape[1] ** 0.5)
+        for name, stored in lora_layout(self.config, settings).whole.items():
+            trainable.view(name)[...] = self._stored(stored)
+        if settings.use_dora:
+            self._start_magnitudes(trainable, settings)
 
-    def _install_lora(self, settings: LoraSettings) -> None:
-        own = modules(self.config)
-        trainable = Trainable(lora_shapes(own, settings))
-        self._core.set_lora(trainable.params, trainable.grads, lora_places(own, settings, trainable.offsets))
+    def _stored(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor's values as the engine holds them, float32; the head of a tied model is its embedding."""
+        tensors = self._checkpoint.tensors
+        if name == head_name(self.config) and name not in tensors:
+            name = next(iter(tensor_shapes(self.config)))
+        dtype, data = stored_as(tensors[name], self.storage)
+        return dataclasses.replace(tensors[name], dtype=dtype, data=data).float32()
+
+    def _start_magnitudes(self, trainable: Trainable, settings: LoraSettings) -> None:
+        """The rows' own lengths: with B zero the output does not change."""
+        for layer, module, *_, start in lora_places(self.config, settings, trainable.offsets):
+            norms = self._core.row_norms(layer, module)
+            trainable.params[start : start + len(norms)] = norms
+
+    def _install_lora(self, settings: LoraSettings) -> Trainable:
+        layout = lora_layout(self.config, settings)
+        trainable = Trainable(layout.shapes, layout.transposed)
+        places = lora_places(self.config, settings, trainable.offsets)
+        whole = whole_offsets(self.config, layout, trainable.offsets)
+        self._core.set_lora(trainable.params, trainable.grads, places, whole)
         self.trainable, self.lora = trainable, settings
+        return trainable
 
     def remove_adapter(self) -> None:
         """Forget the adapter; the base model stays."""
@@ -352,17 +408,18 @@ class LanguageModel:
         finally:
             self._adapter_on = before
 
-    def load_adapter(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    def load_adapter(self, folder: str | os.PathLike[str], *, check: bool | None = None) -> dict[str, Any]:
         """Load a LoRA adapter in PEFT's format, in place of any other; returns jpo's own settings stored beside it.
 
-        JpoError where a tensor does not fit this model."""
+        check: tensors with NaN or infinity are refused by name; default: as the model was loaded. JpoError where a
+        tensor does not fit this model."""
         from jpo.formats.peft import read_adapter
 
         if self.full:
             raise JpoError(
                 f"{os.fspath(folder)}: the model is in full fine-tuning; load it anew before it gets an adapter"
             )
-        config, tensors = read_adapter(folder)
+        config, tensors = read_adapter(folder, check=self.check if check is None else check)
         settings = LoraSettings(
             config.r,
             config.lora_alpha,
@@ -371,6 +428,9 @@ class LanguageModel:
             config.use_rslora,
             config.rank_pattern,
             config.alpha_pattern,
+            config.use_dora,
+            config.bias,
+            config.modules_to_save,
         )
         before = (self.trainable, self.lora)
         self._install_lora(settings)
@@ -420,6 +480,9 @@ class LanguageModel:
             rank_pattern=dict(self.lora.rank_pattern),
             alpha_pattern=dict(self.lora.alpha_pattern),
             fan_in_fan_out=any(module.transposed for module in modules(self.config)),
+            use_dora=self.lora.use_dora,
+            bias=self.lora.bias,
+            modules_to_save=self.lora.modules_to_save,
         )
         write_adapter(folder, config, self.trainable.state())
 
@@ -438,24 +501,50 @@ class LanguageModel:
         self.trainable, self.lora, self.full = trainable, None, True
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Hugging Face name -> float32 weights, the adapter merged in: W + scaling B A."""
+        """Hugging Face name -> float32 weights, the adapter merged in: W + scaling B A, its rows given their magnitudes
+        where there are some, and what is trained whole in place of the stored. Of the model that merged_config tells."""
         if self.full and self.trainable is not None:
             return self.trainable.state()
         tensors = {name: tensor.float32() for name, tensor in self._checkpoint.tensors.items()}
         turned = transposed_names(self.config)
-        if self.lora is not None and self.trainable is not None:
-            for name in self.trainable.names:
-                if name.endswith(".lora_A.weight"):
-                    stem = name.removesuffix(".lora_A.weight")
-                    module = stem.removeprefix("base_model.model.")
-                    b = self.trainable.view(f"{stem}.lora_B.weight")
-                    change = np.float32(self.lora.scaling_of(module)) * (b @ self.trainable.view(name))
-                    tensors[f"{module}.weight"] += change.T if f"{module}.weight" in turned else change
-        return tensors
+        if self.lora is None or self.trainable is None:
+            return tensors
+        for name in self.trainable.names:
+            if name.endswith(".lora_A.weight"):
+                module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+                weight = tensors[f"{module}.weight"]
+                self._merge_module(module, weight.T if f"{module}.weight" in turned else weight)
+        layout = lora_layout(self.config, self.lora)
+        head = head_name(self.config)
+        if self.config["tie_word_embeddings"] and not self.merged_config()["tie_word_embeddings"]:
+            tensors[head] = self._stored(head)
+        return tensors | {name: self.trainable.view(own).copy() for own, name in layout.whole.items()}
+
+    def _merge_module(self, module: str, weight: np.ndarray[Any, Any]) -> None:
+        """weight (outputs, inputs) becomes the adapted one, in place."""
+        assert self.lora is not None and self.trainable is not None
+        stem = f"{PREFIX}{module}"
+        a, b = self.trainable.view(f"{stem}.lora_A.weight"), self.trainable.view(f"{stem}.lora_B.weight")
+        weight += np.float32(self.lora.scaling_of(module)) * (b @ a)
+        if self.lora.use_dora:
+            norms = np.sqrt(np.einsum("ij,ij->i", weight, weight, dtype=np.float64))
+            magnitudes = self.trainable.view(f"{stem}.lora_magnitude_vector")
+            factors = np.divide(magnitudes, norms, out=np.zeros(len(norms)), where=norms > 0)
+            weight *= factors.astype(np.float32)[:, None]
+
+    def merged_config(self) -> dict[str, Any]:
+        """The configuration of `state`: a tied model whose embedding or head was trained alone is no longer tied."""
+        whole = lora_layout(self.config, self.lora).whole.values() if self.lora is not None else ()
+        embedding = next(iter(tensor_shapes(self.config)))
+        parted = self.config["tie_word_embeddings"] and ({embedding, head_name(self.config)} & set(whole))
+        if not parted:
+            return self.config
+        untied = {"tie_word_embeddings": False}
+        return self.config | untied | {"hf": self.config["hf"] | untied}
 
     def merge(self, folder: str | os.PathLike[str]) -> None:
         """Write the model with its adapter merged in as a Hugging Face directory (float32)."""
-        write_checkpoint(folder, self.config, self.state(), self.tokenizer, self.generation)
+        write_checkpoint(folder, self.merged_config(), self.state(), self.tokenizer, self.generation)
 
     def generate(
         self,

@@ -202,7 +202,7 @@ static PyObject *model_forward(model_object *self, PyObject *args) {
         npy_intp n = forest.entries;
         logps = PyArray_SimpleNew(1, &n, NPY_FLOAT64);
     }
-    jpo_forward_options options = {adapter, keep, stats, train, seed};
+    jpo_forward_options options = {.adapter = adapter, .keep = keep, .statistics = stats, .train = train, .seed = seed};
     jpo_error err;
     if (logps) {
         jpo_status status;
@@ -369,7 +369,11 @@ static PyMethodDef model_methods[] = {
     {"set_recompute", (PyCFunction)model_set_recompute, METH_O,
      "set_recompute(on): from the next pass on keep each layer's input alone and repeat its forward in backward."},
     {"set_lora", (PyCFunction)(void (*)(void))model_set_lora, METH_VARARGS,
-     "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b), ...])"},
+     "set_lora(params (P,), grads (P,), [(layer, module, r, scale, dropout, offset_a, offset_b, offset_m = -1), ...],\n"
+     "{tensor: offset} = {}): offset_m: of the magnitudes of the rows (DoRA), -1: none; tensors that are trained "
+     "whole."},
+    {"row_norms", (PyCFunction)(void (*)(void))model_row_norms, METH_VARARGS,
+     "row_norms(layer, module) -> (N,) float32: lengths of the rows of W + scale B A of a module with magnitudes."},
     {"set_full", (PyCFunction)(void (*)(void))model_set_full, METH_VARARGS,
      "set_full(params (P,), grads (P,), {tensor: offset})"},
     {"clear", (PyCFunction)model_clear, METH_NOARGS,

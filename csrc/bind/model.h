@@ -42,6 +42,7 @@ bool model_each_tensor(model_object *self, tensor_visitor visit, void *context);
 
 /* Methods of bind/training.c and bind/generation.c. */
 PyObject *model_set_lora(model_object *self, PyObject *args);
+PyObject *model_row_norms(model_object *self, PyObject *args);
 PyObject *model_set_full(model_object *self, PyObject *args);
 PyObject *model_clear(model_object *self, PyObject *unused);
 PyObject *model_decode(model_object *self, PyObject *args);

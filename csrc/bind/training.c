@@ -3,10 +3,12 @@
 #include "bind/model.h"
 
 #include <math.h>
+#include <string.h>
 
 static void forget(model_object *self) {
+    jpo_error none; /* without an adapter nothing is reserved */
     jpo_model_restore(&self->model);
-    self->pass.kept = false;
+    (void)jpo_pass_adapt(&self->pass, &none);
     Py_CLEAR(self->params);
     Py_CLEAR(self->grads);
 }
@@ -32,7 +34,7 @@ static bool adopt(model_object *self, PyObject *params, PyObject *grads) {
 
 /* One adapter, as Python names it. */
 typedef struct {
-    Py_ssize_t layer, module, offset_a, offset_b;
+    Py_ssize_t layer, module, offset_a, offset_b, offset_m; /* offset_m -1: no magnitudes */
     long long r;
     double scale, dropout;
 } place;
@@ -53,7 +55,11 @@ static bool set_one(model_object *self, const place *p) {
                      .b = part(self->params, p->offset_b, p->r * info.n),
                      .da = part(self->grads, p->offset_a, p->r * info.k),
                      .db = part(self->grads, p->offset_b, p->r * info.n)};
-    if (!lora.a || !lora.b)
+    if (p->offset_m != -1) {
+        lora.magnitude = part(self->params, p->offset_m, info.n);
+        lora.dmagnitude = part(self->grads, p->offset_m, info.n);
+    }
+    if (!lora.a || !lora.b || (p->offset_m != -1 && !lora.magnitude))
         return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd lies outside params", p->layer,
                             p->module),
                false;
@@ -68,20 +74,70 @@ static bool read_places(place *places, PyObject *items, Py_ssize_t count) {
         PyObject *item = PyTuple_GET_ITEM(items, i);
         if (!PyTuple_Check(item))
             return PyErr_Format(PyExc_TypeError, "places[%zd] must be a tuple, got %R", i, Py_TYPE(item)), false;
-        if (!PyArg_ParseTuple(item, "nnLddnn", &p->layer, &p->module, &p->r, &p->scale, &p->dropout, &p->offset_a,
-                              &p->offset_b))
+        p->offset_m = -1;
+        if (!PyArg_ParseTuple(item, "nnLddnn|n", &p->layer, &p->module, &p->r, &p->scale, &p->dropout, &p->offset_a,
+                              &p->offset_b, &p->offset_m))
             return false;
     }
     return true;
 }
 
-static bool set_lora(model_object *self, PyObject *params, PyObject *grads, PyObject *items) {
+/* Tensors that are trained whole: {name: offset}, and how many of them the model has taken. */
+typedef struct {
+    PyObject *offsets;
+    bool all; /* every tensor of the model must be there */
+    Py_ssize_t taken;
+} trained_tensors;
+
+/* The named tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
+static bool train_named(model_object *self, trained_tensors *trained, const char *name, jpo_tensor tensor,
+                        const jpo_tensor_info *info, int64_t layer, bool bias) {
+    PyObject *item = PyDict_GetItemString(trained->offsets, name);
+    if (!item && trained->all) return PyErr_Format(PyExc_ValueError, "set_full lacks the tensor %s", name), false;
+    if (!item) return true;
+    Py_ssize_t offset = PyLong_AsSsize_t(item);
+    if (offset == -1 && PyErr_Occurred()) return false;
+    int64_t count = bias ? info->n : info->n * info->k;
+    float *values = part(self->params, offset, count);
+    if (!values) return PyErr_Format(PyExc_ValueError, "tensor %s lies outside params", name), false;
+    jpo_model_train(&self->model, tensor, layer, bias, values, part(self->grads, offset, count));
+    trained->taken++;
+    return true;
+}
+
+static bool train_tensor(model_object *self, void *context, jpo_tensor tensor, const jpo_tensor_info *info,
+                         int64_t layer, bool bias) {
+    char name[TENSOR_NAME];
+    model_tensor_name(name, info, layer, bias);
+    return train_named(self, context, name, tensor, info, layer, bias);
+}
+
+/* The tensors of a dictionary; a tied head is trained with the embedding where all are, alone where it is named. */
+static bool train_tensors(model_object *self, PyObject *offsets, bool all) {
+    trained_tensors trained = {offsets, all, 0};
+    if (!model_each_tensor(self, train_tensor, &trained)) return false;
+    if (self->model.config.tied) {
+        const jpo_tensor_info info = jpo_tensor_describe(&self->model.config, JPO_HEAD);
+        char name[TENSOR_NAME];
+        const jpo_tensor_info shared = jpo_tensor_describe(&self->model.config, JPO_EMBEDDING);
+        model_tensor_name(name, all ? &shared : &info, 0, false);
+        if (!train_named(self, &trained, name, JPO_HEAD, &info, 0, false)) return false;
+    }
+    if (!all && trained.taken != PyDict_Size(offsets))
+        return PyErr_SetString(PyExc_ValueError, "set_lora: a tensor to be trained is none of the model's"), false;
+    return true;
+}
+
+static bool set_lora(model_object *self, PyObject *params, PyObject *grads, PyObject *items, PyObject *tensors) {
     Py_ssize_t count = PyTuple_GET_SIZE(items);
     place *places = PyMem_Calloc((size_t)count + 1, sizeof *places);
     if (!places) return PyErr_NoMemory(), false;
     bool done = read_places(places, items, count) && adopt(self, params, grads);
     if (done) {
         for (Py_ssize_t i = 0; done && i < count; i++) done = set_one(self, places + i);
+        if (done && tensors) done = train_tensors(self, tensors, false);
+        jpo_error err;
+        if (done && jpo_pass_adapt(&self->pass, &err) != JPO_OK) done = (jpo_raise(&err), false);
         if (!done) forget(self);
     }
     PyMem_Free(places);
@@ -89,17 +145,44 @@ static bool set_lora(model_object *self, PyObject *params, PyObject *grads, PyOb
 }
 
 PyObject *model_set_lora(model_object *self, PyObject *args) {
-    PyObject *params, *grads, *list, *items;
-    if (!PyArg_ParseTuple(args, "OOO!:set_lora", &params, &grads, &PyList_Type, &list) || !model_enter(self))
+    PyObject *params, *grads, *list, *items, *tensors = NULL;
+    if (!PyArg_ParseTuple(args, "OOO!|O!:set_lora", &params, &grads, &PyList_Type, &list, &PyDict_Type, &tensors) ||
+        !model_enter(self))
         return NULL;
     bool done = false;
     if ((items = PyList_AsTuple(list))) {
-        done = set_lora(self, params, grads, items);
+        done = set_lora(self, params, grads, items, tensors);
         Py_DECREF(items);
     }
     model_leave(self);
     if (!done) return NULL;
     Py_RETURN_NONE;
+}
+
+PyObject *model_row_norms(model_object *self, PyObject *args) {
+    Py_ssize_t layer, module;
+    if (!PyArg_ParseTuple(args, "nn:row_norms", &layer, &module) || !model_enter(self)) return NULL;
+    PyObject *out = NULL;
+    jpo_pass *pass = &self->pass;
+    const bool known = layer >= 0 && layer < self->model.config.layers && module >= 0 && module < JPO_MODULES;
+    const jpo_linear *linear = known ? &self->model.live.layer[layer].module[module] : NULL;
+    if (!linear || !linear->lora.magnitude) {
+        PyErr_Format(PyExc_ValueError, "layer %zd, module %zd has no magnitudes", layer, module);
+    } else {
+        jpo_row_norms *norms = pass->norms + layer * JPO_MODULES + module;
+        npy_intp n = linear->weight.n;
+        jpo_status status;
+        jpo_error err;
+        JPO_COMPUTE_BEGIN
+        status = jpo_row_norms_update(norms, &linear->weight, &linear->lora, false, &pass->scratch, &err);
+        JPO_COMPUTE_END
+        if (status != JPO_OK)
+            jpo_raise(&err);
+        else if ((out = PyArray_SimpleNew(1, &n, NPY_FLOAT32)))
+            memcpy(PyArray_DATA((PyArrayObject *)out), norms->norm, (size_t)n * sizeof(float));
+    }
+    model_leave(self);
+    return out;
 }
 
 PyObject *model_clear(model_object *self, PyObject *unused) {
@@ -110,28 +193,13 @@ PyObject *model_clear(model_object *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* The tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
-static bool train_tensor(model_object *self, void *offsets, jpo_tensor tensor, const jpo_tensor_info *info,
-                         int64_t layer, bool bias) {
-    char name[TENSOR_NAME];
-    model_tensor_name(name, info, layer, bias);
-    PyObject *item = PyDict_GetItemString(offsets, name);
-    if (!item) return PyErr_Format(PyExc_ValueError, "set_full lacks the tensor %s", name), false;
-    Py_ssize_t offset = PyLong_AsSsize_t(item);
-    if (offset == -1 && PyErr_Occurred()) return false;
-    int64_t count = bias ? info->n : info->n * info->k;
-    float *values = part(self->params, offset, count);
-    if (!values) return PyErr_Format(PyExc_ValueError, "tensor %s lies outside params", name), false;
-    jpo_model_train(&self->model, tensor, layer, bias, values, part(self->grads, offset, count));
-    return true;
-}
-
 PyObject *model_set_full(model_object *self, PyObject *args) {
     PyObject *params, *grads, *offsets;
     if (!PyArg_ParseTuple(args, "OOO!:set_full", &params, &grads, &PyDict_Type, &offsets) || !model_enter(self))
         return NULL;
     bool done = adopt(self, params, grads);
-    if (done && !(done = model_each_tensor(self, train_tensor, offsets))) forget(self); /* the stored weights again */
+    self->model.full = done;
+    if (done && !(done = train_tensors(self, offsets, true))) forget(self); /* the stored weights again */
     model_leave(self);
     if (!done) return NULL;
     Py_RETURN_NONE;

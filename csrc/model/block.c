@@ -22,7 +22,7 @@ typedef struct {
 static block block_of(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, int64_t rows) {
     const jpo_config *c = &pass->model->config;
     int64_t q = jpo_query_width(c), kv = jpo_key_width(c);
-    return (block){pass, c, pass->model->layer + layer, saved, layer, rows, q, kv, q + 2 * kv};
+    return (block){pass, c, jpo_pass_weights(pass)->layer + layer, saved, layer, rows, q, kv, q + 2 * kv};
 }
 
 /* An operator without a matrix product, under the profile's clock. */

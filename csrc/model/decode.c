@@ -34,7 +34,9 @@ static jpo_status plan_attention(jpo_pass *pass, jpo_attention *attention, const
 static jpo_status decode(jpo_pass *pass, float *logits, const jpo_decode *d, jpo_error *err) {
     const jpo_config *c = &pass->model->config;
     jpo_attention attention;
-    jpo_forward_options options = {.adapter = d->adapter};
+    bool begins = false;
+    for (int64_t i = 0; i < d->rows; i++) begins |= d->positions[i] == 0;
+    jpo_forward_options options = {.adapter = d->adapter, .decode = !begins};
     pass->kept = false;
     JPO_TRY(plan_attention(pass, &attention, d, err));
     jpo_segment whole = {0, (int32_t)d->rows, -1, 0}; /* only sizes are planned from it */

@@ -20,9 +20,10 @@ static void gather_rows(float *dst, const float *src, const int32_t *row, int64_
 }
 
 void jpo_pass_embed(jpo_pass *pass, float *x, const int32_t *tokens, const int32_t *positions, int64_t rows) {
-    const jpo_model *model = pass->model;
-    const jpo_embedding embedding = {&model->embedding, model->config.learned_positions ? &model->positions : NULL,
-                                     model->config.embedding_multiplier};
+    const jpo_config *c = &pass->model->config;
+    const jpo_weights *weights = jpo_pass_weights(pass);
+    const jpo_embedding embedding = {&weights->embedding, c->learned_positions ? &weights->positions : NULL,
+                                     c->embedding_multiplier};
     double start = jpo_profile_start(&pass->profile);
     jpo_embedding_forward(x, tokens, positions, &embedding, rows);
     jpo_profile_add(&pass->profile, JPO_OP_EMBEDDING, start, 0);
@@ -32,7 +33,7 @@ void jpo_pass_embed(jpo_pass *pass, float *x, const int32_t *tokens, const int32
 static void final_norm(const jpo_pass *pass, float *y, float *stat, const float *x, int64_t rows) {
     const jpo_config *c = &pass->model->config;
     const jpo_norm_shape shape = {c->norm, rows, 1, c->hidden, c->eps};
-    jpo_norm_forward(y, c->hidden, stat, x, c->hidden, &pass->model->final_norm, &shape);
+    jpo_norm_forward(y, c->hidden, stat, x, c->hidden, &jpo_pass_weights(pass)->final_norm, &shape);
 }
 
 static jpo_head_batch head_batch(const jpo_pass *pass) {
@@ -56,8 +57,8 @@ static jpo_status head_forward(jpo_pass *pass, double *logps, jpo_error *err) {
     final_norm(pass, head->h, head->stat, head->h, n);
     if (c->logits_multiplier != 1) jpo_scale(head->h, c->logits_multiplier, n * c->hidden);
     const jpo_head_batch batch = head_batch(pass);
-    JPO_TRY(jpo_head_forward(logps, head->state, head->pw, &batch, &pass->model->head, pass->options.statistics,
-                             &pass->scratch, err));
+    JPO_TRY(jpo_head_forward(logps, head->state, head->pw, &batch, &jpo_pass_weights(pass)->head,
+                             pass->options.statistics, &pass->scratch, err));
     jpo_profile_add(&pass->profile, JPO_OP_HEAD, start,
                     (head->pw ? 4.0 : 2.0) * (double)(n * c->hidden) * (double)c->vocab);
     return JPO_OK;
@@ -97,8 +98,8 @@ jpo_status jpo_pass_forward(jpo_pass *pass, double *logps, const jpo_forest *for
 
 /* work.dx (T, H) <- gradient of the last block's output. */
 static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_error *err) {
-    const jpo_model *model = pass->model;
-    const jpo_config *c = &model->config;
+    const jpo_weights *weights = jpo_pass_weights(pass);
+    const jpo_config *c = &pass->model->config;
     const jpo_head_memory *head = &pass->head;
     int64_t n = pass->plan.loss_rows, hidden = c->hidden;
     float *dh = pass->work.dh, *dx = pass->work.dx; /* dh (N, H) fits: N <= T */
@@ -106,32 +107,49 @@ static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_
     if (n == 0) return JPO_OK;
     double start = jpo_profile_start(&pass->profile);
     const jpo_head_batch batch = head_batch(pass);
-    if (model->dhead)
-        JPO_TRY(jpo_head_backward_full(dh, model->dhead, head->tile, coefficients, head->state, &batch, &model->head,
-                                       &pass->scratch, err));
+    if (weights->dhead)
+        JPO_TRY(jpo_head_backward_full(dh, weights->dhead, head->tile, coefficients, head->state, &batch,
+                                       &weights->head, &pass->scratch, err));
     else
-        JPO_TRY(jpo_head_backward(dh, coefficients, head->state, head->pw, &batch, &model->head, &pass->scratch, err));
+        JPO_TRY(
+            jpo_head_backward(dh, coefficients, head->state, head->pw, &batch, &weights->head, &pass->scratch, err));
     if (c->logits_multiplier != 1) jpo_scale(dh, c->logits_multiplier, n * hidden);
     /* The norm's backward needs its input; work.h is free here, and so is head.h. */
     float *x = pass->work.h, *dn = head->h;
     gather_rows(x, pass->final_x, pass->index.loss_row, n, hidden);
     memset(dn, 0, (size_t)(n * hidden) * sizeof(float));
     const jpo_norm_shape shape = {c->norm, n, 1, hidden, c->eps};
-    jpo_norm_backward(dn, hidden, dh, hidden, x, hidden, head->stat, &model->final_norm, &shape);
+    jpo_norm_backward(dn, hidden, dh, hidden, x, hidden, head->stat, &weights->final_norm, &shape);
     for (int64_t i = 0; i < n; i++)
         memcpy(dx + pass->index.loss_row[i] * hidden, dn + i * hidden, (size_t)hidden * sizeof(float));
     jpo_profile_add(&pass->profile, JPO_OP_HEAD_BACKWARD, start,
-                    model->dhead ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
+                    weights->dhead ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
     return JPO_OK;
 }
 
+static bool norms_trained(const jpo_layer *layer) {
+    for (int n = 0; n < JPO_LAYER_NORMS; n++)
+        if (layer->norm[n].dw || layer->norm[n].db) return true;
+    return false;
+}
+
+static bool tables_trained(const jpo_weights *weights) { return weights->dembedding || weights->dpositions; }
+
 /* The lowest layer whose weights are trained: backward ends there. */
-static int64_t lowest_layer(const jpo_model *model) {
-    if (model->full) return 0;
-    for (int64_t i = 0; i < model->config.layers; i++)
-        for (int m = 0; m < JPO_MODULES; m++)
-            if (model->layer[i].module[m].lora.r) return i;
-    return model->config.layers;
+static int64_t lowest_layer(const jpo_pass *pass) {
+    const jpo_weights *weights = jpo_pass_weights(pass);
+    int64_t i = 0;
+    if (tables_trained(weights)) return 0;
+    while (i < pass->model->config.layers && !norms_trained(weights->layer + i) &&
+           !jpo_modules_trained(pass, i, (jpo_tensor)0, JPO_DOWN))
+        i++;
+    return i;
+}
+
+/* Whether anything needs the gradient of the layer's input, its first norm included. */
+static bool input_needed(const jpo_pass *pass, int64_t layer, int64_t lowest) {
+    const jpo_weights *weights = jpo_pass_weights(pass);
+    return layer > lowest || tables_trained(weights) || norms_trained(weights->layer + layer);
 }
 
 /* What the layer's forward left in the shared slab, again; the highest layer's is still there. The block runs to its
@@ -140,34 +158,33 @@ static int64_t lowest_layer(const jpo_model *model) {
 static jpo_status forward_again(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, jpo_error *err) {
     const jpo_config *c = &pass->model->config;
     if (!pass->plan.recompute || layer + 1 == c->layers) return JPO_OK;
-    const bool adapted = pass->options.adapter && pass->model->layer[layer].module[JPO_DOWN].lora.r;
+    const bool adapted = jpo_pass_weights(pass)->layer[layer].module[JPO_DOWN].lora.r;
     const bool whole = adapted || c->norm_place != JPO_BEFORE || c->parallel;
     return jpo_block_forward(pass, layer, saved, whole ? pass->work.dh : NULL, pass->plan.rows, pass->index.position,
                              &pass->attention, NULL, err);
 }
 
 static void embedding_backward(const jpo_pass *pass) {
-    const jpo_model *model = pass->model;
-    const jpo_config *c = &model->config;
-    if (model->dembedding)
-        jpo_embedding_backward(model->dembedding, pass->work.dx, pass->index.tokens, c->embedding_multiplier,
+    const jpo_weights *weights = jpo_pass_weights(pass);
+    const jpo_config *c = &pass->model->config;
+    if (weights->dembedding)
+        jpo_embedding_backward(weights->dembedding, pass->work.dx, pass->index.tokens, c->embedding_multiplier,
                                pass->plan.rows, c->hidden);
-    if (model->dpositions)
-        jpo_embedding_backward(model->dpositions, pass->work.dx, pass->index.position, 1, pass->plan.rows, c->hidden);
+    if (weights->dpositions)
+        jpo_embedding_backward(weights->dpositions, pass->work.dx, pass->index.position, 1, pass->plan.rows, c->hidden);
 }
 
 jpo_status jpo_pass_backward(jpo_pass *pass, const double *coefficients, jpo_error *err) {
-    const jpo_model *model = pass->model;
     if (!pass->kept)
         return jpo_fail(err, JPO_ERR_VALUE, "backward needs a forward pass with keep=True directly before it");
     pass->kept = false; /* saved gates are overwritten by their gradients */
     JPO_TRY(head_backward(pass, coefficients, err));
-    int64_t lowest = lowest_layer(model);
-    for (int64_t layer = model->config.layers - 1; layer >= lowest; layer--) {
+    int64_t lowest = lowest_layer(pass);
+    for (int64_t layer = pass->model->config.layers - 1; layer >= lowest; layer--) {
         JPO_TRY(jpo_pass_poll(pass, err));
         jpo_saved_layer saved = jpo_saved_get(pass, layer);
         JPO_TRY(forward_again(pass, layer, &saved, err));
-        JPO_TRY(jpo_block_backward(pass, layer, &saved, model->full || layer > lowest, err));
+        JPO_TRY(jpo_block_backward(pass, layer, &saved, input_needed(pass, layer, lowest), err));
     }
     embedding_backward(pass);
     return JPO_OK;
@@ -195,7 +212,8 @@ jpo_status jpo_pass_logits(jpo_pass *pass, float *logits, float *h, int64_t rows
     const jpo_config *c = &pass->model->config;
     double start = jpo_profile_start(&pass->profile);
     if (c->logits_multiplier != 1) jpo_scale(h, c->logits_multiplier, rows * c->hidden);
-    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &pass->model->head, rows, false, &pass->scratch, err));
+    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &jpo_pass_weights(pass)->head, rows, false,
+                               &pass->scratch, err));
     if (c->logits_softcap > 0) jpo_softcap(logits, c->logits_softcap, rows * c->vocab);
     jpo_profile_add(&pass->profile, JPO_OP_HEAD, start, 2.0 * (double)(rows * c->hidden) * (double)c->vocab);
     return JPO_OK;

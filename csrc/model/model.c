@@ -35,97 +35,93 @@ jpo_status jpo_model_init(jpo_model *model, const jpo_config *config, jpo_error 
     JPO_TRY(jpo_config_check(config, err));
     model->config = *config;
     JPO_TRY(copy_arrays(model, config, err));
-    model->layer = calloc((size_t)config->layers, sizeof *model->layer);
-    model->stored_layer = calloc((size_t)config->layers, sizeof *model->stored_layer);
-    if (!model->layer || !model->stored_layer)
+    model->live.layer = calloc((size_t)config->layers, sizeof *model->live.layer);
+    model->stored.layer = calloc((size_t)config->layers, sizeof *model->stored.layer);
+    if (!model->live.layer || !model->stored.layer)
         return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate %lld layers", (long long)config->layers);
     return JPO_OK;
 }
 
 void jpo_model_free(jpo_model *model) {
-    free(model->layer);
-    free(model->stored_layer);
+    free(model->stored.layer);
+    free(model->live.layer);
     free(model->arrays);
     memset(model, 0, sizeof *model);
 }
 
-static jpo_linear *linear_of(jpo_model *model, jpo_tensor tensor, int64_t layer) {
-    return (int)tensor < JPO_MODULES ? &model->layer[layer].module[tensor] : NULL;
+static jpo_linear *linear_of(jpo_weights *weights, jpo_tensor tensor, int64_t layer) {
+    return (int)tensor < JPO_MODULES ? &weights->layer[layer].module[tensor] : NULL;
 }
 
-static jpo_norm *norm_of(jpo_model *model, jpo_tensor tensor, int64_t layer) {
-    if (tensor == JPO_FINAL_NORM) return &model->final_norm;
+static jpo_norm *norm_of(jpo_weights *weights, jpo_tensor tensor, int64_t layer) {
+    if (tensor == JPO_FINAL_NORM) return &weights->final_norm;
     return (int)tensor >= JPO_MODULES && (int)tensor < JPO_LAYER_TENSORS
-               ? &model->layer[layer].norm[tensor - JPO_MODULES]
+               ? &weights->layer[layer].norm[tensor - JPO_MODULES]
                : NULL;
 }
 
-static jpo_weight *table_of(jpo_model *model, jpo_tensor tensor) {
-    return tensor == JPO_EMBEDDING ? &model->embedding : tensor == JPO_HEAD ? &model->head : &model->positions;
+static jpo_weight *table_of(jpo_weights *weights, jpo_tensor tensor) {
+    return tensor == JPO_EMBEDDING ? &weights->embedding : tensor == JPO_HEAD ? &weights->head : &weights->positions;
 }
 
 void jpo_model_set(jpo_model *model, jpo_tensor tensor, int64_t layer, const void *data, jpo_dtype dtype,
                    jpo_compute compute) {
-    jpo_norm *norm = norm_of(model, tensor, layer);
-    jpo_linear *linear = linear_of(model, tensor, layer);
+    jpo_norm *norm = norm_of(&model->stored, tensor, layer);
+    jpo_linear *linear = linear_of(&model->stored, tensor, layer);
     if (norm) {
         norm->w = data;
         return;
     }
     jpo_tensor_info info = jpo_tensor_describe(&model->config, tensor);
-    *(linear ? &linear->weight : table_of(model, tensor)) =
+    *(linear ? &linear->weight : table_of(&model->stored, tensor)) =
         (jpo_weight){.n = info.n, .k = info.k, .data = data, .dtype = dtype, .compute = compute};
 }
 
 void jpo_model_set_bias(jpo_model *model, jpo_tensor tensor, int64_t layer, const float *bias) {
-    jpo_norm *norm = norm_of(model, tensor, layer);
+    jpo_norm *norm = norm_of(&model->stored, tensor, layer);
     if (norm)
         norm->b = bias;
     else
-        linear_of(model, tensor, layer)->bias = bias;
+        linear_of(&model->stored, tensor, layer)->bias = bias;
 }
 
 jpo_status jpo_model_prepare(jpo_model *model, jpo_error *err) {
-    if (model->config.tied) model->head = model->embedding;
+    jpo_weights *stored = &model->stored;
+    if (model->config.tied) stored->head = stored->embedding;
     for (int64_t i = 0; i < model->config.layers; i++)
         for (int m = 0; m < JPO_MODULES; m++) {
-            jpo_linear *linear = &model->layer[i].module[m];
+            jpo_linear *linear = &stored->layer[i].module[m];
             linear->mask = m;
             if (linear->weight.data) JPO_TRY(jpo_weight_check(&linear->weight, err));
         }
-    JPO_TRY(jpo_weight_check(&model->head, err));
-    memcpy(model->stored_layer, model->layer, (size_t)model->config.layers * sizeof *model->layer);
-    model->stored_embedding = model->embedding, model->stored_positions = model->positions;
-    model->stored_head = model->head, model->stored_norm = model->final_norm;
+    JPO_TRY(jpo_weight_check(&stored->head, err));
+    jpo_model_restore(model);
     return JPO_OK;
 }
 
 void jpo_model_restore(jpo_model *model) {
-    memcpy(model->layer, model->stored_layer, (size_t)model->config.layers * sizeof *model->layer);
-    model->embedding = model->stored_embedding, model->positions = model->stored_positions;
-    model->head = model->stored_head, model->final_norm = model->stored_norm;
-    model->dembedding = model->dpositions = model->dhead = NULL;
+    jpo_layer *layers = model->live.layer;
+    memcpy(layers, model->stored.layer, (size_t)model->config.layers * sizeof *layers);
+    model->live = model->stored;
+    model->live.layer = layers;
     model->full = false;
 }
 
-static void train_table(jpo_model *model, jpo_tensor tensor, const float *values, float *gradient) {
-    jpo_weight *table = table_of(model, tensor);
+static void train_table(jpo_weights *live, jpo_tensor tensor, const float *values, float *gradient) {
+    jpo_weight *table = table_of(live, tensor);
     table->data = values, table->dtype = JPO_F32;
     if (tensor == JPO_EMBEDDING)
-        model->dembedding = gradient;
+        live->dembedding = gradient;
     else if (tensor == JPO_HEAD)
-        model->dhead = gradient;
+        live->dhead = gradient;
     else
-        model->dpositions = gradient;
-    if (tensor == JPO_EMBEDDING && model->config.tied)
-        model->head.data = values, model->head.dtype = JPO_F32, model->dhead = gradient;
+        live->dpositions = gradient;
 }
 
 void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bias, const float *values,
                      float *gradient) {
-    jpo_norm *norm = norm_of(model, tensor, layer);
-    jpo_linear *linear = linear_of(model, tensor, layer);
-    model->full = true;
+    jpo_norm *norm = norm_of(&model->live, tensor, layer);
+    jpo_linear *linear = linear_of(&model->live, tensor, layer);
     if (norm && bias)
         norm->b = values, norm->db = gradient;
     else if (norm)
@@ -135,11 +131,11 @@ void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bi
     else if (linear)
         linear->weight.data = values, linear->weight.dtype = JPO_F32, linear->dweight = gradient;
     else
-        train_table(model, tensor, values, gradient);
+        train_table(&model->live, tensor, values, gradient);
 }
 
 void jpo_model_adapt(jpo_model *model, jpo_tensor module, int64_t layer, const jpo_lora *lora) {
-    jpo_linear *all = model->layer[layer].module;
+    jpo_linear *all = model->live.layer[layer].module;
     all[module].lora = *lora;
     all[module].mask = (int)module;
     for (int m = 0; lora->r && m < (int)module; m++)

@@ -26,20 +26,26 @@ typedef struct {
     jpo_norm norm[JPO_LAYER_NORMS]; /* by tensor code less JPO_MODULES */
 } jpo_layer;
 
+/* All weights of a model. */
 typedef struct {
-    jpo_config config;                      /* its arrays are the model's own */
     jpo_weight embedding, positions, head;  /* head repeats embedding's data where tied */
-    float *dembedding, *dpositions, *dhead; /* NULL: frozen; dhead = dembedding where tied */
+    float *dembedding, *dpositions, *dhead; /* NULL: frozen; dhead = dembedding where both are one */
     jpo_norm final_norm;
     jpo_layer *layer; /* (layers) */
-    bool full;        /* base weights are trained */
-    void *arrays;     /* memory of config's arrays */
+} jpo_weights;
 
-    /* the weights as jpo_model_set gave them, for jpo_model_restore */
-    jpo_layer *stored_layer; /* (layers) */
-    jpo_weight stored_embedding, stored_positions, stored_head;
-    jpo_norm stored_norm;
+typedef struct {
+    jpo_config config;  /* its arrays are the model's own */
+    jpo_weights stored; /* as jpo_model_set gave them: the reference, without adapter and gradients */
+    jpo_weights live;   /* with the adapter and what is trained beside it, or with all weights trained */
+    bool full;          /* all weights are trained: there is no reference */
+    void *arrays;       /* memory of config's arrays */
 } jpo_model;
+
+/* The weights of a pass with or without the adapter. */
+static inline const jpo_weights *jpo_model_weights(const jpo_model *model, bool adapter) {
+    return adapter || model->full ? &model->live : &model->stored;
+}
 
 /* Allocates the layers for `config` (its arrays are copied); the weights come by jpo_model_set. On failure
  * jpo_model_free is still due. */
@@ -53,7 +59,8 @@ void jpo_model_set_bias(jpo_model *model, jpo_tensor tensor, int64_t layer, cons
 /* After all are set: ties the head, checks that the weights can be multiplied, and remembers them as stored. */
 jpo_status jpo_model_prepare(jpo_model *model, jpo_error *err);
 
-/* From now on the tensor's (or its bias') values are trained ones: float32 of its shape, and their gradient. */
+/* From now on the live tensor's (or its bias') values are trained ones: float32 of its shape, and their gradient. A
+ * tied head is a tensor of its own here: it stays the stored one until it is trained too. */
 void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bias, const float *values,
                      float *gradient);
 /* An adapter of one module; r 0 removes it. Modules that share `a` share their dropout mask. */

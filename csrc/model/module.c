@@ -1,4 +1,6 @@
-/* A linear module with its bias and adapter, forward and directly under it backward. */
+/* Linear modules with their biases and adapters, forward and directly under it backward. Where the rows of an adapted
+ * weight have magnitudes (ops/dora.h), u = W x + s B A x is kept for their gradient, and y = factor u. Dropout is seen
+ * by u alone, d = dropout(x): y = factor (W d + s B A d) + W (x - d), as in PEFT; such modules run one by one. */
 #include "model/layer.h"
 
 #include "base/mix.h"
@@ -9,10 +11,18 @@ static float *saved_xa(const jpo_layer *layer, float *xa, jpo_tensor module, int
     return xa;
 }
 
+/* Where a module's part of `products` stands, T rows of the outputs that have magnitudes: behind the modules before it.
+ */
+static float *product_of(const jpo_layer *layer, float *products, jpo_tensor module, int64_t rows) {
+    for (int m = 0; m < (int)module; m++)
+        if (layer->module[m].lora.magnitude) products += rows * layer->module[m].weight.n;
+    return products;
+}
+
 /* The adapter of this module in this pass; dropout only in training, one mask for modules that share their input's A.
  */
 static jpo_lora pass_lora(const jpo_pass *pass, int64_t layer, jpo_tensor module) {
-    const jpo_linear *linear = &pass->model->layer[layer].module[module];
+    const jpo_linear *linear = &jpo_pass_weights(pass)->layer[layer].module[module];
     jpo_lora lora = linear->lora;
     lora.mask_key = pass->index.mask_key;
     if (!lora.mask_key) lora.dropout = 0;
@@ -33,21 +43,25 @@ typedef struct {
     jpo_lora lora[JPO_LINEAR_GROUP]; /* r 0: not adapted */
     float *xa[JPO_LINEAR_GROUP];     /* (T, r) */
     jpo_low_rank update[JPO_LINEAR_GROUP];
-    bool drops; /* some module's adapter has dropout */
+    float *product[JPO_LINEAR_GROUP];       /* (T, N): before the magnitudes; NULL: none */
+    jpo_row_norms *norms[JPO_LINEAR_GROUP]; /* of its rows */
+    bool drops;                             /* some module's adapter has dropout */
 } modules;
 
 static modules modules_of(jpo_pass *pass, int64_t layer, const jpo_saved_layer *saved, const jpo_linear_rows *x,
                           int64_t rows) {
-    return (modules){.pass = pass, .weights = pass->model->layer + layer, .saved = saved, .x = x, .rows = rows};
+    return (modules){
+        .pass = pass, .weights = jpo_pass_weights(pass)->layer + layer, .saved = saved, .x = x, .rows = rows};
 }
 
 static void add_module(modules *all, int64_t layer, jpo_tensor module) {
     const int i = all->count++;
     all->linear[i] = all->weights->module + module;
     all->lora[i] = pass_lora(all->pass, layer, module);
-    if (!all->pass->options.adapter) all->lora[i].r = 0;
     all->xa[i] = saved_xa(all->weights, all->saved->xa, module, all->rows);
     all->k = all->linear[i]->weight.k;
+    all->norms[i] = all->pass->norms + layer * JPO_MODULES + module;
+    if (all->lora[i].magnitude) all->product[i] = product_of(all->weights, all->saved->product, module, all->rows);
     all->drops |= all->lora[i].r && all->lora[i].dropout > 0;
 }
 
@@ -60,6 +74,21 @@ static double products_flop(const modules *all) {
             2.0 * (double)all->rows * ((double)w->n * (double)w->k + (double)all->lora[i].r * (double)(w->n + w->k));
     }
     return flop;
+}
+
+/* Whether a module has magnitudes and dropout, which no group of products serves. */
+static bool drops_with_magnitudes(const jpo_pass *pass, int64_t layer, jpo_tensor module) {
+    const jpo_lora lora = pass_lora(pass, layer, module);
+    return lora.magnitude && lora.dropout > 0;
+}
+
+/* The norms of the rows that have magnitudes, for the adapter as it is now. */
+static jpo_status update_norms(const modules *all, jpo_error *err) {
+    for (int i = 0; i < all->count; i++)
+        if (all->lora[i].magnitude)
+            JPO_TRY(jpo_row_norms_update(all->norms[i], &all->linear[i]->weight, &all->lora[i],
+                                         all->pass->options.decode, &all->pass->scratch, err));
+    return JPO_OK;
 }
 
 /* Adapters with dropout read rows of their own: x has to be there before the products begin. */
@@ -75,9 +104,9 @@ static void forward_dropped(modules *all) {
     if (all->drops) jpo_profile_add(&all->pass->profile, JPO_OP_LORA, start, flop);
 }
 
-jpo_status jpo_modules_forward(jpo_pass *pass, int64_t layer, const jpo_module_output *outputs, int count,
-                               const jpo_linear_rows *x, const jpo_saved_layer *saved, int64_t rows, bool accumulate,
-                               jpo_error *err) {
+static jpo_status forward_group(jpo_pass *pass, int64_t layer, const jpo_module_output *outputs, int count,
+                                const jpo_linear_rows *x, const jpo_saved_layer *saved, int64_t rows, bool accumulate,
+                                jpo_error *err) {
     modules all = modules_of(pass, layer, saved, x, rows);
     jpo_linear_output products[JPO_LINEAR_GROUP];
     jpo_linear_rows in = *x;
@@ -87,15 +116,61 @@ jpo_status jpo_modules_forward(jpo_pass *pass, int64_t layer, const jpo_module_o
         in.prepare = NULL;
     }
     forward_dropped(&all);
-    for (int i = 0; i < count; i++)
-        products[i] = (jpo_linear_output){outputs[i].y, outputs[i].ldy, &all.linear[i]->weight, accumulate,
-                                          all.lora[i].r ? &all.update[i] : NULL};
+    JPO_TRY(update_norms(&all, err));
+    for (int i = 0; i < count; i++) {
+        const jpo_weight *w = &all.linear[i]->weight;
+        float *product = all.product[i];
+        products[i] = (jpo_linear_output){product ? product : outputs[i].y, product ? w->n : outputs[i].ldy, w,
+                                          !product && accumulate, all.lora[i].r ? &all.update[i] : NULL};
+    }
     const double start = jpo_profile_start(&pass->profile);
     JPO_TRY(jpo_linear_forward_group(products, count, &in, rows, &pass->scratch, err));
-    for (int i = 0; i < count; i++)
-        if (all.linear[i]->bias)
-            jpo_bias_forward(outputs[i].y, outputs[i].ldy, all.linear[i]->bias, rows, all.linear[i]->weight.n);
+    for (int i = 0; i < count; i++) {
+        const int64_t n = all.linear[i]->weight.n;
+        if (all.product[i])
+            jpo_dora_forward(outputs[i].y, outputs[i].ldy, all.product[i], all.norms[i]->factor, rows, n, accumulate);
+        if (all.linear[i]->bias) jpo_bias_forward(outputs[i].y, outputs[i].ldy, all.linear[i]->bias, rows, n);
+    }
     jpo_profile_add(&pass->profile, JPO_OP_LINEAR, start, products_flop(&all));
+    return JPO_OK;
+}
+
+/* One module with magnitudes and dropout; x is there. */
+static jpo_status forward_masked(jpo_pass *pass, int64_t layer, const jpo_module_output *out, const float *x,
+                                 const jpo_saved_layer *saved, int64_t rows, bool accumulate, jpo_error *err) {
+    const jpo_linear_rows in = {.x = x};
+    modules all = modules_of(pass, layer, saved, &in, rows);
+    add_module(&all, layer, out->module);
+    const jpo_weight *w = &all.linear[0]->weight;
+    float *dropped = pass->work.dropped;
+    const double start = jpo_profile_start(&pass->profile);
+    const jpo_low_rank update = jpo_lora_forward(all.xa[0], x, dropped, &all.lora[0], rows, w->k);
+    const jpo_linear_output product = {all.product[0], w->n, w, false, &update};
+    const jpo_linear_rows seen = {.x = dropped, .ldx = w->k};
+    JPO_TRY(update_norms(&all, err));
+    JPO_TRY(jpo_linear_forward_group(&product, 1, &seen, rows, &pass->scratch, err));
+    jpo_dora_forward(out->y, out->ldy, all.product[0], all.norms[0]->factor, rows, w->n, accumulate);
+    jpo_scale(dropped, -1, rows * w->k);
+    jpo_residual(dropped, dropped, x, 1, rows * w->k); /* x - d: what the path does not see */
+    JPO_TRY(jpo_linear_forward(out->y, out->ldy, dropped, w->k, w, rows, true, &pass->scratch, err));
+    if (all.linear[0]->bias) jpo_bias_forward(out->y, out->ldy, all.linear[0]->bias, rows, w->n);
+    jpo_profile_add(&pass->profile, JPO_OP_LINEAR, start, 2 * products_flop(&all));
+    return JPO_OK;
+}
+
+jpo_status jpo_modules_forward(jpo_pass *pass, int64_t layer, const jpo_module_output *outputs, int count,
+                               const jpo_linear_rows *x, const jpo_saved_layer *saved, int64_t rows, bool accumulate,
+                               jpo_error *err) {
+    bool masked = false;
+    for (int i = 0; i < count; i++) masked |= drops_with_magnitudes(pass, layer, outputs[i].module);
+    if (!masked) return forward_group(pass, layer, outputs, count, x, saved, rows, accumulate, err);
+    const jpo_linear_rows there = {.x = x->x, .ldx = x->ldx};
+    jpo_linear_prepare(x, rows);
+    for (int i = 0; i < count; i++)
+        if (drops_with_magnitudes(pass, layer, outputs[i].module))
+            JPO_TRY(forward_masked(pass, layer, &outputs[i], x->x, saved, rows, accumulate, err));
+        else
+            JPO_TRY(forward_group(pass, layer, &outputs[i], 1, &there, saved, rows, accumulate, err));
     return JPO_OK;
 }
 
@@ -147,15 +222,33 @@ static void backward_dropped(const modules *all, float *dx) {
     for (int i = 0; i < all->count; i++) {
         const jpo_lora *lora = &all->lora[i];
         if (!lora->r || lora->dropout == 0) continue;
-        jpo_lora_backward_input(dx, all->update[i].u, all->pass->work.dropped, lora, all->rows, all->k);
+        jpo_lora_backward_input(dx, all->update[i].u, all->pass->work.dropped, lora, all->rows, all->k, false);
         flop += 2.0 * (double)(all->rows * lora->r) * (double)all->k;
     }
     jpo_profile_add(&all->pass->profile, JPO_OP_LORA_BACKWARD, start, flop);
 }
 
-jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_gradient *gradients, int count,
-                                float *dx, bool accumulate, const jpo_linear_rows *x, const jpo_saved_layer *saved,
-                                jpo_error *err) {
+/* The gradient of a module's product: dy itself, or where it has magnitudes (whose gradient is added) its own. */
+static const float *product_gradient(const modules *all, int i, const jpo_module_gradient *g, int64_t *ld) {
+    const jpo_lora *lora = &all->lora[i];
+    const int64_t n = all->linear[i]->weight.n;
+    *ld = g->lddy;
+    if (!lora->magnitude) return g->dy;
+    float *du = product_of(all->weights, all->pass->work.dproduct, g->module, all->rows);
+    jpo_dora_backward(lora->dmagnitude, du, g->dy, g->lddy, all->product[i], all->norms[i], all->rows, n);
+    *ld = n;
+    return du;
+}
+
+static bool magnitudes_among(const jpo_pass *pass, int64_t layer, const jpo_module_gradient *gradients, int count) {
+    for (int i = 0; i < count; i++)
+        if (jpo_pass_weights(pass)->layer[layer].module[gradients[i].module].lora.magnitude) return true;
+    return false;
+}
+
+static jpo_status backward_group(jpo_pass *pass, int64_t layer, const jpo_module_gradient *gradients, int count,
+                                 float *dx, bool accumulate, const jpo_linear_rows *x, const jpo_saved_layer *saved,
+                                 jpo_error *err) {
     modules all = modules_of(pass, layer, saved, x, pass->plan.rows);
     jpo_linear_input inputs[JPO_LINEAR_GROUP];
     jpo_lora_gradient adapters[JPO_LINEAR_GROUP];
@@ -166,9 +259,11 @@ jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_
         const jpo_weight *w = &all.linear[i]->weight;
         float *dxa = saved_xa(all.weights, pass->work.dxa, g->module, all.rows);
         all.update[i] = jpo_lora_backward(dxa, &all.lora[i]);
-        inputs[i] = (jpo_linear_input){g->dy, g->lddy, w, all.lora[i].r ? &all.update[i] : NULL};
+        int64_t ld;
+        const float *dy = product_gradient(&all, i, g, &ld);
+        inputs[i] = (jpo_linear_input){dy, ld, w, all.lora[i].r ? &all.update[i] : NULL};
         if (all.lora[i].r)
-            adapters[weights.adapted++] = (jpo_lora_gradient){&all.lora[i], dxa, all.xa[i], g->dy, g->lddy, w->n};
+            adapters[weights.adapted++] = (jpo_lora_gradient){&all.lora[i], dxa, all.xa[i], dy, ld, w->n};
     }
     const jpo_linear_hook hook = {backward_weights, &weights};
     const double start = jpo_profile_start(&pass->profile), before = jpo_profile_total(&pass->profile);
@@ -184,10 +279,54 @@ jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_
     return JPO_OK;
 }
 
+/* One module with magnitudes and dropout: dx = or += dy W + mask((du - dy) W + dxa A); x and dy are there. */
+static jpo_status backward_masked(jpo_pass *pass, int64_t layer, const jpo_module_gradient *g, float *dx,
+                                  bool accumulate, const jpo_linear_rows *x, const jpo_saved_layer *saved,
+                                  jpo_error *err) {
+    modules all = modules_of(pass, layer, saved, x, pass->plan.rows);
+    add_module(&all, layer, g->module);
+    const jpo_weight *w = &all.linear[0]->weight;
+    float *du = product_of(all.weights, pass->work.dproduct, g->module, all.rows), *part = pass->work.dropped;
+    int64_t ld;
+    const jpo_lora_gradient adapter = {&all.lora[0], saved_xa(all.weights, pass->work.dxa, g->module, all.rows),
+                                       all.xa[0],    product_gradient(&all, 0, g, &ld),
+                                       w->n,         w->n};
+    all.update[0] = jpo_lora_backward(saved_xa(all.weights, pass->work.dxa, g->module, all.rows), &all.lora[0]);
+    const jpo_linear_input input = {du, w->n, w, &all.update[0]};
+    const jpo_linear_rows there = {.x = x->x, .ldx = x->ldx};
+    JPO_TRY(jpo_linear_backward_group(NULL, w->k, false, &input, 1, &there, NULL, all.rows, &pass->scratch, err));
+    jpo_lora_backward_weights(&adapter, 1, x->x, part, all.rows, w->k);
+    if (all.linear[0]->dbias) jpo_bias_backward(all.linear[0]->dbias, g->dy, g->lddy, all.rows, w->n);
+    if (!dx) return JPO_OK;
+    jpo_dora_difference(du, g->dy, g->lddy, all.rows, w->n);
+    JPO_TRY(jpo_linear_backward_input(part, w->k, du, w->n, w, all.rows, false, &pass->scratch, err));
+    JPO_TRY(jpo_linear_backward_input(dx, w->k, g->dy, g->lddy, w, all.rows, accumulate, &pass->scratch, err));
+    jpo_lora_backward_input(dx, all.update[0].u, part, &all.lora[0], all.rows, w->k, true);
+    return JPO_OK;
+}
+
+jpo_status jpo_modules_backward(jpo_pass *pass, int64_t layer, const jpo_module_gradient *gradients, int count,
+                                float *dx, bool accumulate, const jpo_linear_rows *x, const jpo_saved_layer *saved,
+                                jpo_error *err) {
+    bool masked = false;
+    for (int i = 0; i < count; i++) masked |= drops_with_magnitudes(pass, layer, gradients[i].module);
+    if (!magnitudes_among(pass, layer, gradients, count))
+        return backward_group(pass, layer, gradients, count, dx, accumulate, x, saved, err);
+    const jpo_linear_rows there = {.x = x->x, .ldx = x->ldx};
+    jpo_linear_prepare(x, pass->plan.rows); /* the products' own gradients need dy before the group begins */
+    if (!masked) return backward_group(pass, layer, gradients, count, dx, accumulate, &there, saved, err);
+    for (int i = 0; i < count; i++, accumulate = true)
+        if (drops_with_magnitudes(pass, layer, gradients[i].module))
+            JPO_TRY(backward_masked(pass, layer, &gradients[i], dx, accumulate, &there, saved, err));
+        else
+            JPO_TRY(backward_group(pass, layer, &gradients[i], 1, dx, accumulate, &there, saved, err));
+    return JPO_OK;
+}
+
 bool jpo_modules_trained(const jpo_pass *pass, int64_t layer, jpo_tensor first, jpo_tensor last) {
     for (int m = (int)first; m <= (int)last; m++) {
-        const jpo_linear *linear = &pass->model->layer[layer].module[m];
-        if (linear->dweight || linear->dbias || (pass->options.adapter && linear->lora.r)) return true;
+        const jpo_linear *linear = &jpo_pass_weights(pass)->layer[layer].module[m];
+        if (linear->dweight || linear->dbias || linear->lora.r) return true;
     }
     return false;
 }

@@ -11,6 +11,7 @@
 #include "model/model.h"
 #include "model/profile.h"
 #include "ops/attention.h"
+#include "ops/dora.h"
 #include "ops/head.h"
 
 typedef struct {
@@ -40,6 +41,7 @@ typedef struct {
     bool keep;       /* keep what backward needs */
     bool statistics; /* entropy, best token, sum of p^2, mean logit per loss row */
     bool train;      /* dropout active */
+    bool decode;     /* one more token of texts that the cache holds: the adapter is the one that they began with */
     uint64_t seed;   /* of the dropout masks, one for a whole optimizer step */
 } jpo_forward_options;
 
@@ -57,20 +59,22 @@ typedef struct {
     float *gate, *up;                /* (T, F) */
     float *mlp_out, *mlp_out_stat;   /* (T, H), (T, 2): down_proj's output before its norm */
     float *xa;                       /* (T * rank sums): x A^T of each adapted module */
+    float *product;                  /* (T * widths): adapted products whose rows have magnitudes, before those */
 } jpo_saved_layer;
 
 /* Scratch of a pass, inside one slab. */
 typedef struct {
-    float *h;       /* (T, max(H, A*D)): normed input of the next products */
-    float *act;     /* (T, F): gated activation, or its gradient */
-    float *branch;  /* (T, H): a branch's output or gradient, where it is normed or scaled before it is added */
-    float *dx;      /* (T, H): gradient of the residual stream */
-    float *dh;      /* (T, max(H, A*D)): gradient of h */
-    float *dattn;   /* (T, A*D): gradient of attention's output; dh where that is free */
-    float *dqkv;    /* (T, A*D + 2*G*D) */
-    float *dqk_raw; /* (T, A*D + G*D) */
-    float *dxa;     /* (T, rank sum) */
-    float *dropped; /* (T, max(H, A*D, F)) where dropout is active */
+    float *h;        /* (T, max(H, A*D)): normed input of the next products */
+    float *act;      /* (T, F): gated activation, or its gradient */
+    float *branch;   /* (T, H): a branch's output or gradient, where it is normed or scaled before it is added */
+    float *dx;       /* (T, H): gradient of the residual stream */
+    float *dh;       /* (T, max(H, A*D)): gradient of h */
+    float *dattn;    /* (T, A*D): gradient of attention's output; dh where that is free */
+    float *dqkv;     /* (T, A*D + 2*G*D) */
+    float *dqk_raw;  /* (T, A*D + G*D) */
+    float *dxa;      /* (T, rank sum) */
+    float *dropped;  /* (T, max(H, A*D, F)) where dropout is active */
+    float *dproduct; /* (T * widths): gradient of saved.product */
 } jpo_work;
 
 /* Index arrays of a pass. */
@@ -96,7 +100,8 @@ typedef struct {
 /* All sizes of a pass, computed before anything is allocated; the peak report reads the same numbers. */
 typedef struct {
     int64_t rows, entries, loss_rows, segments, ranges, trees, rank_sum;
-    bool dropout;   /* the adapter's dropout is active */
+    bool dropout;       /* the adapter's dropout is active */
+    int64_t magnitudes; /* rows of W with magnitudes, of the layer that has most */
     bool recompute; /* kept: the input of each layer; the rest of one layer is shared, and backward makes it again */
     size_t x_bytes, layer_bytes, saved_bytes, work_bytes, head_bytes, index_bytes;
 } jpo_plan;
@@ -109,13 +114,14 @@ typedef struct {
     jpo_profile profile; /* of all passes since it was last read */
     float **angles;      /* (rotaries): cosine, then sine, of (positions, half) each */
     int64_t positions;
-    int64_t reach; /* positions that the tables' frequencies were chosen for (longrope) */
+    int64_t reach;        /* positions that the tables' frequencies were chosen for (longrope) */
+    jpo_row_norms *norms; /* (layers, JPO_MODULES): of adapted weights whose rows have magnitudes */
 
     /* the last pass */
     jpo_plan plan;
     bool kept; /* backward may run */
     jpo_forward_options options;
-    jpo_block saved, work_block, index_block, head_block, decode_block;
+    jpo_block saved, work_block, index_block, head_block, decode_block, norm_block;
     jpo_scratch scratch;
     jpo_work work;
     jpo_index index;
@@ -124,9 +130,16 @@ typedef struct {
     float *final_x; /* (T, H); NULL: no pass is kept */
 } jpo_pass;
 
+/* The weights that this pass reads, and whose gradients it adds to. */
+static inline const jpo_weights *jpo_pass_weights(const jpo_pass *pass) {
+    return jpo_model_weights(pass->model, pass->options.adapter);
+}
+
 /* The model outlives the pass. On failure jpo_pass_free is still due. */
 jpo_status jpo_pass_init(jpo_pass *pass, const jpo_model *model, jpo_error *err);
 void jpo_pass_free(jpo_pass *pass);
+/* To be called after the model's adapters have changed: memory for the norms of rows that have magnitudes. */
+jpo_status jpo_pass_adapt(jpo_pass *pass, jpo_error *err);
 /* Frees what the last pass kept; the next one plans anew. */
 void jpo_pass_trim(jpo_pass *pass);
 

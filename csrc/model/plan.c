@@ -51,13 +51,14 @@ static jpo_saved_layer take_layer(cursor *at, const jpo_config *c, const jpo_pla
     saved.mlp_out = take_if(after, at, r, c->hidden);
     saved.mlp_out_stat = take_if(after, at, r, JPO_NORM_STATISTICS);
     saved.xa = take(at, r, plan->rank_sum);
+    saved.product = take_if(plan->magnitudes > 0, at, r, plan->magnitudes);
     return saved;
 }
 
 static bool has_dropout(const jpo_model *model) {
     for (int64_t i = 0; i < model->config.layers; i++)
         for (int m = 0; m < JPO_MODULES; m++)
-            if (model->layer[i].module[m].lora.dropout > 0) return true;
+            if (model->live.layer[i].module[m].lora.dropout > 0) return true;
     return false;
 }
 
@@ -77,18 +78,20 @@ static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *pl
     work.dqkv = take(at, r, q + 2 * kv);
     work.dqk_raw = take_if(c->qk_norm != JPO_QK_NONE, at, r, q + kv);
     work.dxa = take(at, r, plan->rank_sum);
+    work.dproduct = take_if(plan->magnitudes > 0, at, r, plan->magnitudes);
     return work;
 }
 
 static jpo_head_memory take_head(cursor *at, const jpo_model *model, const jpo_plan *plan,
                                  const jpo_forward_options *options) {
+    const bool trained = jpo_model_weights(model, options->adapter)->dhead;
     int64_t n = plan->loss_rows, hidden = model->config.hidden;
     jpo_head_memory head = {0};
     head.h = take(at, n, hidden);
     head.stat = take(at, n, JPO_NORM_STATISTICS);
     head.state = take(at, n, sizeof *head.state / 4);
-    head.pw = take_if(options->keep && !model->dhead, at, n, hidden);
-    head.tile = take_if(options->keep && model->dhead, at, n, JPO_HEAD_TILE);
+    head.pw = take_if(options->keep && !trained, at, n, hidden);
+    head.tile = take_if(options->keep && trained, at, n, JPO_HEAD_TILE);
     head.slope = take_if(model->config.logits_softcap > 0, at, plan->entries, 1);
     return head;
 }
@@ -107,14 +110,18 @@ static jpo_index take_index(cursor *at, const jpo_plan *plan) {
     return index;
 }
 
-static int64_t rank_sum(const jpo_model *model) {
-    int64_t most = 0;
+/* What the adapters of a layer take, of the layer that takes most. */
+static void count_adapters(jpo_plan *plan, const jpo_model *model) {
     for (int64_t i = 0; i < model->config.layers; i++) {
-        int64_t sum = 0;
-        for (int m = 0; m < JPO_MODULES; m++) sum += model->layer[i].module[m].lora.r;
-        most = jpo_max64(most, sum);
+        int64_t ranks = 0, magnitudes = 0;
+        for (int m = 0; m < JPO_MODULES; m++) {
+            const jpo_linear *linear = &model->live.layer[i].module[m];
+            ranks += linear->lora.r;
+            magnitudes += linear->lora.magnitude ? linear->weight.n : 0;
+        }
+        plan->rank_sum = jpo_max64(plan->rank_sum, ranks);
+        plan->magnitudes = jpo_max64(plan->magnitudes, magnitudes);
     }
-    return most;
 }
 
 /* Bytes of all layers' slabs. */
@@ -144,7 +151,7 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_pass *pass, const jpo_forest 
                        .segments = forest->segments,
                        .dropout = options->adapter && options->train && has_dropout(model),
                        .recompute = options->keep && pass->recompute};
-    plan->rank_sum = options->adapter ? rank_sum(model) : 0;
+    if (options->adapter) count_adapters(plan, model);
     JPO_TRY(count_forest(plan, forest, err));
     cursor x = {0}, layer = {0}, work = {0}, head = {0}, index = {0}, saved = {0};
     take(&x, plan->rows, model->config.hidden);
@@ -289,7 +296,33 @@ jpo_status jpo_plan_apply(jpo_pass *pass, const jpo_forest *forest, const jpo_fo
 jpo_status jpo_pass_init(jpo_pass *pass, const jpo_model *model, jpo_error *err) {
     *pass = (jpo_pass){.model = model};
     pass->angles = calloc((size_t)model->config.rotaries + 1, sizeof *pass->angles);
-    return pass->angles ? JPO_OK : jpo_fail(err, JPO_ERR_MEMORY, "could not allocate a pass");
+    pass->norms = calloc((size_t)model->config.layers, JPO_MODULES * sizeof *pass->norms);
+    return pass->angles && pass->norms ? JPO_OK : jpo_fail(err, JPO_ERR_MEMORY, "could not allocate a pass");
+}
+
+/* The norms of every module with magnitudes, counted or (at->base) handed out. */
+static void take_norms(cursor *at, jpo_pass *pass) {
+    const int64_t modules = pass->model->config.layers * JPO_MODULES;
+    for (int64_t i = 0; i < modules; i++) {
+        const jpo_linear *linear = &pass->model->live.layer[i / JPO_MODULES].module[i % JPO_MODULES];
+        const int64_t n = linear->weight.n, k = linear->weight.k;
+        pass->norms[i] = (jpo_row_norms){0};
+        if (!linear->lora.magnitude) continue;
+        pass->norms[i].norm = take(at, n, 1);
+        pass->norms[i].factor = take(at, n, 1);
+        pass->norms[i].seen = take(at, n + k, linear->lora.r);
+    }
+}
+
+jpo_status jpo_pass_adapt(jpo_pass *pass, jpo_error *err) {
+    cursor count = {0};
+    pass->kept = false;
+    take_norms(&count, pass);
+    if (count.overflow) return jpo_fail(err, JPO_ERR_MEMORY, "an adapter does not fit the address space");
+    JPO_TRY(jpo_block_reserve(&pass->norm_block, count.used, err));
+    cursor at = {.base = pass->norm_block.data};
+    if (count.used) take_norms(&at, pass);
+    return JPO_OK;
 }
 
 void jpo_pass_trim(jpo_pass *pass) {
@@ -305,6 +338,8 @@ void jpo_pass_trim(jpo_pass *pass) {
 
 void jpo_pass_free(jpo_pass *pass) {
     jpo_pass_trim(pass);
+    jpo_block_free(&pass->norm_block);
+    free(pass->norms);
     for (int64_t i = 0; pass->angles && i < pass->model->config.rotaries; i++) free(pass->angles[i]);
     free(pass->angles);
     *pass = (jpo_pass){0};

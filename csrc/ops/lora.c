@@ -17,6 +17,7 @@ typedef struct {
     const float *x, *dxa;
     const jpo_lora *lora;
     int64_t m, k;
+    bool accumulate;
 } rows_job;
 
 /* out = x with the masked values zeroed and the others scaled by 1 / (1 - p). out may be x. */
@@ -138,12 +139,14 @@ static void backward_input_task(void *context, int64_t task, int thread) {
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
     const float *dxa = job->dxa + row * lora->r;
     float *part = job->dropped;
-    jpo_sgemm(false, false, rows, job->k, lora->r, 1, dxa, lora->r, lora->a, job->k, 0, part + row * job->k, job->k);
+    jpo_sgemm(false, false, rows, job->k, lora->r, 1, dxa, lora->r, lora->a, job->k, job->accumulate ? 1 : 0,
+              part + row * job->k, job->k);
     drop_rows(part, part, lora, row, rows, job->k);
     for (int64_t i = row * job->k; i < (row + rows) * job->k; i++) job->dx[i] += part[i];
 }
 
-void jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
-    rows_job job = {.dx = dx, .dxa = dxa, .dropped = dropped, .lora = lora, .m = m, .k = k};
+void jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m, int64_t k,
+                             bool accumulate) {
+    rows_job job = {.dx = dx, .dxa = dxa, .dropped = dropped, .lora = lora, .m = m, .k = k, .accumulate = accumulate};
     jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), backward_input_task, &job);
 }

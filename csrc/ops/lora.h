@@ -11,6 +11,8 @@ typedef struct {
     int64_t r;                /* rank; 0: not adapted */
     const float *a, *b;       /* (r, K), (N, r) */
     float *da, *db;           /* gradients of the same shapes, added to */
+    const float *magnitude;   /* (N): lengths that the rows of W + scale B A are given (ops/dora.h); NULL: their own */
+    float *dmagnitude;        /* (N) */
     float scale;              /* alpha / r, or alpha / sqrt(r) */
     float dropout;            /* share of x's values that the path does not see */
     uint64_t seed;            /* the mask is a pure function of (seed, mask_key of the row, column) */
@@ -36,8 +38,9 @@ typedef struct {
  * active. */
 void jpo_lora_backward_weights(const jpo_lora_gradient *gradients, int count, const float *x, /* (M, K) */
                                float *dropped, /* (M, K) */ int64_t m, int64_t k);
-/* With dropout: dx (M, K) += dxa A through the same mask. */
+/* With dropout: dx (M, K) += dxa A through the same mask; where `accumulate`, of dropped + dxa A: what else came
+ * through it. */
 void jpo_lora_backward_input(float *dx, /* (M, K) */ const float *dxa, /* (M, r) */ float *dropped, /* (M, K) */
-                             const jpo_lora *lora, int64_t m, int64_t k);
+                             const jpo_lora *lora, int64_t m, int64_t k, bool accumulate);
 
 #endif

@@ -81,8 +81,8 @@ def _adapter(lm: Any) -> dict[str, Any]:
             kind["shapes"].append([module.outputs, module.inputs])
     return {
         "r": LORA.r,
-        "trained_values": lm.adapter_values(LORA.r, LORA.target_modules),
-        "trained_values_all_linear": lm.adapter_values(LORA.r, "all-linear"),
+        "trained_values": lm.adapter_size(LORA.r).values,
+        "trained_values_all_linear": lm.adapter_size(LORA.r, target_modules="all-linear").values,
         "modules": kinds,
     }
 

@@ -10,17 +10,22 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from jpo.errors import FormatError, JpoError
-from jpo.formats.files import read_json, write_atomic, write_json
+from jpo.formats.files import check_finite, read_json, write_atomic, write_json
 from jpo.formats.huggingface import read_safetensors
 from jpo.formats.tensors import MODULES
 from jpo.formats.values import boolean, integer, number
 
-_NAME = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_([AB])\.weight", re.ASCII)
+Bias = Literal["none", "all", "lora_only"]
+PREFIX = "base_model.model."
+_NAME = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_(?:([AB])\.weight|(magnitude_vector))", re.ASCII)
+_WHOLE = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200}?)(?:\.base_layer)?\.(weight|bias)", re.ASCII)
+_COPY = re.compile(r"\.(?:original_module|modules_to_save)\.")
+_HEAD = "lm_head"
 _CONFIG, _TENSORS, _OWN = "adapter_config.json", "adapter_model.safetensors", "jpo_config.json"
 _SMALL = 16 << 20
 
@@ -30,7 +35,7 @@ _HARMLESS = {
     "inference_mode", "layers_pattern", "lora_alpha", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
     "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
     "init_lora_weights", "bias", "runtime_config", "rank_pattern", "alpha_pattern", "layers_to_transform",
-    "fan_in_fan_out",
+    "fan_in_fan_out", "use_dora", "modules_to_save",
 }  # fmt: skip
 # starts of A and B that leave the base weights alone; the others (pissa, olora, corda, loftq, ...) change them
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -50,6 +55,10 @@ class AdapterConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     fan_in_fan_out: bool = False  # the adapted weights stand as (inputs, outputs): GPT-2's
+    use_dora: bool = False  # rows have magnitudes of their own (arXiv 2402.09353)
+    bias: Bias = "none"  # which biases are trained beside the low-rank matrices
+    modules_to_save: tuple[str, ...] = ()  # ends of names of modules that are trained whole
+    ensure_weight_tying: bool = field(default=False, compare=False)  # of a stored adapter: embedding and head are one
     modules: tuple[str, ...] = field(
         default=(), compare=False
     )  # of a stored adapter: whole names of the modules that its tensors adapt
@@ -112,8 +121,8 @@ def _refuse_unimplemented(path: str, stored: dict[str, Any]) -> None:
         raise FormatError(f"{path}: key peft_type: only 'LORA' is implemented, got {stored.get('peft_type')!r}")
     if stored.get("task_type") not in (None, "CAUSAL_LM"):
         raise FormatError(f"{path}: key task_type: expected 'CAUSAL_LM' or null, got {stored['task_type']!r}")
-    if stored.get("bias", "none") != "none":
-        raise FormatError(f"{path}: key bias: only 'none' is implemented, got {stored['bias']!r}")
+    if stored.get("bias", "none") not in get_args(Bias):
+        raise FormatError(f"{path}: key bias: expected one of {', '.join(get_args(Bias))}, got {stored['bias']!r}")
     start = stored.get("init_lora_weights", True)
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in _PLAIN_STARTS):
         raise FormatError(
@@ -140,6 +149,14 @@ def _check_targets(path: str, stored: dict[str, Any]) -> None:
         raise FormatError(f"{path}: key target_modules: expected a list of names or a pattern, got {value!r}")
 
 
+def _modules_to_save(path: str, stored: dict[str, Any]) -> tuple[str, ...]:
+    """Names whose modules are trained whole; a list, as PEFT writes it."""
+    value = stored.get("modules_to_save") or []
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise FormatError(f"{path}: key modules_to_save: expected a list of names or null, got {value!r}")
+    return tuple(value)
+
+
 def _read_config(path: str) -> AdapterConfig:
     stored = read_json(path, _SMALL)
     _refuse_unimplemented(path, stored)
@@ -160,23 +177,56 @@ def _read_config(path: str) -> AdapterConfig:
         alpha_pattern=_pattern(path, stored, "alpha_pattern"),
         fan_in_fan_out=boolean(path, stored, "fan_in_fan_out"),
         base_model_name_or_path=base,
+        use_dora=boolean(path, stored, "use_dora"),
+        bias=stored.get("bias", "none"),
+        modules_to_save=_modules_to_save(path, stored),
+        ensure_weight_tying=boolean(path, stored, "ensure_weight_tying"),
     )
 
 
-def _modules(path: str, names: Collection[str]) -> tuple[str, ...]:
-    """Whole names of the modules that the tensors adapt; FormatError unless each has A and B."""
-    found: dict[str, str] = {}
+def saved_module(module: str, modules_to_save: Collection[str]) -> bool:
+    """Whether PEFT trains the named module whole: its name, or that of a module around it, ends with one of these."""
+    parts = module.split(".")
+    around = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    return any(name.endswith(end) for name in around for end in modules_to_save)
+
+
+def whole_name(name: str, adapted: Collection[str]) -> str:
+    """PEFT's name of a tensor that is trained whole, by its name in the model's file."""
+    module, part = name.rsplit(".", 1)
+    return f"{PREFIX}{module}.base_layer.{part}" if module in adapted else f"{PREFIX}{name}"
+
+
+def _whole(name: str, config: AdapterConfig) -> re.Match[str] | None:
+    """The match of a tensor that this configuration trains whole, or None."""
+    match = _WHOLE.fullmatch(name)
+    bias = match is not None and config.bias != "none" and match[2] == "bias"
+    return match if match is not None and (bias or saved_module(match[1], config.modules_to_save)) else None
+
+
+def _modules(path: str, names: Collection[str], config: AdapterConfig) -> tuple[str, ...]:
+    """Whole names of the modules that the tensors adapt; FormatError unless each has A and B, and with DoRA a
+    magnitude."""
+    wanted = ("A", "B", *(("magnitude_vector",) if config.use_dora else ()))
+    found: dict[str, set[str]] = {}
     for name in names:
         match = _NAME.fullmatch(name)
-        if match is None:
-            raise FormatError(f"{path}: tensor {name}: only LoRA matrices of linear modules are implemented")
-        found[match[1]] = found.get(match[1], "") + match[2]
+        part = (match[2] or match[3]) if match else None
+        if match is None and _whole(name, config):
+            continue
+        if match is None or part not in wanted:
+            raise FormatError(
+                f"{path}: tensor {name}: only LoRA matrices of linear modules are implemented, magnitudes with use_dora, "
+                "and what bias and modules_to_save name"
+            )
+        found.setdefault(match[1], set()).add(str(part))
     if not found:
         raise FormatError(f"{path}: holds no tensor")
     for module, parts in found.items():
-        if len(parts) != 2:
-            missing = "B" if parts == "A" else "A"
-            raise FormatError(f"{path}: tensor base_model.model.{module}.lora_{missing}.weight is missing")
+        for part in wanted:
+            if part not in parts:
+                end = f"lora_{part}" if part == "magnitude_vector" else f"lora_{part}.weight"
+                raise FormatError(f"{path}: tensor {PREFIX}{module}.{end} is missing")
     return tuple(found)
 
 
@@ -189,10 +239,11 @@ def _ends(modules: Collection[str]) -> tuple[str, ...]:
 
 def _check_ranks(path: str, config: AdapterConfig, tensors: Mapping[str, np.ndarray], error: type[JpoError]) -> None:
     for name, value in tensors.items():
-        axis = 0 if name.endswith("lora_A.weight") else 1
-        rank = pattern_value(
-            config.rank_pattern, name.removeprefix("base_model.model.")[: -len(".lora_A.weight")], config.r
-        )
+        match = _NAME.fullmatch(name)
+        if match is None or match[2] is None:
+            continue
+        axis = 0 if match[2] == "A" else 1
+        rank = pattern_value(config.rank_pattern, match[1], config.r)
         if value.ndim != 2 or value.shape[axis] != rank:
             expected = f"({rank}, in)" if axis == 0 else f"(out, {rank})"
             raise error(f"{path}: tensor {name}: expected shape {expected} by key r, got {value.shape}")
@@ -222,12 +273,28 @@ def is_adapter(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, _CONFIG))
 
 
-def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
-    """(configuration, float32 array (r, in) or (out, r) by PEFT name) of an adapter's directory, or of a repository
-    of the hub (USER/NAME, USER/NAME@REVISION).
+def _renamed(names: Collection[str], config: AdapterConfig) -> dict[str, str]:
+    """The file's name -> the name used here: biases of adapted modules stand under base_layer, as PEFT has named them
+    since 0.6; with them PEFT writes second copies of the biases of modules that are trained whole, which are left out.
+    """
+    adapted = {match[1] for name in names if (match := _NAME.fullmatch(name))}
+    result = {}
+    for name in names:
+        inside = _COPY.search(name)
+        if inside and config.bias != "none" and name.replace(inside[0], ".") in names:
+            continue
+        match = None if _NAME.fullmatch(name) else _whole(name, config)
+        result[name] = whole_name(f"{match[1]}.{match[2]}", adapted) if match else name
+    return result
+
+
+def read_adapter(folder: str | os.PathLike[str], *, check: bool = True) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
+    """(configuration, float32 arrays by PEFT name) of an adapter's directory, or of a repository of the hub (USER/NAME,
+    USER/NAME@REVISION): A (r, in), B (out, r), with DoRA magnitudes (out), and the biases and modules that are trained
+    whole.
 
     target_modules and modules are those that the tensors show, whatever pattern chose them. float16 and bfloat16 are
-    widened. FormatError names file and key or tensor; DoRA, biases and the like are refused by name.
+    widened. check: tensors with NaN or infinity are refused by name. FormatError names file and key or tensor.
     """
     folder = _local(os.fspath(folder))
     path = os.path.join(folder, _CONFIG)
@@ -239,9 +306,14 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterConfig, dict[st
         hint = " (adapter_model.bin is a pickle and is not read)" if os.path.exists(path[:-11] + "bin") else ""
         raise FormatError(f"{folder}: {_TENSORS} is missing{hint}")
     stored = read_safetensors(path)
-    config.modules = _modules(path, stored)
+    if check:
+        check_finite(path, stored)
+    if config.ensure_weight_tying and f"{PREFIX}{_HEAD}.weight" in stored:  # named by the embedding alone
+        config.modules_to_save = tuple(dict.fromkeys([*config.modules_to_save, _HEAD]))
+    names = _renamed(stored, config)
+    config.modules = _modules(path, names.values(), config)
     config.target_modules = _ends(config.modules)
-    tensors = {name: stored[name].float32() for name in sorted(stored)}
+    tensors = {names[name]: stored[name].float32() for name in sorted(names)}
     _check_ranks(path, config, tensors, FormatError)
     own = os.path.join(folder, _OWN)
     config.extra = read_json(own, _SMALL) if os.path.exists(own) else {}
@@ -254,7 +326,7 @@ def adapter_config_json(config: AdapterConfig) -> dict[str, Any]:
         "alpha_pattern": dict(config.alpha_pattern),
         "auto_mapping": None,
         "base_model_name_or_path": config.base_model_name_or_path,
-        "bias": "none",
+        "bias": config.bias,
         "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
@@ -263,20 +335,20 @@ def adapter_config_json(config: AdapterConfig) -> dict[str, Any]:
         "layers_to_transform": None,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
-        "modules_to_save": None,
+        "modules_to_save": list(config.modules_to_save) or None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": dict(config.rank_pattern),
         "revision": None,
         "target_modules": list(config.target_modules),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
 
 
 def write_adapter(folder: str | os.PathLike[str], config: AdapterConfig, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes an adapter as PEFT does: float32 `tensors` (r, in) and (out, r) by PEFT name.
+    """Writes an adapter as PEFT does: float32 `tensors` by PEFT name, as read_adapter gives them.
 
     Each file appears whole or not at all (temporary sibling, sync, rename). JpoError where names, ranks and
     target_modules do not belong together, before anything is written.
@@ -284,7 +356,7 @@ def write_adapter(folder: str | os.PathLike[str], config: AdapterConfig, tensors
     from safetensors.numpy import save_file
 
     folder = os.fspath(folder)
-    adapted = _modules(folder, tensors)
+    adapted = _modules(folder, tensors, config)
     ends = {name for name in config.target_modules for module in adapted if f".{module}".endswith(f".{name}")}
     strange = [module for module in adapted if not any(f".{module}".endswith(f".{name}") for name in ends)]
     if strange or ends != set(config.target_modules):

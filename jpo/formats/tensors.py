@@ -99,6 +99,17 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: shape[::-1] if name in turned else shape for name, shape in shapes.items()}
 
 
+def head_name(config: Mapping[str, Any]) -> str:
+    """The file's name of the head, which a tied model's file lacks."""
+    return f"{family_of(config['model_type']).names.get('lm_head', 'lm_head')}.weight"
+
+
+def trainable_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """tensor_shapes, and a tied model's head, which can be trained apart from the embedding."""
+    shapes = tensor_shapes(config)
+    return shapes | {head_name(config): (config["vocab_size"], config["hidden_size"])}
+
+
 def transposed_names(config: Mapping[str, Any]) -> set[str]:
     """Names of the file's tensors that stand as (inputs, outputs)."""
     return {place.name for place in places(config) if place.transposed}
@@ -127,11 +138,15 @@ def engine_tensors(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor
 
 
 def engine_offsets(config: Mapping[str, Any], offsets: Mapping[str, int]) -> dict[str, int]:
-    """The engine's name -> first value in a flat vector that holds the file's tensors at `offsets`, rows = outputs."""
-    return {
+    """The engine's name -> first value in a flat vector that holds some of the file's tensors at `offsets`, rows =
+    outputs."""
+    found = {
         place.engine: offsets[place.name] + place.row * (place.shape[1] if len(place.shape) > 1 else 1)
         for place in places(config)
+        if place.name in offsets
     }
+    head = head_name(config)
+    return found | ({"lm_head.weight": offsets[head]} if head in offsets else {})
 
 
 def modules(config: Mapping[str, Any]) -> list[Module]:

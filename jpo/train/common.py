@@ -38,9 +38,7 @@ def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageMod
 def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:
     """The adapter that the model carries, or a fresh one by the config."""
     if lm.trainable is None:
-        lm.add_lora(
-            config.r, config.lora_alpha, config.lora_dropout, config.targets, config.use_rslora, seed=config.seed
-        )
+        lm.add_lora(**config.adapter_options(), seed=config.seed)
 
 
 def settled(lm: LanguageModel, config: C) -> C:

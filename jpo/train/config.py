@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from jpo.data.forest import Scope
 from jpo.errors import JpoError
-from jpo.formats.peft import LORA
+from jpo.formats.peft import LORA, Bias
 from jpo.objectives import LOSSES, Divergence, LossName
 from jpo.storage import COMPUTES, Compute, Storage
 
@@ -77,6 +77,23 @@ class TrainingConfig:
         ",".join(LORA.target_modules), "Adapted modules, comma-separated, or all-linear.", "adapter"
     )
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).", "adapter")
+    use_dora: bool = option(LORA.use_dora, "Train the lengths of the adapted weights' rows too (DoRA).", "adapter")
+    bias: Bias = option(LORA.bias, "Biases trained beside the adapter: none, all or lora_only.", "adapter")
+    modules_to_save: str | Sequence[str] | None = option(
+        None, "Modules trained whole, comma-separated ends of names: embed_tokens, lm_head, norm, ...", "adapter"
+    )
+    exclude_modules: str | Sequence[str] | None = option(
+        None, "Modules that target_modules does not mean, comma-separated.", "adapter"
+    )
+    layers_to_transform: str | int | Sequence[int] | None = option(
+        None, "Layers that are adapted, from 0, comma-separated; default: all.", "adapter"
+    )
+    rank_pattern: str | Mapping[str, int] | None = option(
+        None, "Other ranks of some modules: q_proj=16,layers.0.mlp.up_proj=4 (PEFT's expressions).", "adapter"
+    )
+    alpha_pattern: str | Mapping[str, float] | None = option(
+        None, "Other alphas of some modules: q_proj=32,...", "adapter"
+    )
     storage: Storage | None = option(
         None, "How weights are held: auto, as-stored, float32, bfloat16, q8_0; default: as the model was loaded."
     )
@@ -124,8 +141,12 @@ class TrainingConfig:
             value = getattr(self, name)
             if value not in choices and not (value is None and _optional(type(self), name)):
                 raise JpoError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-        if not isinstance(self.target_modules, str):
-            self.target_modules = ",".join(self.target_modules)
+        self.target_modules = _joined(self.target_modules) or ""
+        for name in ("exclude_modules", "modules_to_save", "layers_to_transform"):
+            setattr(self, name, _joined(getattr(self, name)))
+        for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):
+            setattr(self, name, _pattern(name, getattr(self, name), kind))
+        self._layers()
         if not isinstance(self.report_to, str):
             self.report_to = cast(Reporter, ",".join(self.report_to))
         for name in _names(self.report_to):
@@ -150,6 +171,25 @@ class TrainingConfig:
         assert isinstance(self.target_modules, str)  # __post_init__ joined a sequence
         names = tuple(_names(self.target_modules))
         return "all-linear" if names == ("all-linear",) else names
+
+    def _layers(self) -> list[int] | None:
+        if self.layers_to_transform is None:
+            return None
+        try:
+            return [int(part) for part in _names(str(self.layers_to_transform))]
+        except ValueError:
+            raise JpoError(
+                f"layers_to_transform: expected numbers separated by commas, got {self.layers_to_transform!r}"
+            ) from None
+
+    def adapter_options(self) -> dict[str, Any]:
+        """What LanguageModel.add_lora takes."""
+        own = {
+            name: getattr(self, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias")
+        }
+        lists = {name: _names(getattr(self, name) or "") or None for name in ("exclude_modules", "modules_to_save")}
+        patterns = {name: getattr(self, name) for name in ("rank_pattern", "alpha_pattern")}
+        return own | lists | patterns | {"target_modules": self.targets, "layers_to_transform": self._layers()}
 
     def dropout_seed(self, step: int) -> int:
         """Seed of the dropout masks of optimizer step `step`, from 0, of all its small batches: within it a row's mask
@@ -181,6 +221,29 @@ class TrainingConfig:
 def _names(text: str) -> list[str]:
     """The names of a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _joined(value: Any) -> str | None:
+    """A list of names or numbers as one text, which flags and checkpoints hold; nothing at all as None."""
+    if value is None or isinstance(value, str):
+        return value or None
+    return ",".join(map(str, value if isinstance(value, Sequence) else [value])) or None
+
+
+def _pattern(name: str, value: Any, kind: type) -> dict[str, Any] | None:
+    """A mapping of expressions to numbers; a text holds them as EXPRESSION=NUMBER, separated by commas."""
+    if not isinstance(value, str):
+        return dict(value) if value else None
+    pattern: dict[str, Any] = {}
+    for part in _names(value):
+        expression, _, number = part.rpartition("=")
+        try:
+            pattern[expression.strip()] = kind(number)
+        except ValueError:
+            expression = ""
+        if not expression.strip():
+            raise JpoError(f"{name}: expected NAME=NUMBER, separated by commas, got {value!r}")
+    return pattern or None
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
@@ -226,8 +289,14 @@ _SHOWN = {
     str: "text",
     bool: "true or false",
     tuple: "a list",
+    dict: "a mapping",
     type(None): "null",
 }
+
+
+def _containers(origin: Any) -> tuple[type, ...]:
+    """What a value of a type with arguments is: Literal, Mapping or a sequence."""
+    return (str,) if origin is Literal else (dict,) if origin is Mapping else (list, tuple)
 
 
 def _check_type(where: str, key: str, value: Any, hint: Any) -> None:
@@ -236,7 +305,7 @@ def _check_type(where: str, key: str, value: Any, hint: Any) -> None:
     shown = []
     for kind in members(hint):
         origin = get_origin(kind)
-        of = (str,) if origin is Literal else (list, tuple) if origin else kinds.get(kind, (kind,))
+        of = _containers(origin) if origin else kinds.get(kind, (kind,))
         if isinstance(value, of) and not (isinstance(value, bool) and kind is not bool):
             return
         shown.append(_SHOWN[of[-1]])

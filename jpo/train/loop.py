@@ -38,7 +38,10 @@ _FREE_ON_RESUME = {
     "check_memory",
     "ref_logps",  # a place where numbers are kept, which are the same without it
 }
-_ADAPTER = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
+_ADAPTER = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "exclude_modules",
+    "layers_to_transform", "use_dora", "bias", "modules_to_save",
+}  # fmt: skip
 _FORMAT = 2  # of trainer_state.json; 1 (no key) held the config's adapter fields even where the model brought its own
 
 

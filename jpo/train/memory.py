@@ -80,7 +80,7 @@ def estimate(lm: LanguageModel, config: TrainingConfig, chosen: Settings) -> Est
     elif lm.trainable is not None and not lm.full:
         values = lm.trainable.params.size
     else:
-        values = lm.adapter_values(config.r, config.targets)
+        values = lm.adapter_size(**config.adapter_options()).values
     trained = 8 * values
     held = (0 if mapped or chosen.storage != lm.storage else weights) + (8 * values if lm.trainable is not None else 0)
     return Estimate(weights, trained, 8 * values, _activations(lm, config, chosen), 8 * values, held)
@@ -104,9 +104,10 @@ def _activations(lm: LanguageModel, config: TrainingConfig, chosen: Settings) ->
         return planned + 4 * rows * _HEAD_COLUMNS
     if lm.lora is not None:
         return planned
-    ranks = lm.adapter_ranks(config.r, config.targets)
     layers = 1 if chosen.recompute else int(lm.config["num_hidden_layers"])
-    return planned + 4 * rows * ranks * (layers + 1)
+    adapter = lm.adapter_size(**config.adapter_options())
+    a_row = (adapter.ranks + adapter.magnitudes) * (layers + 1) + (_HEAD_COLUMNS if adapter.head else 0)
+    return planned + 4 * rows * a_row
 
 
 def _levers(chosen: Settings, lm: LanguageModel) -> Iterator[Settings]:

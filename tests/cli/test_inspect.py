@@ -56,7 +56,7 @@ def test_a_model_as_json_is_whole(capsys):
     assert facts["config"]["layer_window"] == [0, 0, 0]
     adapter = facts["adapter"]
     by_default = [found["trained_values"] for found in adapter["modules"].values() if found["default"]]
-    assert sum(by_default) == adapter["trained_values"] == lm.adapter_values(8, ("q_proj", "k_proj", "v_proj"))
+    assert sum(by_default) == adapter["trained_values"] == lm.adapter_size(8).values
     every = sum(found["trained_values"] for found in adapter["modules"].values())
     assert every == adapter["trained_values_all_linear"]
     memory = facts["memory"]

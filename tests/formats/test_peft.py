@@ -43,13 +43,16 @@ def test_target_modules_come_from_the_tensors(tmp_path, targets):
     [
         ({"peft_type": "IA3"}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "task_type"),
-        ({"bias": "all"}, "bias"),
-        ({"use_dora": True}, "use_dora"),
+        ({"bias": "some"}, "bias"),
+        ({"bias": ["all"]}, "bias"),
+        ({"use_dora": "yes"}, "use_dora"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"rank_pattern": {"(": 2}}, "rank_pattern"),
         ({"rank_pattern": [2]}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save"),
+        ({"modules_to_save": [1]}, "modules_to_save"),
+        ({"ensure_weight_tying": 2, "modules_to_save": ["lm_head"]}, "ensure_weight_tying"),
         ({"fan_in_fan_out": 1}, "fan_in_fan_out"),
         ({"lora_bias": True}, "lora_bias"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
@@ -103,6 +106,67 @@ def test_tensors_are_refused_by_name(tmp_path, tensors, message):
     write_adapter_files(tmp_path, tensors=tensors)
     with pytest.raises(FormatError, match=message):
         read_adapter(tmp_path)
+
+
+VECTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+HEAD = "base_model.model.lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "message"),
+    [
+        ({"use_dora": True}, HEAD, "what bias and modules_to_save name"),
+        ({"use_dora": True}, VECTOR, r"layers.0.self_attn.v_proj.lora_magnitude_vector is missing"),
+        ({}, VECTOR, "magnitudes with use_dora"),
+        ({}, HEAD, "what bias and modules_to_save name"),
+        ({"modules_to_save": ["embed_tokens"]}, HEAD, "what bias and modules_to_save name"),
+        ({"bias": "all"}, HEAD, "what bias and modules_to_save name"),
+        ({"modules_to_save": ["lm_head"]}, VECTOR, "magnitudes with use_dora"),
+    ],
+)
+def test_what_the_configuration_does_not_name_is_refused(tmp_path, change, name, message):
+    write_adapter_files(tmp_path, adapter_config(**change), adapter_tensors() | {name: np.zeros(64, np.float32)})
+    with pytest.raises(FormatError, match=message):
+        read_adapter(tmp_path)
+
+
+def test_biases_of_every_version_and_originals_beside_whole_modules(tmp_path):
+    stem = "base_model.model.model.layers.0"
+    ones = np.ones(64, np.float32)
+    given = {
+        f"{stem}.self_attn.q_proj.bias": ones,  # of an adapted module, as PEFT before 0.6 named it
+        f"{stem}.self_attn.k_proj.bias": 2 * ones,
+        f"{stem}.ln.bias": 3 * ones,
+        f"{stem}.ln.weight": 4 * ones,
+        f"{stem}.ln.original_module.bias": 5 * ones,
+        f"{stem}.ln.modules_to_save.bias": 3 * ones,
+    }
+    write_adapter_files(tmp_path, adapter_config(bias="all", modules_to_save=["ln"]), adapter_tensors() | given)
+    tensors = read_adapter(tmp_path)[1]
+    whole = {name: float(value[0]) for name, value in tensors.items() if ".lora_" not in name}
+    assert whole == {
+        f"{stem}.self_attn.q_proj.base_layer.bias": 1.0,
+        f"{stem}.self_attn.k_proj.bias": 2.0,
+        f"{stem}.ln.bias": 3.0,
+        f"{stem}.ln.weight": 4.0,
+    }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_tensors_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    import jpo
+
+    lm = jpo.load("tiny")
+    lm.add_lora(r=2)
+    lm.trainable.params[5] = value
+    lm.save_adapter(tmp_path)
+    name = r"adapter_model.safetensors: tensor base_model.*layers.0.self_attn.q_proj.lora_A.weight: .* NaN or infinite"
+    for read in (read_adapter, lm.load_adapter):
+        with pytest.raises(FormatError, match=name):
+            read(tmp_path)
+    assert sum(not np.isfinite(tensor).all() for tensor in read_adapter(tmp_path, check=False)[1].values()) == 1
+    lm.load_adapter(tmp_path, check=False)
+    jpo.load("tiny", check=False).load_adapter(tmp_path)
 
 
 def test_round_trip_is_exact_and_whole(tmp_path):

@@ -109,5 +109,56 @@ def test_lora_defaults_stand_once():
     assert lm.lora.target_modules == config.targets
 
 
+def test_every_option_of_an_adapter_reaches_the_model_from_flags(tmp_path):
+    """--rank-pattern and its like, in the file too; the run's own record and PEFT's file say the same."""
+    out = tmp_path / "out"
+    flags = [
+        "--r",
+        "4",
+        "--use-dora",
+        "--bias",
+        "lora_only",
+        "--modules-to-save",
+        "embed_tokens,norm",
+        "--target-modules",
+    ]
+    flags += ["all-linear", "--exclude-modules", "k_proj,up_proj", "--rank-pattern", "q_proj=2,down_proj=3"]
+    flags += ["--layers-to-transform", "1", "--alpha-pattern", "q_proj=5"]
+    run = ["train", "--model", "tiny", "--data", "example", "--steps", "1", "--batch-size", "2", "--output", str(out)]
+    assert main([*run, *flags]) == 0
+    lm = jpo.load("tiny")
+    lm.load_adapter(out)
+    settings = lm.lora
+    assert (settings.use_dora, settings.bias, settings.modules_to_save) == (True, "lora_only", ("embed_tokens", "norm"))
+    shapes = {name.removeprefix("base_model.model."): shape for name, shape in lm.trainable.shapes.items()}
+    layer = "model.layers.1.self_attn"
+    assert shapes[f"{layer}.q_proj.lora_A.weight"][0] == 2 and shapes[f"{layer}.v_proj.lora_A.weight"][0] == 4
+    assert (
+        f"{layer}.k_proj.lora_A.weight" not in shapes and "model.layers.0.self_attn.q_proj.lora_A.weight" not in shapes
+    )
+    assert shapes["model.embed_tokens.weight"] == (512, 64) and f"{layer}.q_proj.lora_magnitude_vector" in shapes
+    assert settings.scaling_of(f"{layer}.q_proj") == 2.5
+    own = json.loads((out / "jpo_config.json").read_text())["training"]
+    assert own["rank_pattern"] == {"q_proj": 2, "down_proj": 3} and own["layers_to_transform"] == "1"
+    assert own["exclude_modules"] == "k_proj,up_proj" and own["modules_to_save"] == "embed_tokens,norm"
+    options = {key: own[key] for key in ("rank_pattern", "layers_to_transform", "modules_to_save", "use_dora")}
+    assert PreferenceConfig.from_dict(options).adapter_options()["layers_to_transform"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_pattern": "q_proj"}, "rank_pattern: expected NAME=NUMBER"),
+        ({"rank_pattern": "q_proj=x"}, "rank_pattern: expected NAME=NUMBER"),
+        ({"rank_pattern": 3}, "rank_pattern: expected text, a mapping or null, got 3"),
+        ({"layers_to_transform": "a,b"}, "layers_to_transform: expected numbers"),
+        ({"bias": "some"}, "bias: expected one of none, all, lora_only"),
+    ],
+)
+def test_options_of_an_adapter_are_refused_by_name(options, message):
+    with pytest.raises(JpoError, match=message):
+        PreferenceConfig.from_dict(options)
+
+
 def test_every_hint_is_resolved():
     assert all(not isinstance(hint, str) for cls in (PreferenceConfig, SFTConfig) for hint in hints(cls).values())
