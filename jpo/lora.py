@@ -1,5 +1,6 @@
-"""Which modules an adapter adapts, with which rank and scaling, and what is trained beside: PEFT's rules for names, over
-a model's modules and tensors."""
+"""Which modules an adapter adapts, with which rank and scaling, and what is trained beside.
+
+PEFT's rules for names, over a model's modules and tensors."""
 
 from __future__ import annotations
 
@@ -158,9 +159,9 @@ def lora_layout(config: Mapping[str, Any], settings: LoraSettings) -> Layout:
     whole, turned = {}, transposed_names(config)
     names = {module.name for module in adapted}
     for name, shape in trainable_shapes(config).items():
-        module, part = name.rsplit(".", 1)
-        bias = part == "bias" and (settings.bias == "all" or (settings.bias == "lora_only" and module in names))
-        if bias or saved_module(module, settings.modules_to_save):
+        stem, part = name.rsplit(".", 1)
+        bias = part == "bias" and (settings.bias == "all" or (settings.bias == "lora_only" and stem in names))
+        if bias or saved_module(stem, settings.modules_to_save):
             whole[whole_name(name, names)] = name
             shapes[whole_name(name, names)] = shape
     return Layout(shapes, whole, frozenset(key for key, name in whole.items() if name in turned))

@@ -1,5 +1,6 @@
-"""What PEFT's LoraConfig can say beside ranks: DoRA, biases, modules trained whole, patterns, chosen layers. Its adapters
-read here and ours read there; log-likelihoods, gradients of everything that is trained, and the merged model."""
+"""What PEFT's LoraConfig can say beside ranks: DoRA, biases, modules trained whole, patterns, chosen layers.
+
+Its adapters read here and ours read there; log-likelihoods, gradients of all that is trained, and the merged model."""
 
 import numpy as np
 import peft

@@ -1,5 +1,7 @@
-"""Every family through llama.cpp's layout: the same random model as a Hugging Face directory and as the GGUF file that its
-converter would write gives the same log-likelihoods, tokens and configuration."""
+"""Every family through llama.cpp's layout.
+
+The same random model as a Hugging Face directory and as the GGUF file that its converter would write gives the same
+log-likelihoods, tokens and configuration."""
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
 from jpo.formats.families import families
 
-LLAMA3 = {"original_max_position_embeddings": 8192, "factor": 8.0}  # those that llama.cpp's files let be told again
+# those that llama.cpp's files let be told again
+LLAMA3 = {"original_max_position_embeddings": 8192, "factor": 8.0}
 SIX = {"num_hidden_layers": 7, "layer_types": None, "sliding_window_pattern": 6}
 
 # case -> (a case of tests/reference/families.py, what differs from it: only what the converter writes down can come back)
