@@ -35,8 +35,8 @@ def adapted(lm, seed=3, **options):
 
 
 def merged(values, lm, changes=None, detached=None):
-    """The twin's weights: float64, rows of W + s B A given their magnitudes. `changes` replace trained tensors; detached:
-    the norms are still those of the values before (no gradient goes through them)."""
+    """The twin's weights: float64, rows of W + s B A given their magnitudes. `changes` replace trained tensors;
+    detached: the norms are still those of the values before (no gradient goes through them)."""
     trained = {name: np.asarray(lm.trainable.view(name), np.float64) for name in lm.trainable.names}
     held, trained = trained, trained | (changes or {})
     out = dict(values)

@@ -19,7 +19,7 @@ from jpo.formats.families import families
 LLAMA3 = {"original_max_position_embeddings": 8192, "factor": 8.0}
 SIX = {"num_hidden_layers": 7, "layer_types": None, "sliding_window_pattern": 6}
 
-# case -> (a case of tests/reference/families.py, what differs from it: only what the converter writes down can come back)
+# case -> (a case of tests/reference/families.py, what differs from it): only what the converter writes can come back
 CASES = {
     "llama": ("llama3", {"rope_scaling": None}),
     "llama3": ("llama3", {**OTHER, **UNTIED, "rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **LLAMA3}}),

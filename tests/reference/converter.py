@@ -1,7 +1,7 @@
 """A model of every family as llama.cpp's convert_hf_to_gguf.py lays it out, written by the gguf package.
 
-Tensor names come from the package's own map, keys from its writer's methods; what a family's converter class does beside
-the usual is one row."""
+Tensor names come from the package's own map, keys from its writer's methods; what a family's converter class does
+beside the usual is one row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
