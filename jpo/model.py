@@ -326,7 +326,7 @@ class LanguageModel:
         use_dora: rows of the adapted weights get trained lengths (arXiv 2402.09353), their own at first.
         bias: "all" biases of the model, or those of adapted modules ("lora_only"), are trained too.
         modules_to_save: ends of names of modules that are trained whole (embed_tokens, lm_head, norm): of a tied model
-        the embedding and the head part where one of them is trained. The reference (adapter off) keeps the stored ones."""
+        the embedding and the head part where one of them is trained. The reference (adapter off) keeps the stored."""
         if self.full:
             raise JpoError("the model is in full fine-tuning; load it anew to add an adapter")
         settings = lora_settings(
@@ -502,7 +502,7 @@ class LanguageModel:
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Hugging Face name -> float32 weights, the adapter merged in: W + scaling B A, its rows given their magnitudes
-        where there are some, and what is trained whole in place of the stored. Of the model that merged_config tells."""
+        where there are some; what is trained whole stands in place of the stored. merged_config tells the model."""
         if self.full and self.trainable is not None:
             return self.trainable.state()
         tensors = {name: tensor.float32() for name, tensor in self._checkpoint.tensors.items()}
