@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jpo.errors import JpoError
@@ -89,7 +89,7 @@ def _weights(name: str) -> bool:
     return name == _INDEX or (name.startswith("model") and name.endswith(".safetensors"))
 
 
-def _replace(folder: str, output: str) -> None:
+def _replace(folder: str, output: str, keep: Mapping[str, Callable[[str], bool]]) -> None:
     """Moves the folder's files into `output`, config.json last: a half-moved directory is no loadable one."""
     config = os.path.join(output, "config.json")
     if os.path.exists(config):
@@ -99,16 +99,20 @@ def _replace(folder: str, output: str) -> None:
         if _weights(name) and name not in names:
             os.unlink(os.path.join(output, name))
     for name in names:
-        os.replace(os.path.join(folder, name), os.path.join(output, name))
+        place = os.path.join(output, name)
+        if name in keep and os.path.exists(place) and not keep[name](place):
+            os.unlink(os.path.join(folder, name))
+            continue
+        os.replace(os.path.join(folder, name), place)
     os.rmdir(folder)
     sync_folder(output)
 
 
 @contextmanager
-def beside(output: str, overwrite: bool) -> Iterator[str]:
+def beside(output: str, overwrite: bool, keep: Mapping[str, Callable[[str], bool]]) -> Iterator[str]:
     """A folder to write into, which becomes `output` when the block ends well and vanishes otherwise.
 
-    JpoError where output holds something and overwrite is not given; then its files of these names are replaced.
+    keep: file name -> whether the one at that path may be replaced. JpoError where output holds something and overwrite is not given; then its files of these names are replaced.
     """
     output = os.path.abspath(output)
     if os.path.exists(output) and not os.path.isdir(output):
@@ -121,7 +125,7 @@ def beside(output: str, overwrite: bool) -> Iterator[str]:
     try:
         yield folder
         if taken:
-            _replace(folder, output)
+            _replace(folder, output, keep)
         else:
             mask = os.umask(0)
             os.umask(mask)

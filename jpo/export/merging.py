@@ -9,13 +9,14 @@ from typing import Any, Literal
 from jpo.errors import JpoError
 from jpo.export import container
 from jpo.export.base import Base, open_base
+from jpo.export.card import CARD, is_own_card, merged_card, write_card
 from jpo.export.changes import Adapter, read_changes
 from jpo.export.container import TensorPlan, write_gguf
 from jpo.export.directory import beside, copy_files, shard_bytes, write_tensors
 from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows
 from jpo.export.lora_file import AdapterType, adapter_tensors
 from jpo.export.metadata import model_metadata
-from jpo.export.modelfile import modelfile, turns_of, write_modelfile
+from jpo.export.modelfile import MODELFILE, is_own_modelfile, modelfile, turns_of, write_modelfile
 from jpo.export.presets import FILE_TYPES, FileType, file_type, tensor_type
 from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
@@ -50,7 +51,7 @@ def _write_directory(base: Base, adapter: Adapter, output: str, kind: str | None
         types.append((plans[-1].size, dtype))
     most = max(set(entry for _, entry in types), key=lambda entry: sum(size for size, own in types if own == entry))
     config = {**hugging_face_config(base.checkpoint.config), "torch_dtype": _TORCH[most]}
-    with beside(output, overwrite) as folder:
+    with beside(output, overwrite, {CARD: is_own_card, MODELFILE: is_own_modelfile}) as folder:
         write_tensors(folder, plans, limit)
         if base.folder is not None:
             copy_files(base.folder, folder, _COMPANIONS.__contains__)
@@ -58,6 +59,8 @@ def _write_directory(base: Base, adapter: Adapter, output: str, kind: str | None
             base.checkpoint.tokenizer.save(folder)
             _write_generation(folder, base.checkpoint.generation)
         _modelfile(base, adapter, folder, ".")
+        source, hf = base.checkpoint.source, base.checkpoint.config["hf"]
+        write_card(folder, merged_card(source, hf, adapter.folder, adapter.settings))
         write_json(os.path.join(folder, "config.json"), config)
 
 

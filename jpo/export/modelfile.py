@@ -18,6 +18,7 @@ from jpo.errors import JpoError
 from jpo.formats.files import read_text, write_text
 from jpo.tokenization import Tokenizer
 
+MODELFILE = "Modelfile"
 _MARK = "# Written by jpo"
 _SAMPLING = {
     "temperature": "temperature",
@@ -123,17 +124,20 @@ def chat_turns(tokenizer: Tokenizer) -> Turns | None:
     """The chat template as turns, found by rendering; None where it has no such form."""
     if tokenizer.chat_template is None:
         return None
-    later = _rendered(tokenizer, _turns(_ONE, _REPLY, _TWO))
-    whole = _rendered(tokenizer, _turns(_ONE, _REPLY), prompt=False)
-    parts = _split(later or "", _ONE, _REPLY, _TWO)
-    ended = _split(whole or "", _ONE, _REPLY)
-    if parts is None or ended is None or not parts[2].startswith(ended[2]):
+    parts = _split(_rendered(tokenizer, _turns(_ONE, _REPLY, _TWO)) or "", _ONE, _REPLY, _TWO)
+    if parts is None:
         return None
-    first, between, end, opening = parts[0], parts[1], ended[2], parts[2][len(ended[2]) :]
+    first, between, joint, _ = parts  # joint: a response's end, then the next turn's opening
     with_system = _split(_rendered(tokenizer, _turns(_ONE, system=_SYSTEM)) or "", _SYSTEM, _ONE)
     system = (with_system[0], with_system[1]) if with_system else None
-    found = Turns(opening, between, end, first, system)
-    return found if _is(found, tokenizer) else None
+    ended = _split(_rendered(tokenizer, _turns(_ONE, _REPLY), prompt=False) or "", _ONE, _REPLY)
+    shared = os.path.commonprefix([joint[::-1], (system[1] if system else first)[::-1]])
+    cuts = [len(joint) - len(shared), len(ended[2]) if ended and joint.startswith(ended[2]) else len(joint)]
+    for cut in cuts:
+        found = Turns(joint[cut:], between, joint[:cut], first, system)
+        if found.go() is not None and _is(found, tokenizer):
+            return found
+    return None
 
 
 def _is(turns: Turns, tokenizer: Tokenizer) -> bool:
@@ -189,10 +193,15 @@ def modelfile(
     return "\n".join([*lines, *_parameters(tokenizer, generation)]) + "\n"
 
 
+def is_own_modelfile(path: str) -> bool:
+    """Whether jpo wrote the Modelfile at `path`."""
+    return read_text(path).startswith(_MARK)
+
+
 def write_modelfile(folder: str, text: str) -> bool:
     """Writes `folder`/Modelfile; False, and nothing is done, where one stands there that a person wrote."""
-    path = os.path.join(folder, "Modelfile")
-    if os.path.exists(path) and not read_text(path).startswith(_MARK):
+    path = os.path.join(folder, MODELFILE)
+    if os.path.exists(path) and not is_own_modelfile(path):
         return False
     write_text(path, text)
     return True

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jpo.errors import JpoError
+from jpo.export.card import write_card
 from jpo.interrupts import Stopped, held, noted, stopped
 from jpo.model import LanguageModel
 from jpo.parallel.team import Team
@@ -66,6 +67,9 @@ class Task(Protocol):
 
     def save(self, folder: str) -> None:
         """Write the model or adapter."""
+
+    def card(self, history: Mapping[str, Sequence[Any]], baseline: Mapping[str, float]) -> str:
+        """The model card of a finished run."""
 
 
 def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
@@ -322,6 +326,8 @@ class Loop:
                 f"{output}: the result could not be written; mend this and go on with --resume"
             ):
                 self.task.save(output)
+                if not write_card(output, self.task.card(self.history, self.baseline)):
+                    _say(f"{output}: its README.md is not jpo's and stays as it is")
                 checkpoint.sync_folder(output)
 
 

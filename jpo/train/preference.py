@@ -28,6 +28,7 @@ from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
+from jpo.train.cards import data_names, run_card
 from jpo.train.common import (
     adapter_settings,
     ensure_adapter,
@@ -90,7 +91,7 @@ class PreferenceTrainer:
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.embeddings = self._embeddings(embed)
-        self.report = Report()
+        self.report, self.sources = Report(), data_names(pairs)
         given = self._read(pairs)
         conversational = any(pair.conversational for pair in given)
         self.template = Template.named(self.config.template, lm.tokenizer, conversational)
@@ -495,6 +496,12 @@ class PreferenceTrainer:
             self.lm.merge(folder)
         else:
             self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
+
+    def card(self, history: Mapping[str, Sequence[Any]], baseline: Mapping[str, float]) -> str:
+        """The model card of a finished run, README.md."""
+        return run_card(
+            self.lm, self.config, self.template, self.sources, f"{len(self.pairs)} pairs", history, baseline
+        )
 
     def evaluate(self, pairs: Any = None) -> dict[str, float]:
         """Metrics on `pairs` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
+from jpo.train.cards import data_names, run_card
 from jpo.train.common import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
@@ -35,7 +36,7 @@ class SFTTrainer:
 
     def __init__(self, lm: LanguageModel, examples: Any, config: SFTConfig | None = None, eval_examples: Any = None):
         self.lm, self.config = lm, settled(lm, config or SFTConfig())
-        self.report = Report()
+        self.report, self.sources = Report(), data_names(examples)
         given = self._read(examples)
         conversational = any(example.conversational for example in given)
         self.template = Template.named(self.config.template, lm.tokenizer, conversational)
@@ -157,6 +158,11 @@ class SFTTrainer:
             self.lm.merge(folder)
         else:
             self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
+
+    def card(self, history: Mapping[str, Sequence[Any]], baseline: Mapping[str, float]) -> str:
+        """The model card of a finished run, README.md."""
+        count = f"{len(self.examples)} examples"
+        return run_card(self.lm, self.config, self.template, self.sources, count, history, baseline)
 
     def evaluate(self, examples: Any = None) -> dict[str, float]:
         """Metrics on `examples` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
