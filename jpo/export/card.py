@@ -1,7 +1,7 @@
 """Model cards: README.md with the YAML head that the Hugging Face hub reads, beside each adapter and merged model.
 
-Said are what was trained, on what, with which settings, what came out, and with which version. Nothing of the machine or
-the day, so that a run and its resumption leave the same card. A card that a person wrote or changed is never touched.
+Said are what was trained, on what, with which settings, what came out, and with which version. Nothing of the machine
+or the day, so that a run and its resumption leave the same card. A card that a person wrote or changed is never touched.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ CARD = "README.md"
 _MARK = "<!-- Written by jpo, and written anew by it; take this line out to keep a text of your own. -->"
 _LICENSES = {"smollm2-135m": "apache-2.0", "gemma3-270m": "gemma"}
 _LIMIT = 64 << 20  # bytes
-_PER_MACHINE = ("step_seconds", "peak_rss_gb")  # metrics that differ between runs of the same numbers
+# metrics that differ between runs of the same numbers, or say how it was computed and not what came out
+_UNSAID = re.compile(
+    r"step|epoch|learning_rate|grad_norm|"
+    r"(?:.*_)?(?:step_seconds|peak_rss_gb|rows_computed|unscored_shared_tokens|num_tokens)"
+)
 _PLAIN = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _CITATION = """```bibtex
 @article{bansal2024comparing,
   title   = {Comparing Bad Apples to Good Oranges: Aligning Large Language Models via Joint Preference Optimization},
-  author  = {Bansal, Hritik and Suvarna, Ashima and Bhatt, Gantavya and Peng, Nanyun and Chang, Kai-Wei and Grover, Aditya},
+  author  = {Bansal, Hritik and Suvarna, Ashima and Bhatt, Gantavya and Peng, Nanyun and Chang, Kai-Wei and
+             Grover, Aditya},
   journal = {arXiv preprint arXiv:2404.00530},
   year    = {2024}
 }
@@ -107,7 +112,7 @@ def _results(training: Training) -> list[str]:
     rows = []
     for key, values in training.history.items():
         last = next((value for value in reversed(values) if value is not None), None)
-        if key in ("step", "epoch", *_PER_MACHINE) or last is None:
+        if _UNSAID.fullmatch(key) or last is None:
             continue
         rows.append((key, training.baseline.get(key, ""), last))
     return _table(("metric", "before training", "at the end"), rows) if rows else []
@@ -140,15 +145,17 @@ def training_card(source: str, hf: Mapping[str, Any], training: Training, full: 
     what = "The weights" if full else "A LoRA adapter"
     title = f"# {base.rsplit('/', 1)[-1]}, {training.method.split(' (')[0]}"
     intro = [_MARK, "", title, "", f"{what} of `{base}`, trained with {training.method}.", ""]
-    return "\n".join([*_head(head), *intro, *_sections(training), *_closing(__version__, full)]) + "\n"
+    return "\n".join([*_head(head), *intro, *_sections(training), *_closing(__version__, "" if full else base)]) + "\n"
 
 
-def _closing(version: str, full: bool) -> list[str]:
+def _closing(version: str, base: str = "") -> list[str]:
+    """Use (of an adapter of `base`), versions and citation."""
     use = []
-    if not full:
+    if base:
         use = [
-            "## Use", "", "```python", "import jpo", "", 'lm = jpo.load("BASE")', 'lm.load_adapter("DIRECTORY")', "```", "",
-            "It is in PEFT's format: `peft.PeftModel.from_pretrained(model, DIRECTORY)` opens it too, and `jpo export` writes "
+            "## Use", "", "```python", "import jpo", "", f'lm = jpo.load("{base}")', 'lm.load_adapter("DIRECTORY")',
+            "```", "",
+            "It is in PEFT's format: `peft.PeftModel.from_pretrained(model, DIRECTORY)` opens it too; `jpo export` writes "
             "it for llama.cpp and Ollama.", "",
         ]  # fmt: skip
     return [*use, "## Versions", "", f"jpo {version}", "", "## Citation", "", _CITATION]
@@ -178,7 +185,7 @@ def merged_card(source: str, hf: Mapping[str, Any], adapter: str, settings: Mapp
     title = f"# {base.rsplit('/', 1)[-1]} with an adapter merged in"
     lines = [*_head(head), _MARK, "", title, "", f"`{base}` with a LoRA adapter merged in: W + scaling B A.", ""]
     lines += [training, ""] if training else []
-    return "\n".join([*lines, *_closing(__version__, True)]) + "\n"
+    return "\n".join([*lines, *_closing(__version__)]) + "\n"
 
 
 def _tags(settings: Mapping[str, Any]) -> list[str]:
@@ -193,13 +200,11 @@ def method_of(options: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "supervised fine-tuning (loss on the responses)", ["sft"]
     loss = options.get("loss", "sigmoid")
     loss = ",".join(loss) if isinstance(loss, (list, tuple)) else str(loss)
+    own = [] if loss == "sigmoid" else loss.split(",")
     if scope == "joint":
-        return f"JPO (joint preference optimization, arXiv 2404.00530; loss {loss})", ["preference-optimization", loss]
-    name = "DPO" if loss == "sigmoid" else f"the loss {loss}"
-    return f"{name} (responses of one instruction compared; loss {loss})", [
-        "preference-optimization",
-        "dpo" if loss == "sigmoid" else loss,
-    ]
+        return f"JPO (joint preference optimization, arXiv 2404.00530; loss {loss})", ["preference-optimization", *own]
+    name = f"the loss {loss}" if own else "DPO"
+    return f"{name} (responses to one instruction compared)", ["preference-optimization", *(own or ["dpo"])]
 
 
 def is_own_card(path: str) -> bool:

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from jpo import _core
 from jpo.errors import JpoError
 from jpo.export.changes import Change
 from jpo.export.rows import Rows, Update
 from jpo.formats.families import Family, family_of
 from jpo.formats.gguf import GGUFFile
-from jpo.formats.gguf_model import FACTORS, gguf_names
+from jpo.formats.gguf_model import FACTORS
 from jpo.formats.stored import Checkpoint
-from jpo.formats.tensors import tensor_shapes, transposed_names
+from jpo.formats.tensors import places, tensor_shapes, transposed_names
 
 Changes = Mapping[str, Change]  # by the name of the weight's tensor
 # families that llama.cpp reads under another's name (their block is Llama's)
 _WRITTEN_AS = {"mistral": "llama", "ministral": "llama"}
+_NEED_A_HEAD = ("olmo2", "stablelm")  # architectures whose output.weight llama.cpp does not take from the embedding
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -33,6 +35,11 @@ def architecture(config: Mapping[str, Any]) -> str:
     if not name:
         raise JpoError(f"model_type {family.model_type!r} has no GGUF layout; merge with --format hf instead")
     return name
+
+
+def repeats_head(config: Mapping[str, Any]) -> bool:
+    """Whether GGUF files of this tied model hold the embedding a second time, as the head: llama.cpp asks for it."""
+    return bool(config["tie_word_embeddings"]) and architecture(config) in _NEED_A_HEAD
 
 
 def row_order(config: Mapping[str, Any], name: str) -> np.ndarray | None:
@@ -53,20 +60,19 @@ def _adds_one(family: Family, name: str) -> bool:
     return family.gguf_adds_one and name.endswith("norm.weight")
 
 
-def gguf_name(family: Family, name: str) -> str:
-    """The GGUF name of a tensor of the family's Hugging Face files."""
-    once, layer = gguf_names(family)
-    module, _, kind = name.rpartition(".")
-    if name.startswith(f"{family.layers}."):
-        number, _, rest = module.removeprefix(f"{family.layers}.").partition(".")
-        found = {file: gguf for gguf, file in layer.items()}.get(rest)
-        new = f"blk.{number}.{found}.{kind}"
-    else:
-        found = {file: gguf for gguf, file in once.items()}.get(module)
-        new = f"{found}.{kind}"
-    if found is None:
-        raise JpoError(f"tensor {name} has no name in GGUF files of {family.model_type}")
-    return new
+def gguf_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """GGUF's name of every tensor of the model, by the Hugging Face name, in the order of the model's files."""
+    family, usual = family_of(config["model_type"]), {engine: gguf for engine, gguf, *_ in _core.TENSORS}
+    names: dict[str, str] = {}
+    for place in places(config):
+        engine, _, kind = place.engine.rpartition(".")
+        file, block = place.name.rpartition(".")[0], ""
+        if engine.startswith("model.layers."):
+            number, engine = engine.split(".", 3)[2:]
+            file, block = file.removeprefix(f"{family.layers}.{number}."), f"blk.{number}."
+        own = family.gguf_names.get(file) or family.gguf_names.get(engine, usual[engine])
+        names[place.name] = f"{block}{own}.{kind}"
+    return names
 
 
 def _update(changes: Changes, name: str, order: np.ndarray | None, first: int = 0) -> list[Update]:
@@ -90,11 +96,14 @@ def hugging_face_rows(checkpoint: Checkpoint, changes: Changes) -> Iterator[tupl
 def gguf_rows(checkpoint: Checkpoint, changes: Changes) -> Iterator[tuple[str, Rows]]:
     """(GGUF name, rows) of every tensor of a Hugging Face model."""
     family, turned = family_of(checkpoint.config["model_type"]), transposed_names(checkpoint.config)
-    for name in tensor_shapes(checkpoint.config):
+    for name, gguf in gguf_names(checkpoint.config).items():
         order = row_order(checkpoint.config, name)
         tensor, updates = checkpoint.tensors[name], _update(changes, name, order)
         added = float(_adds_one(family, name))
-        yield gguf_name(family, name), Rows(tensor, order, name in turned, added, updates)
+        yield gguf, Rows(tensor, order, name in turned, added, updates)
+    if repeats_head(checkpoint.config):
+        table = f"{family.names.get('model.embed_tokens', 'model.embed_tokens')}.weight"
+        yield "output.weight", Rows(checkpoint.tensors[table])
 
 
 def gguf_file_rows(file: GGUFFile, config: Mapping[str, Any], changes: Changes) -> Iterator[tuple[str, Rows]]:
@@ -112,7 +121,7 @@ def gguf_parts(config: Mapping[str, Any]) -> Callable[[str], list[tuple[str, int
     """A function of a GGUF tensor's name -> [(Hugging Face name, first row)] of what stands in its rows."""
     family = family_of(config["model_type"])
     shapes = tensor_shapes(config)
-    known = {gguf_name(family, name): [(name, 0)] for name in shapes}
+    known = {gguf: [(name, 0)] for name, gguf in gguf_names(config).items()}
 
     def parts(name: str) -> list[tuple[str, int]]:
         pieces = name.split(".")

@@ -16,9 +16,8 @@ from jpo.errors import JpoError
 from jpo.export import container
 from jpo.export.changes import Adapter, Change
 from jpo.export.container import Piece, TensorPlan
-from jpo.export.layout import architecture, gguf_name, gguf_parts, row_order
+from jpo.export.layout import architecture, gguf_names, gguf_parts, row_order
 from jpo.export.presets import file_type
-from jpo.formats.families import family_of
 from jpo.formats.gguf import GGUFFile
 from jpo.formats.stored import BLOCKS
 
@@ -66,8 +65,8 @@ def _pairs(
     adapter: Adapter, config: Mapping[str, Any], file: GGUFFile | None, alpha: float
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(GGUF name, A, B) of each adapted tensor of the base, in the base's order."""
-    family, parts = family_of(config["model_type"]), gguf_parts(config)
-    names = [gguf_name(family, name) for name in adapter.changes] if file is None else list(file.tensors)
+    parts, own = gguf_parts(config), gguf_names(config)
+    names = [own[name] for name in adapter.changes] if file is None else list(file.tensors)
     for name in names:
         found = [
             (*_folded(config, part, adapter.changes[part], alpha), first)

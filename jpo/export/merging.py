@@ -13,7 +13,7 @@ from jpo.export.card import CARD, is_own_card, merged_card, write_card
 from jpo.export.changes import Adapter, read_changes
 from jpo.export.container import TensorPlan, write_gguf
 from jpo.export.directory import beside, copy_files, shard_bytes, write_tensors
-from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows
+from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows, repeats_head
 from jpo.export.lora_file import AdapterType, adapter_tensors
 from jpo.export.metadata import model_metadata
 from jpo.export.modelfile import MODELFILE, is_own_modelfile, modelfile, turns_of, write_modelfile
@@ -77,6 +77,7 @@ def _gguf_plans(base: Base, adapter: Adapter, kind: FileType | None) -> list[Ten
         found = gguf_file_rows(base.file, config, adapter.changes)
     else:
         found = gguf_rows(base.checkpoint, adapter.changes)
+        tied = tied and not repeats_head(config)
     for name, rows in found:
         if kind is not None:
             dtype = tensor_type(kind, name, rows.shape, layers, tied)

@@ -27,6 +27,7 @@ from jpo.formats.values import Values
 
 Keys = dict[str, Any]  # without the architecture's prefix -> int, float, bool, str or list of bool
 # what the engine never reads of a normalized configuration, or what stands in the tokenizer's metadata
+_UNSAID = {"granite": 1.0}  # what keys of gguf_keys mean where config.json lacks them: llama.cpp wants them
 _ASIDE = ("hf", "bos_token_id", "eos_token_ids", "model_type")
 
 
@@ -117,7 +118,7 @@ def _window(config: Mapping[str, Any]) -> Keys:
 def _family_keys(config: Mapping[str, Any], family: Family, values: Values) -> Keys:
     keys: Keys = {}
     for key, name in family.gguf_keys.items():
-        value = values.get(name) if name else None
+        value = values.get(name, _UNSAID.get(family.model_type)) if name else None
         if value is not None:
             keys[key] = value if isinstance(value, (bool, str)) else float(value)
     if family.model_type == "gemma3_text" and len(config["rotary"]) > 1:
@@ -169,8 +170,9 @@ def _check(config: Mapping[str, Any], keys: Keys, tensors: Mapping[str, StoredTe
         again = _read_again(config, keys, tensors)
     except FormatError as error:
         raise JpoError(f"this {kind} model cannot be said in a GGUF file: {error}; merge with --format hf") from None
+    aside = (*_ASIDE, *(("tie_word_embeddings",) if "output.weight" in tensors else ()))  # a head written twice is tied
     for key in config:
-        if key not in _ASIDE and not _same(config[key], again[key]):
+        if key not in aside and not _same(config[key], again[key]):
             raise JpoError(
                 f"this {kind} model cannot be said in a GGUF file: {key} is {config[key]!r:.200}, and would be "
                 f"read as "

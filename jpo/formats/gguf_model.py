@@ -230,7 +230,7 @@ def _without_one(tensor: StoredTensor) -> StoredTensor:
     return StoredTensor(tensor.name, "F32", tensor.shape, data)
 
 
-def gguf_names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
+def _names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
     """(GGUF's name -> the file's for what stands once, the same within a layer), without .weight and .bias."""
     inside = {part: fused for fused, parts in family.fused.items() for part in parts}
     once: dict[str, str] = {}
@@ -245,7 +245,7 @@ def gguf_names(family: Family) -> tuple[dict[str, str], dict[str, str]]:
 def _renamed(file: GGUFFile, family: Family) -> Iterator[StoredTensor]:
     """The file's tensors under the family's names; a fused attn_qkv of a family that stores q, k and v is kept
     whole."""
-    once, layer = gguf_names(family)
+    once, layer = _names(family)
     for name, tensor in file.tensors.items():
         parts = name.split(".")
         if name in FACTORS or (len(parts) == 4 and parts[2] == "attn_rot_embd"):

@@ -16,6 +16,7 @@ from jpo import export
 from jpo.cli.main import main
 from jpo.errors import FormatError, JpoError
 from jpo.export.directory import shard_bytes
+from jpo.export.layout import architecture, gguf_names
 from jpo.export.presets import tensor_type
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import read_gguf
@@ -50,6 +51,17 @@ def test_every_family_both_ways(tmp_path, name):
     again = scores(tmp_path / "m.gguf", tmp_path / "adapter")
     export.merge(tmp_path / "m.gguf", tmp_path / "adapter", tmp_path / "2.gguf", format="gguf")
     np.testing.assert_allclose(scores(tmp_path / "2.gguf"), again, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_names_are_those_of_the_gguf_package(tmp_path, name):
+    """Each tensor of the Hugging Face model has the name that llama.cpp's converter gives it."""
+    gguf = pytest.importorskip("gguf")
+    config = family_model(tmp_path / "base", name, **GGUF[name])
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture(config))
+    known = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
+    for ours, theirs in gguf_names(config).items():
+        assert theirs == known.get_name(ours, try_suffixes=(".weight", ".bias")), ours
 
 
 def test_a_model_that_gguf_cannot_say_is_refused_by_the_key(tmp_path):
