@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import GGUFFile, read_gguf
 from jpo.formats.installed import NAMES, installed_model
 from jpo.formats.stored import Checkpoint
+from jpo.hub.names import hub_name
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,14 @@ class Base:
 
 
 def open_base(model: str | os.PathLike[str]) -> Base:
-    """The model of that name, directory or GGUF file."""
+    """The model of that name, directory, GGUF file or repository of the hub."""
     name = os.fspath(model)
+    on_hub = None if os.path.exists(name) else hub_name(name)
+    if on_hub is not None:
+        from jpo.hub.download import model_path
+
+        found = open_base(model_path(on_hub))
+        return replace(found, checkpoint=replace(found.checkpoint, source=str(on_hub)))
     if os.path.isdir(name):
         return Base(load_checkpoint(name, check=False), None, name)
     if name in NAMES or os.path.isfile(name):
