@@ -1,7 +1,8 @@
 """Model cards: README.md with the YAML head that the Hugging Face hub reads, beside each adapter and merged model.
 
 Said are what was trained, on what, with which settings, what came out, and with which version. Nothing of the machine
-or the day, so that a run and its resumption leave the same card. A card that a person wrote or changed is never touched.
+or the day, so that a run and its resumption leave the same card. A card that a person wrote or changed is never
+touched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Model cards: the YAML head as the hub reads it, what is said, the same after a resumption, never over a person's own."""
+"""Model cards: the YAML head as the hub reads it, what is said, the same after a resumption, never over a person's."""
 
 import json
 
