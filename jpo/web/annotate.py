@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import hmac
 import io
-import json
 import os
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import jinja2
@@ -27,6 +27,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from jpo.errors import JpoError
+from jpo.web.exchange import exported
+from jpo.web.forms import FORMATS, MEDIA, SUFFIXES
 from jpo.web.project import Project, item_of
 from jpo.web.security import COOKIE, Bucket, Guard, cookie_of, json_object, session_of, signed
 from jpo.web.store import VERDICTS, Showing
@@ -221,7 +223,7 @@ class Pages:
         done = len({answer.showing.item for answer in self.project.answers()})
         return self.page(
             "overview.html", quality=quality, agreement=agreement, interplay=interplay, done=done,
-            total=len(self.project.items), key=request.query_params.get("key", ""), rules=self.project.rules,
+            total=len(self.project.items), forms=FORMATS, key=request.query_params.get("key", ""), rules=self.project.rules,
         )  # fmt: skip
 
     async def figure(self, request: Request) -> Response:
@@ -233,15 +235,18 @@ class Pages:
         return Response(await anyio.to_thread.run_sync(_svg, found), media_type="image/svg+xml")
 
     async def export(self, request: Request) -> Response:
-        """GET /feedback.jsonl: the records at this moment."""
+        """GET /feedback.jsonl: the records at this moment; ?format= gives another form of them."""
         self.owner(request)
-        rows = await anyio.to_thread.run_sync(lambda: list(self.project.rows()))
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        name = os.path.basename(self.output or "feedback.jsonl").replace('"', "")
+        form = request.query_params.get("format", "feedback")
+        if form not in FORMATS:
+            raise HTTPException(400, f"format: expected one of {', '.join(FORMATS)}")
+        text = await anyio.to_thread.run_sync(lambda: exported(self.project.rows(), form))
+        stem = os.path.splitext(os.path.basename(self.output or "feedback"))[0].replace('"', "")
+        name = stem + ("" if form == "feedback" else f"-{form}") + SUFFIXES[form]
         return Response(
             text.encode("utf-8", "backslashreplace"),
-            media_type="application/jsonl; charset=utf-8",
-            headers={"content-disposition": f'attachment; filename="{name}"'},
+            media_type=f"{MEDIA[SUFFIXES[form]]}; charset=utf-8",
+            headers={"content-disposition": f"attachment; filename*=UTF-8''{quote(name)}"},
         )
 
     async def health(self, request: Request) -> Response:

@@ -202,7 +202,7 @@ class Page:
     def _asked(self, given: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
         """(models, instructions, settings); ApiError names what is wrong."""
         openai_forms.check_fields(given, _FIELDS)
-        sides: list[dict[str, str]] = []
+        sides: list[dict[str, Any]] = []
         for side in SIDES:
             value = given.get(side)
             parts = {name: value.get(name) for name in ("model", "instruction")} if isinstance(value, dict) else {}

@@ -15,6 +15,7 @@ from jpo.data.readers import iter_records
 from jpo.data.records import Candidate, Text, candidates, text_key
 from jpo.data.report import Report
 from jpo.errors import DataError
+from jpo.web import exchange
 
 GOLD = "gold"  # the key of a record whose answer is known: 0, 1 or 2 (equal)
 SIDES = (0, 1)
@@ -88,10 +89,11 @@ def _gold(record: Mapping[str, Any], where: str) -> int | None:
 
 
 def read_items(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Items:
-    """The candidates of a file (or records), conditional and joint ones mixed as they come; DataError where none is
-    left."""
+    """The candidates of a file (or records), conditional and joint ones mixed as they come, those of Label Studio and
+    Argilla too; DataError where none is left."""
     items = Items()
-    for record in iter_records(source):
+    for found in iter_records(source):
+        record = exchange.candidate(found)
         for candidate in candidates([record], report=items.report):
             key = _key(candidate)
             if key in items.by_key:

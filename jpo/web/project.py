@@ -5,7 +5,6 @@ Knows everything about annotation but HTTP and HTML.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import threading
@@ -16,6 +15,8 @@ from typing import Any
 from jpo.errors import JpoError, MissingExtra
 from jpo.formats.files import write_atomic
 from jpo.web.assignment import Choice, Rules, next_choice, progress
+from jpo.web.exchange import exported
+from jpo.web.forms import Format
 from jpo.web.items import Item, Items
 from jpo.web.store import Answer, Showing, Store
 
@@ -34,6 +35,7 @@ class Project:
     store: Store
     rules: Rules = field(default_factory=Rules)
     guideline: str = GUIDELINE
+    form: Format = "feedback"  # of the output file
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -126,9 +128,9 @@ class Project:
         return row
 
     def write(self, path: str | os.PathLike[str]) -> int:
-        """Writes the feedback records aside and renames; returns their number."""
+        """Writes the feedback records in the project's form aside and renames; returns their number."""
         rows = list(self.rows())
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = exported(rows, self.form)
 
         def put(part: str) -> None:
             with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:

@@ -7,12 +7,27 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from jpo.web.forms import Format
+
 
 def annotate(
     input: Annotated[
-        str, typer.Option("--input", help="Candidates: JSONL, JSON, CSV or Parquet; joint ones may stand among them.")
+        str,
+        typer.Option(
+            "--input",
+            help="Candidates: JSONL, JSON, CSV or Parquet, also tasks of Label Studio and records of Argilla; joint ones may "
+            "stand among them.",
+        ),
     ],
-    output: Annotated[str, typer.Option("--output", help="Feedback records (JSONL), written while verdicts come in.")],
+    output: Annotated[str, typer.Option("--output", help="Feedback records, written while verdicts come in.")],
+    format: Annotated[
+        Format,
+        typer.Option("--format", help="Of the output: feedback (JSONL), csv, label-studio, argilla, preferences."),
+    ] = "feedback",
+    convert: Annotated[
+        bool,
+        typer.Option("--convert", help="Write the verdicts that --input already holds in that format; serve nothing."),
+    ] = False,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")
     ] = "127.0.0.1",
@@ -52,6 +67,9 @@ def annotate(
     from jpo.web.items import read_items
     from jpo.web.listen import check_prefix
 
+    if convert:
+        _convert(input, output, format)
+        return
     rules = Rules(overlap, repeat, seed)
     check_prefix(prefix)
     items = read_items(input)
@@ -63,7 +81,17 @@ def annotate(
             f"{answers} verdicts to give, beside {gold} gold items and a share of {repeat:g} repeated for each annotator"
         )
         return
-    _serve(items, rules, _guideline(guideline), output, host, port, prefix, annotator or ())
+    _serve(items, rules, _guideline(guideline), output, format, host, port, prefix, annotator or ())
+
+
+def _convert(input: str, output: str, form: Format) -> None:
+    from jpo.data.readers import iter_records
+    from jpo.formats.files import write_text
+    from jpo.web.exchange import exported, verdicts
+
+    rows = [row for record in iter_records(input) for row in verdicts(record)]
+    write_text(output, exported(rows, form))
+    typer.echo(f"{len(rows)} verdicts in {output}")
 
 
 def _say_items(items: Any) -> None:
@@ -86,7 +114,15 @@ def _guideline(path: str | None) -> str:
 
 
 def _serve(
-    items: Any, rules: Any, guideline: str, output: str, host: str, port: int, prefix: str, names: Sequence[str]
+    items: Any,
+    rules: Any,
+    guideline: str,
+    output: str,
+    form: Format,
+    host: str,
+    port: int,
+    prefix: str,
+    names: Sequence[str],
 ) -> None:
     """Serves until Ctrl-C or SIGTERM; the records are written at the end whatever happens."""
     from jpo.web.listen import Listener, hosts, loopback, need_web
@@ -98,7 +134,7 @@ def _serve(
 
     store = Store(f"{output}.annotations.sqlite")
     try:
-        project = Project(items, store, rules, guideline)
+        project = Project(items, store, rules, guideline, form)
         key = None if loopback(host) else store.secret("key")
         links = {name: store.secret(f"link:{name}") for name in names}
         pages = Pages(project, output=output, key=key, links=links, prefix=prefix)

@@ -1,0 +1,104 @@
+"""Verdicts in other tools' forms: what is written is read back the same, by us and (where installed) by their packages."""
+
+import json
+
+import pytest
+
+from jpo.cli.main import main
+from jpo.data.readers import read_records
+from jpo.data.records import feedback_candidates, preference_pairs
+from jpo.errors import DataError
+from jpo.web.exchange import LABEL_STUDIO, candidate, exported, verdicts
+from jpo.web.forms import FORMATS
+from jpo.web.items import read_items
+
+JOINT = {
+    "instruction_0": 'I\n"0"',
+    "response_0": "x, y",
+    "instruction_1": "J",
+    "response_1": "ü <b>",
+    "label_0": "chosen",
+}
+ONE = {"instruction": "Name.", "response_0": "a", "response_1": "=1+1", "id": 7}
+BY = {"annotator_kind": "human", "swapped": True, "seconds": 2.5}
+ROWS = [
+    {**JOINT, "feedback": 0, "annotator": "anna", **BY, "rationale": "clearer\nbetter", "tags": ["tone", "fact"]},
+    {**JOINT, "feedback": 1, "annotator": "ben", **BY},
+    {**ONE, "feedback": 2, "annotator": "anna", **BY},
+    {**ONE, "feedback": None, "annotator": "ben", **BY, "failure": "skipped", "rationale": "cannot say"},
+]  # fmt: skip
+KEPT = ("feedback", "annotator", "rationale", "annotator_kind")
+
+
+def essence(row):
+    return {name: row.get(name) for name in (*KEPT, "instruction", *JOINT, "response_0", "response_1")}
+
+
+@pytest.mark.parametrize("form", ["feedback", "csv", "label-studio", "argilla"])
+def test_written_and_read_back(form, tmp_path):
+    path = tmp_path / {"csv": "f.csv", "feedback": "f.jsonl"}.get(form, "f.json")
+    path.write_text(exported(ROWS, form), encoding="utf-8")
+    back = [row for record in read_records(str(path)) for row in verdicts(record)]
+    if form == "csv":
+        assert len(back) == 3, "a skipped row has no verdict in a table"
+        back = [dict(row, feedback=int(row["feedback"])) for row in back]
+    wanted = [essence(row) for row in ROWS if form != "csv" or row["feedback"] is not None]
+    assert sorted(map(str, map(essence, back))) == sorted(map(str, wanted))
+    assert len(feedback_candidates(back)) == len(wanted)
+    assert [item.joint for item in read_items(str(path))] == [True, False], "the same file can be annotated again"
+
+
+def test_preferences_train(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(exported(ROWS, "preferences"))
+    pairs = preference_pairs(read_records(str(path)))
+    assert [(pair.i_chosen, pair.r_reject) for pair in pairs] == [(JOINT["instruction_0"], "ü <b>"), ("J", "x, y")]
+    with pytest.raises(DataError, match="format: expected one of feedback, csv"):
+        exported(ROWS, "xml")
+
+
+def test_what_others_wrote_is_read():
+    task = {"id": 3, "data": {"prompt": "Name.", "answer1": "a", "answer2": "b"}, "annotations": [
+        {"completed_by": {"id": 5, "email": "anna@example.org"}, "lead_time": 3.0, "result": [
+            {"from_name": "pw", "to_name": "pw", "type": "pairwise", "value": {"selected": "right"}}]},
+        {"completed_by": 6, "was_cancelled": True, "result": []},
+    ]}  # fmt: skip
+    rows = list(verdicts(task))
+    assert [(row["feedback"], row["annotator"]) for row in rows] == [(1, "anna@example.org"), (None, "6")]
+    assert rows[0]["instruction"] == "Name." and rows[0]["response_1"] == "b" and rows[0]["seconds"] == 3.0
+    record = {"fields": {"instruction": "I", "response_a": "a", "response_b": "b"},
+              "responses": {"better": [{"value": "response_b", "user_id": "u"}]}}  # fmt: skip
+    assert [(row["feedback"], row["annotator"]) for row in verdicts(record)] == [(1, "u")]
+    assert candidate(ONE) is ONE and candidate({"colour": "blue"}) == {"colour": "blue"}
+    with pytest.raises(DataError, match="annotations"):
+        list(verdicts({"data": task["data"], "annotations": ["x"]}))
+
+
+def test_their_own_packages_read_it():
+    argilla = pytest.importorskip("argilla")
+    for given in json.loads(exported(ROWS, "argilla")):
+        record = argilla.Record.from_dict(given)
+        again = record.to_dict()
+        assert again["fields"] == given["fields"] and again["responses"].keys() == given["responses"].keys()
+
+
+def test_label_studio_validates_it():
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface(LABEL_STUDIO)
+    for task in json.loads(exported(ROWS, "label-studio")):
+        interface.validate_task(task)
+        for annotation in task["annotations"]:
+            assert interface.validate_annotation(annotation), annotation
+
+
+def test_the_command_converts(tmp_path, capsys):
+    (tmp_path / "in.json").write_text(exported(ROWS, "label-studio"))
+    for form in FORMATS:
+        path = tmp_path / f"out-{form}"
+        assert (
+            main(
+                ["annotate", "--input", str(tmp_path / "in.json"), "--output", str(path), "--convert", "--format", form]
+            )
+            == 0
+        )
+        assert path.stat().st_size and "4 verdicts" in capsys.readouterr().out
+    assert main(["annotate", "--input", "x", "--output", "y", "--format", "xml"]) == 2
