@@ -1,5 +1,5 @@
-"""The forms that verdicts are written in (jpo.web.exchange writes them). Imports nothing, so that command lines may read
-it at their heads."""
+"""The forms that verdicts are written in (jpo.web.exchange writes them). Imports nothing, so that command lines may
+read it at their heads."""
 
 from typing import Literal, get_args
 

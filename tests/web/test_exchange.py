@@ -1,4 +1,5 @@
-"""Verdicts in other tools' forms: what is written is read back the same, by us and (where installed) by their packages."""
+"""Verdicts in other tools' forms: what is written is read back the same, by us and, where installed, by their own
+packages."""
 
 import json
 
