@@ -145,6 +145,10 @@ CASES = [
              at_most("mean error of D", "figure", 0.01, "jpo, bfloat16x2"),
              at_most("mean error of D", "figure", 0.001, "jpo, bfloat16x3"),
          ), kind="accuracy"),
+    Case("llama-1b", "LoRA preference step, 8 pairs, 1.07 billion random bfloat16 weights", "tokens/s", work.llama_1b, (
+        times(2, "packed torch loop, bfloat16*", "jpo, bfloat16", "the packed loop's best in bfloat16"),
+        times(1.3, "packed torch loop, bfloat16*", "jpo, bfloat16x2", "the packed loop's best in bfloat16"),
+    ), group="slow"),
     Case("mistral-7b", "LoRA step on q, k, v at Mistral-7B's shape, Q4_0, 2 pairs of 512 tokens", "tokens/s",
          work.mistral, (at_most("peak GB", "peak_gb", 8.0),), group="slow"),
     *(

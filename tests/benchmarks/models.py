@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jpo.data.templates import Template
 from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
 from jpo.formats.tensors import tensor_shapes
+from jpo.formats.writing import hugging_face_config
 
 MISTRAL = {"hidden": 4096, "mlp": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "vocab": 32000}
 SIZED = {
@@ -74,6 +76,41 @@ def write_sized(folder: Path, axis: str, size: int) -> str:
         write_checkpoint(path, config, values, load_checkpoint("tiny").tokenizer)
         (path / "written").touch()
     return str(path)
+
+
+def write_llama_1b(folder: Path, layers: int = 16) -> str:
+    """A bfloat16 directory of 1.07 billion random weights (2.1 GB; `layers` of the 16), SmolLM2's tokenizer; kept for
+    the next run."""
+    path = folder / f"llama-1b-{layers}"
+    if (path / "written").exists():
+        return str(path)
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": layers, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 49152}  # fmt: skip
+    config = normalize("random", {**SIZED, **sizes})
+    path.mkdir(parents=True, exist_ok=True)
+    _write_bfloat16(path / "model.safetensors", tensor_shapes(config))
+    load_checkpoint("smollm2-135m").tokenizer.save(path)
+    (path / "config.json").write_text(json.dumps({**hugging_face_config(config), "torch_dtype": "bfloat16"}))
+    (path / "written").touch()
+    return str(path)
+
+
+def _write_bfloat16(path: Path, shapes: dict[str, Any]) -> None:
+    """A safetensors file of random matrices and norms of ones, tensor by tensor: the upper halves of float32."""
+    header, at, random = {}, 0, np.random.default_rng(0)
+    for name, shape in shapes.items():
+        end = at + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            values = np.ones(shape, np.float32)
+            if "norm" not in name:
+                values = random.standard_normal(shape, dtype=np.float32) / np.float32(shape[1] ** 0.5)
+            file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
 
 
 def write_mistral_shape(path: str) -> None:

@@ -154,6 +154,15 @@ def preference(context: Context, pairs: int, cached: bool = False) -> dict[str, 
     return _preference(context, _cut(context.pairs, pairs, context.rounds + 1), cached=cached)
 
 
+def llama_1b(context: Context, pairs: int = 8, layers: int = 16) -> dict[str, Any]:
+    """The same for a random model of 1.07 billion bfloat16 weights; every engine opens the one directory."""
+    model = models.write_llama_1b(context.folder, layers)
+    steps = _steps(context, _cut(context.pairs, pairs, context.rounds + 1), "spaced", "response")
+    common = {"model": model, "hf": model, "template": "spaced", "scope": "response", "cached": False, "warm": False}
+    arithmetic = _arithmetic(load_checkpoint(model).config, steps, "response", False)
+    return {**common, "targets": "all-linear", "steps": steps, **arithmetic}
+
+
 def long_prompts(context: Context, pairs: int) -> dict[str, Any]:
     """TL;DR-shaped pairs: two responses a post, sampled once by jpo and kept for everyone."""
     records = context.sampled_pairs(pairs * (context.rounds + 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import LeftOut, Variant, contestant
 
-EVERY_COMPUTE = ("preference-8", "long-prompts", "sft-full", "score-512", "prompt-512")
+EVERY_COMPUTE = ("preference-8", "long-prompts", "sft-full", "score-512", "prompt-512", "llama-1b")
 COMPUTES = (
     Variant("float32"),
     Variant("float32 by OpenBLAS", {"openblas": True}, only=("preference-8", "score-512", "prompt-512")),
@@ -40,6 +40,7 @@ def load(work: dict[str, Any], compute: str = "float32", openblas: bool = False)
         "long-prompts",
         "joint-reuse",
         "mistral-7b",
+        "llama-1b",
     ),
     variants=COMPUTES,
     gigabytes=1.5,

@@ -35,13 +35,13 @@ def lora_config(work: dict[str, Any]) -> Any:
     return peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def lora_model(work: dict[str, Any]) -> Any:
-    """The model with a fresh adapter, or with the one that the work names."""
+def lora_model(work: dict[str, Any], dtype: str = "float32") -> Any:
+    """The model, its weights of this type, with a fresh adapter or with the one that the work names."""
     import peft
 
     if work.get("adapter"):
-        return peft.PeftModel.from_pretrained(base_model(work), work["adapter"], is_trainable=True)
-    return peft.get_peft_model(base_model(work), lora_config(work))
+        return peft.PeftModel.from_pretrained(base_model(work, dtype), work["adapter"], is_trainable=True)
+    return peft.get_peft_model(base_model(work, dtype), lora_config(work))
 
 
 class Packed:

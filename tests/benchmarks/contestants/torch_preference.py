@@ -7,7 +7,15 @@ from typing import Any
 from . import Variant, contestant
 
 NEEDS = ("torch", "transformers", "peft")
-STEPS = ("preference-8", "preference-8-cached", "preference-4", "preference-1", "long-prompts", "joint-reuse")
+STEPS = (
+    "preference-8",
+    "preference-8-cached",
+    "preference-4",
+    "preference-1",
+    "long-prompts",
+    "joint-reuse",
+    "llama-1b",
+)
 
 
 BY_SEQUENCE = {"by_sequence": True}  # SDPA for each sequence apart: no product outside the diagonal blocks
@@ -20,13 +28,18 @@ BY_SEQUENCE = {"by_sequence": True}  # SDPA for each sequence apart: no product 
     gigabytes=4.5,
     variants=(
         Variant("float32", only=("preference-8",)),
-        Variant("float32, tcmalloc", allocator="tcmalloc"),
+        Variant("float32, tcmalloc", allocator="tcmalloc", only=tuple(step for step in STEPS if step != "llama-1b")),
         Variant("attention by sequence, float32, tcmalloc", BY_SEQUENCE, "tcmalloc", only=("preference-8",)),
         Variant("bfloat16", {"autocast": True}, only=("preference-8",)),
-        Variant("bfloat16, tcmalloc", {"autocast": True}, "tcmalloc", only=("preference-8", "long-prompts")),
+        Variant(
+            "bfloat16, tcmalloc", {"autocast": True}, "tcmalloc", only=("preference-8", "long-prompts", "llama-1b")
+        ),
+        Variant("bfloat16 weights, tcmalloc", {"dtype": "bfloat16"}, "tcmalloc", only=("preference-8", "llama-1b")),
     ),
 )
-def packed_loop(work: Any, turns: Any, autocast: bool = False, by_sequence: bool = False) -> None:
+def packed_loop(
+    work: Any, turns: Any, autocast: bool = False, by_sequence: bool = False, dtype: str = "float32"
+) -> None:
     """Packed without padding; head at scored rows only; fused cross-entropy; reference with the adapter off."""
     import torch
 
@@ -34,7 +47,7 @@ def packed_loop(work: Any, turns: Any, autocast: bool = False, by_sequence: bool
 
     torch.manual_seed(0)
     cast = shared.autocast_or_leave(autocast)
-    model = shared.lora_model(work)
+    model = shared.lora_model(work, dtype)
     if by_sequence:
         model.get_base_model().set_attn_implementation(shared.attend_by_sequence())
     batches = [
