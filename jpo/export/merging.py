@@ -20,6 +20,7 @@ from jpo.export.modelfile import MODELFILE, is_own_modelfile, modelfile, turns_o
 from jpo.export.presets import FILE_TYPES, FileType, file_type, tensor_type
 from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
+from jpo.export.whole import beyond_low_rank, merged_base
 from jpo.formats.files import write_json
 from jpo.formats.writing import hugging_face_config
 
@@ -164,7 +165,11 @@ def merge(
     if format == "gguf":
         refuse_existing(path, overwrite)
     base = open_base(model)
-    changes = read_changes(adapter, base.checkpoint.config, base.checkpoint.source)
+    beyond = beyond_low_rank(adapter)
+    if beyond is not None:
+        base, changes = merged_base(base, adapter, beyond)
+    else:
+        changes = read_changes(adapter, base.checkpoint.config, base.checkpoint.source)
     if format == "hf":
         _write_directory(base, changes, path, type, limit, overwrite)
     else:
