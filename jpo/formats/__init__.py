@@ -7,7 +7,8 @@ computes with them is jpo.model's business.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from jpo.errors import JpoError
 from jpo.formats.files import check_finite
@@ -31,26 +32,69 @@ def load_checkpoint(name_or_path: str | os.PathLike[str], *, check: bool = True)
     return checkpoint
 
 
-def _load(name: str) -> Checkpoint:
+@dataclass(frozen=True)
+class ModelFormat:
+    """One way in which a model is stored. FORMATS lists them; the first that detects a name reads it."""
+
+    name: str
+    detects: Callable[[str], bool]
+    reads: Callable[[str], Checkpoint]
+    writes: str | None  # by its whole name: the function that writes it; None where nothing does
+
+
+def _read_installed(name: str) -> Checkpoint:
     from jpo.formats.gguf_model import load_gguf
-    from jpo.formats.huggingface import load_directory
+
+    return load_gguf(installed_model(name), name)
+
+
+def _read_tiny(name: str) -> Checkpoint:
     from jpo.formats.tiny import load_tiny
+
+    return load_tiny()
+
+
+def _read_directory(name: str) -> Checkpoint:
+    from jpo.formats.huggingface import load_directory
+
+    return load_directory(name)
+
+
+def _read_gguf(name: str) -> Checkpoint:
+    from jpo.formats.gguf_model import load_gguf
+
+    return load_gguf(name)
+
+
+def _on_hub(name: str) -> bool:
     from jpo.hub.names import hub_name
 
-    if name in NAMES:
-        return load_gguf(installed_model(name), name)
-    if name == "tiny":
-        return load_tiny()
-    if os.path.isdir(name):
-        return load_directory(name)
-    if os.path.exists(name):
-        return load_gguf(name)
-    on_hub = hub_name(name)
-    if on_hub is not None:
-        from jpo.hub.download import model_path
+    return hub_name(name) is not None
 
-        return replace(_load(model_path(on_hub)), source=str(on_hub))
+
+def _read_hub(name: str) -> Checkpoint:
+    from jpo.hub.download import model_path
+    from jpo.hub.names import hub_name
+
+    on_hub = hub_name(name)
+    assert on_hub is not None  # _on_hub said so
+    return replace(_load(model_path(on_hub)), source=str(on_hub))
+
+
+FORMATS = (
+    ModelFormat("an installed package", NAMES.__contains__, _read_installed, None),
+    ModelFormat("the built-in tiny model", "tiny".__eq__, _read_tiny, None),
+    ModelFormat("a Hugging Face directory", os.path.isdir, _read_directory, "jpo.formats.write_checkpoint"),
+    ModelFormat("a GGUF file", os.path.exists, _read_gguf, "jpo.export.merge"),
+    ModelFormat("a repository of the hub", _on_hub, _read_hub, "jpo.hub.push"),
+)
+
+
+def _load(name: str) -> Checkpoint:
+    for format in FORMATS:
+        if format.detects(name):
+            return format.reads(name)
     raise JpoError(
-        f"model {name!r}: no such model, directory or file; expected {', '.join(map(repr, NAMES))}, 'tiny', a Hugging Face directory "
-        "(config.json, *.safetensors, tokenizer.json), a GGUF file or a repository of the hub (USER/NAME)"
+        f"model {name!r}: no such model, directory or file; expected {', '.join(map(repr, NAMES))}, 'tiny', a Hugging "
+        "Face directory (config.json, *.safetensors, tokenizer.json), a GGUF file or a repository of the hub (USER/NAME)"
     )

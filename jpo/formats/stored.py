@@ -53,14 +53,13 @@ class StoredTensor:
 
     def rows(self, name: str, start: int, count: int) -> StoredTensor:
         """Rows (of a vector: values) start..start + count - 1 under another name: a view, but of a vector of blocks."""
-        whole = self if (start, count) == (0, self.shape[0]) else self.by_rows()
+        if (start, count) == (0, self.shape[0]):
+            return StoredTensor(name, self.dtype, self.shape, self.data)
+        whole = self.by_rows()
         size = whole.data.size // self.shape[0]
-        data = (
-            whole.data
-            if whole is self and count == self.shape[0]
-            else whole.data[start * size : (start + count) * size]
+        return StoredTensor(
+            name, whole.dtype, (count, *self.shape[1:]), whole.data[start * size : (start + count) * size]
         )
-        return StoredTensor(name, whole.dtype, (count, *self.shape[1:]), data)
 
 
 @dataclass

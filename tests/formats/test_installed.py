@@ -75,3 +75,16 @@ def test_a_missing_part_and_an_unwritable_cache_name_the_remedy(parts, tmp_path)
 def test_names_are_listed_where_there_is_no_such_model(tmp_path):
     with pytest.raises(JpoError, match="'smollm2-135m', 'gemma3-270m', 'tiny'"):
         load_checkpoint(tmp_path / "none")
+
+
+def test_formats_are_rows_and_the_first_that_detects_a_name_reads_it(tmp_path):
+    import pydoc
+
+    from jpo.formats import FORMATS
+
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    given = ["smollm2-135m", "tiny", str(tmp_path / "tiny"), str(tmp_path / "file"), "someone/something", "nothing"]
+    found = [next((row.name for row in FORMATS if row.detects(name)), None) for name in given]
+    assert found == [*(row.name for row in FORMATS), None]
+    assert all(callable(pydoc.locate(row.writes)) for row in FORMATS if row.writes)

@@ -8,6 +8,7 @@ from reference.families import FAMILIES, configuration
 from reference.models import random_values, sequences
 
 import jpo
+from jpo.data.forest import build_forest
 from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
 
@@ -49,3 +50,30 @@ def test_full_gradient_along_each_tensor(tmp_path, name):
 
         expected = decoder.directional_derivative(objective, values[tensor], direction)
         assert np.sum(gradient * direction) == pytest.approx(expected, rel=3e-4), tensor
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["gemma2", "gemma3", "olmo2", "granite", "cohere2", "stablelm-parallel", "gpt2", "phi3-long", "smollm3-window"],
+)
+def test_gradient_checkpointing_changes_no_bit(tmp_path, name, full):
+    """A layer computed again is the layer: norms behind branches, parallel residuals, soft-caps, factors, windows."""
+    lm, _, _ = model_and_values(tmp_path, name)
+    if full:
+        lm.enable_full()
+    else:
+        lm.add_lora(r=3, target_modules="all-linear", use_dora=name in ("gemma3", "phi3-long"), lora_dropout=0.1)
+        random = np.random.default_rng(1)
+        lm.trainable.params += (0.05 * random.standard_normal(lm.trainable.params.size)).astype(np.float32)
+    given, weights = sequences(512), np.linspace(-1, 1.5, 6)
+    results = []
+    for recompute in (False, True):
+        lm.set_recompute(recompute)
+        lm.trainable.grads[:] = 0
+        forest = build_forest(given, scope="joint")
+        logps = lm.forward(forest, keep=True, dropout_seed=5).logps
+        lm.backward(forest.entry_coefficients(weights))
+        results.append((logps, lm.trainable.grads.copy()))
+    assert np.array_equal(results[0][0], results[1][0]) and np.array_equal(results[0][1], results[1][1])
+    assert np.count_nonzero(results[0][1]) > 0.5 * lm.trainable.params.size

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jpo.formats.families.family import ATTENTION, Family, Meta
+from jpo.formats.families.family import ATTENTION, Family
 from jpo.formats.values import Values
 
 # the engine's norms under Gemma's names; Llama's post_attention_layernorm stands before the MLP
@@ -11,6 +11,15 @@ NORM_NAMES = {
     "post_attention_layernorm": "pre_feedforward_layernorm",
     "mlp_output_layernorm": "post_feedforward_layernorm",
 }
+# what the settings of Gemma 2 and 3 share
+COMMON: dict[str, Any] = {
+    "keys": {"hidden_act": "hidden_activation"},
+    "activations": ("gelu_pytorch_tanh",),
+    "names": NORM_NAMES,
+    "gguf_adds_one": True,
+}
+DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096}
+SOFTCAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}  # the same in GGUF files
 READS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
@@ -38,11 +47,11 @@ def _block(values: Values, layers: int) -> dict[str, Any]:
     return {**gemma_block(values), "layer_types": pattern(values, layers, 2)}
 
 
-def _gguf_config(meta: Meta, config: dict[str, Any]) -> dict[str, Any]:
-    """The scalar that llama.cpp derives: the head's size, but the embedding's share of a head in the 27B model."""
-    large = config["num_hidden_layers"] == 46
+def derived_scalar(config: dict[str, Any], largest: int) -> dict[str, Any]:
+    """The scalar that llama.cpp derives: the head's size, but the embedding's share of a head in the model of
+    `largest` layers (27B)."""
     shared = config["hidden_size"] // config["num_attention_heads"]
-    return {"query_pre_attn_scalar": shared if large else config["head_dim"]}
+    return {"query_pre_attn_scalar": shared if config["num_hidden_layers"] == largest else config["head_dim"]}
 
 
 FAMILY = Family(
@@ -50,23 +59,14 @@ FAMILY = Family(
     architecture="Gemma2ForCausalLM",
     block=_block,
     defaults={
-        "head_dim": 256,
+        **DEFAULTS,
         "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    keys={"hidden_act": "hidden_activation"},
     reads=READS,
-    activations=("gelu_pytorch_tanh",),
-    names=NORM_NAMES,
     gguf="gemma2",
-    gguf_keys={
-        "attn_logit_softcapping": "attn_logit_softcapping",
-        "final_logit_softcapping": "final_logit_softcapping",
-    },
-    gguf_config=_gguf_config,
-    gguf_adds_one=True,
+    gguf_keys=SOFTCAPS,
+    gguf_config=lambda meta, config: derived_scalar(config, 46),
+    **COMMON,
 )

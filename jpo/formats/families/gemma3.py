@@ -3,7 +3,7 @@
 from typing import Any
 
 from jpo.formats.families.family import Family, Meta
-from jpo.formats.families.gemma2 import NORM_NAMES, READS, gemma_block, pattern
+from jpo.formats.families.gemma2 import COMMON, DEFAULTS, READS, SOFTCAPS, derived_scalar, gemma_block, pattern
 from jpo.formats.rope import rope_parameters
 from jpo.formats.values import Values
 
@@ -25,10 +25,8 @@ def _block(values: Values, layers: int) -> dict[str, Any]:
 
 def _gguf_config(meta: Meta, config: dict[str, Any]) -> dict[str, Any]:
     """What files leave unsaid: the scalar (of the 27B model another), the pattern of 6, the local base of 10,000."""
-    large = config["num_hidden_layers"] == 62
-    shared = config["hidden_size"] // config["num_attention_heads"]
     return {
-        "query_pre_attn_scalar": shared if large else config["head_dim"],
+        **derived_scalar(config, 62),
         "sliding_window_pattern": meta.integer("attention.sliding_window_pattern", 6),
         "rope_local_base_freq": meta.number("rope.freq_base_swa", 10000.0),
     }
@@ -38,24 +36,10 @@ FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     block=_block,
-    defaults={
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-    },
-    keys={"hidden_act": "hidden_activation"},
+    defaults={**DEFAULTS, "max_position_embeddings": 131072},
     reads=READS,
-    activations=("gelu_pytorch_tanh",),
-    names=NORM_NAMES,
     gguf="gemma3",
-    gguf_keys={
-        "attn_logit_softcapping": "attn_logit_softcapping",
-        "final_logit_softcapping": "final_logit_softcapping",
-        "attention.sliding_window_pattern": "",
-        "rope.freq_base_swa": "",
-    },
+    gguf_keys={**SOFTCAPS, "attention.sliding_window_pattern": "", "rope.freq_base_swa": ""},
     gguf_config=_gguf_config,
-    gguf_adds_one=True,
+    **COMMON,
 )
