@@ -86,7 +86,7 @@ FORMATS = (
     ModelFormat("the built-in tiny model", "tiny".__eq__, _read_tiny, None),
     ModelFormat("a Hugging Face directory", os.path.isdir, _read_directory, "jpo.formats.write_checkpoint"),
     ModelFormat("a GGUF file", os.path.exists, _read_gguf, "jpo.export.merge"),
-    ModelFormat("a repository of the hub", _on_hub, _read_hub, "jpo.hub.push"),
+    ModelFormat("a repository of the hub", _on_hub, _read_hub, "jpo.hub.push.push"),
 )
 
 
