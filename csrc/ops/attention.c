@@ -83,7 +83,7 @@ typedef struct {
     int64_t row, count, position;
 } key_tile;
 
-/* Walks the path's tiles; state is (range, offset into it, position of the range's first key). */
+/* A loop over the path's tiles; state is (range, offset into it, position of the range's first key). */
 typedef struct {
     int64_t range, offset, position;
 } tile_cursor;
@@ -134,7 +134,7 @@ static void cap_scores(const attention_job *job, const query_block *b, const key
 
 static void scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
     const float *k = job->k + tile->row * job->ldk + b->kv_head * b->dim;
-    if (b->queries == 1) { /* decoding: no panel of keys pays */
+    if (b->queries == 1) { /* decoding: a panel of keys would serve one row */
         for (int64_t r = 0; r < b->m; r++)
             job->kernels->dot_rows(b->s + r * KEY_BLOCK, b->q + r * b->dim, k, job->ldk, tile->count, b->dim);
     } else {
@@ -234,24 +234,44 @@ jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t
     return JPO_OK;
 }
 
-/* One tile of the backward pass: p from the saved log-sum-exp, then ds = p (dp - delta); gradients of q, k and v. */
-static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, float *dq, bool first) {
-    int64_t column = b->kv_head * b->dim;
-    const float *v = job->v + tile->row * job->ldk + column, *k = job->k + tile->row * job->ldk + column;
-    float *dv = job->dv + tile->row * job->ldd + column, *dk = job->dk + tile->row * job->ldd + column;
+/* P (M, KEY_BLOCK) = exp(S - L) in b->s, L the row's saved log-sum-exp: what the forward pass divided by its sum. */
+static void probabilities(const attention_job *job, const query_block *b, const key_tile *tile) {
     scores(job, b, tile, true);
-    for (int64_t r = 0; r < b->m; r++)
-        job->kernels->softmax_tile(b->s + r * KEY_BLOCK, b->s + r * KEY_BLOCK, tile->count, b->row[2 * r]);
-    jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->s, KEY_BLOCK, b->d_o, b->dim, 1, dv, job->ldd);
-    jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->d_o, b->dim, v, job->ldk, 0, b->ds, KEY_BLOCK);
+    for (int64_t r = 0; r < b->m; r++) {
+        float *p = b->s + r * KEY_BLOCK;
+        job->kernels->softmax_tile(p, p, tile->count, b->row[2 * r]);
+    }
+}
+
+/* dS (M, KEY_BLOCK) = P (dP - delta) in b->ds, where dP stands: through the softmax and the soft-cap. */
+static void score_gradients(const attention_job *job, const query_block *b, const key_tile *tile) {
     for (int64_t r = 0; r < b->m; r++) {
         const float *p = b->s + r * KEY_BLOCK, delta = b->row[2 * r + 1];
         float *ds = b->ds + r * KEY_BLOCK;
         for (int64_t j = 0; j < tile->count; j++) ds[j] = p[j] * (ds[j] - delta);
         if (job->at->softcap > 0) job->kernels->multiply(ds, b->slope + r * KEY_BLOCK, tile->count);
     }
-    jpo_sgemm(true, false, tile->count, b->dim, b->m, 1, b->ds, KEY_BLOCK, b->q, b->dim, 1, dk, job->ldd);
-    jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->ds, KEY_BLOCK, k, job->ldk, first ? 0 : 1, dq, b->dim);
+}
+
+/* One tile of N keys K and values V (N, dim) of the backward pass. Q (M, dim) are the block's queries, already scaled,
+ * dO (M, dim) its output's gradients; delta = dO . O of each row. */
+static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, float *dq, bool first) {
+    const int64_t column = b->kv_head * b->dim, in = tile->row * job->ldk + column, out = tile->row * job->ldd + column;
+    const int64_t m = b->m, n = tile->count, dim = b->dim;
+    const float *q = b->q, *d_o = b->d_o, *k = job->k + in, *v = job->v + in;
+    float *p = b->s, *ds = b->ds, *dk = job->dk + out, *dv = job->dv + out;
+    /* P = exp(Q K^T - L) */
+    probabilities(job, b, tile);
+    /* dV += P^T dO */
+    jpo_sgemm(true, false, n, dim, m, 1, p, KEY_BLOCK, d_o, dim, 1, dv, job->ldd);
+    /* dP = dO V^T */
+    jpo_sgemm(false, true, m, n, dim, 1, d_o, dim, v, job->ldk, 0, ds, KEY_BLOCK);
+    /* dS = P (dP - delta) */
+    score_gradients(job, b, tile);
+    /* dK += dS^T Q */
+    jpo_sgemm(true, false, n, dim, m, 1, ds, KEY_BLOCK, q, dim, 1, dk, job->ldd);
+    /* dQ = or += dS K */
+    jpo_sgemm(false, false, m, dim, n, 1, ds, KEY_BLOCK, k, job->ldk, first ? 0 : 1, dq, dim);
 }
 
 static void backward_block(const attention_job *job, const query_block *b) {
