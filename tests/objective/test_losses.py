@@ -69,6 +69,16 @@ def check(name, policy, ref, lengths, *, gradient=True, **extra):
             assert gradients[i] == pytest.approx(numeric, rel=2e-5, abs=2e-8), (side, i)
 
 
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_equal_values_keep_the_order_of_their_pairs(name):
+    """Whole numbers, so that values are exactly equal: the ranks of equal ones are those of their places."""
+    policy, ref, lengths = batch(3)
+    policy, ref = np.floor(policy), np.floor(ref)
+    steps = np.array([1.0, 2.0, 1.0, 2.0, 1.0, 2.0])
+    policy[0] = steps + (policy[1] if name == "aot" else ref[0])
+    check(name, policy, ref, lengths, gradient=False)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_and_gradient(name, seed):
