@@ -4,11 +4,8 @@ records."""
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
-import os
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +17,7 @@ from jpo.errors import JpoError
 from jpo.feedback.openai_judge import OpenAIJudge, retry_after, server_name
 from jpo.feedback.prompts import VERSION, Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault, Reply
+from jpo.functions import function_named
 
 
 def slots(spec: str, concurrency: int | None = None) -> int:
@@ -84,17 +82,7 @@ class CallableJudge:
     @classmethod
     def named(cls, spec: str, timeout: float | None = None) -> CallableJudge:
         """From "module:function"; the current folder is searched too."""
-        module, _, attribute = spec.partition(":")
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())  # the installed command starts without it
-        try:
-            function = importlib.import_module(module)
-            for part in attribute.split("."):
-                function = getattr(function, part)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise JpoError(f"judge {spec!r}: {error}; expected module:function that can be imported") from None
-        if not callable(function):
-            raise JpoError(f"judge {spec!r}: expected a function, got {type(function).__name__}")
+        function = function_named(spec, "judge", "module:function that can be imported")
         return cls(function, f"callable:{spec}", timeout)
 
     async def ask(self, prompt: str) -> Reply:

@@ -5,9 +5,7 @@ Knows instructions and vectors; never tokens or models.
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from jpo.data.readers import read_records
 from jpo.data.records import Text, instruction_of, plain, text_key
 from jpo.errors import DataError, JpoError
+from jpo.functions import function_named
 
 Embed = Callable[[list[Any]], Any]
 
@@ -33,7 +32,7 @@ class Embeddings:
         if not isinstance(source, str):
             self._embed = source
         elif ":" in os.path.basename(source) and not os.path.exists(source):
-            self._embed = _named(source)
+            self._embed = function_named(source, "rpo_embeddings:", "a file or module:function")
         else:
             for record in read_records(source):
                 if "embedding" not in record:
@@ -76,18 +75,3 @@ def _unit(value: Any, where: str) -> np.ndarray[Any, Any]:
     if not (np.isfinite(norm) and norm > 0):
         raise DataError(f"{where}: expected a list of finite numbers, not all 0")
     return np.asarray(vector / norm)
-
-
-def _named(spec: str) -> Embed:
-    module, _, attribute = spec.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the installed command starts without it
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise JpoError(f"rpo_embeddings: {spec!r}: {error}; expected a file or module:function") from None
-    if not callable(found):
-        raise JpoError(f"rpo_embeddings: {spec!r}: expected a function, got {type(found).__name__}")
-    return found  # type: ignore[no-any-return]

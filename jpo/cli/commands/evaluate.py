@@ -73,21 +73,9 @@ def evaluate(
     longer than gold. AlpacaEval: jpo evaluate --generations g.jsonl --alpaca-eval-output outputs.json, then
     alpaca_eval --model_outputs outputs.json, then --alpaca-eval-annotations.
     """
-    from jpo.errors import JpoError
-
-    given = [
-        name
-        for name, value in (
-            ("--verdicts", verdicts),
-            ("--generations", generations),
-            ("--judged", judged),
-            ("--alpaca-eval-annotations", alpaca_eval_annotations),
-        )
-        if value
-    ]
-    if len(given) != 1:
-        what = f"got {' and '.join(given)}" if given else "got none"
-        raise JpoError(f"one of --verdicts, --generations, --judged, --alpaca-eval-annotations is needed, {what}")
+    sources = {"--verdicts": verdicts, "--generations": generations, "--judged": judged,
+               "--alpaca-eval-annotations": alpaca_eval_annotations}  # fmt: skip
+    _check_one(sources)
     if verdicts:
         figures = _verdicts(verdicts)
     elif alpaca_eval_annotations:
@@ -98,27 +86,50 @@ def evaluate(
         _alpaca_eval(generations or [], alpaca_eval_output)
         return
     else:
-        if not gold or not judge:
-            raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
-        from jpo.cli.progress import bar
-        from jpo.evaluate.judging import judge_generations
-        from jpo.evaluate.released import read_known, write_verdicts
-
-        asked = judging.judge(judge)
-        files = generations or []
-        path = output or f"{os.path.splitext(files[0])[0]}.judged.jsonl"
-        known = read_known(known_verdicts or ())
-        with bar("judged") as progress:
-            rows, summary, missing = judge_generations(
-                files, gold, asked, path, known=known, progress=progress, **judging.options(judge)
-            )
-        if verdicts_output:
-            typer.echo(f"{write_verdicts(verdicts_output, rows)} verdicts in {verdicts_output}")
-        typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")
-        figures = _table(rows) | {"missing": missing, "annotator": asked.name}
+        figures = _judged(generations or [], gold, judge, known_verdicts or [], output, verdicts_output, judging)
     if json:
         with open(json, "w", encoding="utf-8") as file:
             json_.dump(figures, file, indent=1)
+
+
+def _check_one(sources: dict[str, Any]) -> None:
+    """JpoError unless exactly one of the sources of verdicts is given."""
+    from jpo.errors import JpoError
+
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        what = f"got {' and '.join(given)}" if given else "got none"
+        raise JpoError(f"one of {', '.join(sources)} is needed, {what}")
+
+
+def _judged(
+    generations: list[str],
+    gold: str | None,
+    judge: str | None,
+    known_verdicts: list[str],
+    output: str | None,
+    verdicts_output: str | None,
+    judging: flags.Judging,
+) -> dict[str, Any]:
+    """The figures of generations whose comparison with gold a judge is asked for."""
+    from jpo.cli.progress import bar
+    from jpo.errors import JpoError
+    from jpo.evaluate.judging import judge_generations
+    from jpo.evaluate.released import read_known, write_verdicts
+
+    if not gold or not judge:
+        raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
+    asked = judging.judge(judge)
+    path = output or f"{os.path.splitext(generations[0])[0]}.judged.jsonl"
+    known = read_known(known_verdicts)
+    with bar("judged") as progress:
+        rows, summary, missing = judge_generations(
+            generations, gold, asked, path, known=known, progress=progress, **judging.options(judge)
+        )
+    if verdicts_output:
+        typer.echo(f"{write_verdicts(verdicts_output, rows)} verdicts in {verdicts_output}")
+    typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")
+    return _table(rows) | {"missing": missing, "annotator": asked.name}
 
 
 def _verdicts(path: str) -> dict[str, Any]:
