@@ -372,11 +372,15 @@ class LanguageModel:
     def _install_lora(self, settings: LoraSettings) -> Trainable:
         layout = lora_layout(self.config, settings)
         trainable = Trainable(layout.shapes, layout.transposed)
+        self._put_lora(trainable, settings)
+        return trainable
+
+    def _put_lora(self, trainable: Trainable, settings: LoraSettings) -> None:
+        """The engine reads the adapter from trainable's vector from now on."""
         places = lora_places(self.config, settings, trainable.offsets)
-        whole = whole_offsets(self.config, layout, trainable.offsets)
+        whole = whole_offsets(self.config, lora_layout(self.config, settings), trainable.offsets)
         self._core.set_lora(trainable.params, trainable.grads, places, whole)
         self.trainable, self.lora = trainable, settings
-        return trainable
 
     def remove_adapter(self) -> None:
         """Forget the adapter; the base model stays."""
@@ -395,9 +399,7 @@ class LanguageModel:
     def use_adapter(self, held: HeldAdapter) -> None:
         """Puts an adapter that take_adapter gave, of this same model, in place of any other; its values are not
         copied."""
-        self.trainable, self.lora = held.trainable, held.lora
-        places = lora_places(modules(self.config), held.lora, held.trainable.offsets)
-        self._core.set_lora(held.trainable.params, held.trainable.grads, places)
+        self._put_lora(held.trainable, held.lora)
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
