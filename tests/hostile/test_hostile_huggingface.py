@@ -1,5 +1,6 @@
 """Malformed Hugging Face directories: each form an error that names the file and the key or tensor."""
 
+import contextlib
 import json
 import os
 import random
@@ -156,7 +157,7 @@ def test_shard_indexes(tmp_path, places, message):
 
 
 def header(name="model.norm.weight", dtype="F32", shape=(64,), places=(0, 256), **more):
-    return json.dumps({name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(places)}, **more})
+    return json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": places}, **more})
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,42 @@ def test_broken_safetensors(tmp_path, raw):
     write_directory(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(raw)
     refusal(tmp_path, "model.safetensors")
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """The package's own look at a safetensors file passes everything: the file changed after it."""
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: contextlib.nullcontext())
+
+
+LENGTHS = [0, 1, 3000, 1 << 20, 1 << 40, (1 << 64) - 1]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_header_beyond_the_file_is_refused_once_more(tmp_path, unseen, length):
+    write_directory(tmp_path)
+    raw = safetensors_bytes({"x": ("F32", np.ones((64,)))}, header=header(), length=length)
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    refusal(tmp_path, f"header of {length} bytes does not fit into the file")
+
+
+PLACES = [(0, 512), (128, 64), (-256, 0), (-256, -1), (4, 256), (0, 255), (0, 1 << 70), [0], [0, 256.0], "0", None]
+
+
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_a_tensor_s_place_is_checked_once_more(tmp_path, unseen, places):
+    write_directory(tmp_path)
+    raw = safetensors_bytes({"x": ("F32", np.ones((64,)))}, header=header(places=places))
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    refusal(tmp_path, "tensor model.norm.weight: ")
+
+
+@pytest.mark.parametrize("shape", [[-64], [64.0], ["64"], "64", None, [1 << 50], [0, 64], [[64]], [True]], ids=str)
+def test_a_tensor_s_shape_is_checked_once_more(tmp_path, unseen, shape):
+    write_directory(tmp_path)
+    raw = safetensors_bytes({"x": ("F32", np.ones((64,)))}, header=header(shape=shape))
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    refusal(tmp_path, "tensor model.norm.weight: ")
 
 
 def test_dtypes_are_refused_by_tensor(tmp_path):
