@@ -127,6 +127,13 @@ def test_both_rope_spellings_agree():
     )
 
 
+@pytest.mark.parametrize("part", [0.0, -0.25, 1.25, 2.0])
+@pytest.mark.parametrize("name", ["stablelm", "phi3"])
+def test_a_rotary_share_beyond_the_head_is_refused(name, part):
+    with pytest.raises(FormatError, match="c: key partial_rotary_factor: expected a (finite )?number above 0"):
+        normalize("c", {**configuration(name), "partial_rotary_factor": part})
+
+
 def test_head_dim_need_not_be_hidden_over_heads():
     config = normalize("c", hf_config(head_dim=24))
     assert config["head_dim"] == 24 and len(config["rotary"][0]["inv_freq"]) == 12
