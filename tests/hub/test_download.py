@@ -128,6 +128,9 @@ def test_the_command_line_takes_names(adapter, tmp_path, capsys):
         main(["generate", "--model", "me/model", "--adapter", "me/lora", "--prompt", "a", "--max-new-tokens", "2"]) == 0
     )
     assert main(["inspect", "me/lora"]) == 0 and main(["inspect", "me/model"]) == 0
+    flags = ["--model", "me/model", "--adapter", "me/lora", "--output", str(tmp_path / "merged")]
+    assert main(["merge", *flags]) == 0
+    assert jpo.load(tmp_path / "merged").logits([1, 2]).shape == jpo.load("me/model").logits([1, 2]).shape
     told = capsys.readouterr()
     assert "adapter me/lora" in told.out and "model me/model" in told.out
     assert "fetching me/model" in told.err and "MB" in told.err
