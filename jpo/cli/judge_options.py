@@ -120,7 +120,15 @@ class Judging:
         from jpo.feedback.prompts import Question, read_wording
 
         self.values = values
+        self.beside: str | None = None
         self.question = Question(values["protocol"], values["task"], read_wording(values["prompt"] or ()))
+
+    def of_shard(self, shard: Any, output: str) -> Judging:
+        """The same for a shard of `output`: with a journal of its own, beside the whole's."""
+        journal = self.values["journal"]
+        part = Judging(**self.values | {"journal": shard.path(journal) if journal else None})
+        part.beside = journal or f"{output}.journal.sqlite"
+        return part
 
     def judge(self, spec: str) -> Any:
         """The judge of --judge; JpoError for what cannot be, before anything is asked."""
@@ -170,4 +178,5 @@ class Judging:
         from jpo.feedback.judges import slots
 
         rest = {name: self.values[name] for name in ("retry_failed", "salvage", "total_timeout")}
-        return {**self.known(), "concurrency": slots(spec, self.values["concurrency"]), **rest}
+        own = {"concurrency": slots(spec, self.values["concurrency"]), "beside": self.beside}
+        return {**self.known(), **own, **rest}

@@ -17,6 +17,7 @@ import typer.completion
 from typer.core import TyperGroup
 
 from jpo.cli import commands
+from jpo.cli.sharding import given
 from jpo.errors import JpoError
 from jpo.interrupts import handled, stopped
 from jpo.parallel.launch import Relaunch, launch
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     JPO_DEBUG=1 shows the traceback of bad input."""
     typer.completion.completion_init()  # answers a shell's question for completions (_JPO_COMPLETE), if it is one
     try:
+        given.set(sys.argv[1:] if arguments is None else arguments)
         with handled():
             result = build_app()(args=arguments, standalone_mode=False, prog_name="jpo")
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say

@@ -13,6 +13,7 @@ from jpo.evaluate.items import Item, items_of
 from jpo.evaluate.released import Known, generation, known_feedback, untemplated
 from jpo.feedback.acquire import Summary, acquire
 from jpo.feedback.judges import Judge
+from jpo.parallel.shards import Shard
 
 _TRAVEL = ("model", "temperature", "seed", "training_seed", "sample")
 
@@ -82,6 +83,7 @@ def judge_generations(
     *,
     known: Known | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    shard: Shard | None = None,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], Summary, int]:
     """(judged rows, what the judge was asked, missing outputs); the rows are written to `output` (JSONL) too.
@@ -89,9 +91,12 @@ def judge_generations(
     generations, gold: files or iterables of records, as jpo generate writes them and {instruction, gold_response, id?}.
     The judge compares each output with gold in both orders. A blank output loses unasked; what `known` (verdict caches,
     jpo.evaluate.released.read_known) says of a comparison is not asked again. options: those of
-    jpo.feedback.acquire.acquire; its journal (default: output + ".journal.sqlite") lets a killed run go on.
+    jpo.feedback.acquire.acquire; its journal (default: output + ".journal.sqlite") lets a killed run go on. shard: only
+    that part of the rows.
     """
     rows, missing = beside_gold(iter_records(generations), iter_records(gold))
+    if shard is not None:
+        rows = rows[slice(*shard.range(len(rows)))]
     blank = {"feedback": 1, "annotator": "blank output"}
     unasked = {_identity(row): row | blank for row in rows if not row["response_0"].strip()}
     for row in rows if known else ():

@@ -20,6 +20,7 @@ from jpo.data.records import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import Item, digest, items_of
+from jpo.parallel.shards import Shard
 
 _STREAMS = 32  # samples that decode side by side
 _CACHE_BYTES = 1 << 30  # and what their keys and values may take at most
@@ -130,8 +131,9 @@ def iter_samples(
     model: str | None = None,
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `sample` one by one, as they are drawn or read back."""
+    """The rows of `sample` one by one, as they are drawn or read back; of a shard, its run of blocks alone."""
     settings = settings or Sampling()
     encoder = encoder or encoder_of(lm)
     items = items_of(records)
@@ -145,11 +147,14 @@ def iter_samples(
     }
     path = None if output is None else os.fspath(output)
     known = {} if path is None else _resumable(path, {item.key: item for item in items}, marks)
-    total = len(settings.temperatures) * len(settings.seeds) * len(items) * settings.n
+    blocks = list(_blocks(items, settings, _block_size(lm, encoder, settings)))
+    if shard is not None:
+        blocks = blocks[slice(*shard.range(len(blocks)))]
+    total = settings.n * sum(len(block) for _, _, block in blocks)
     done = 0
     file = None if path is None else open(path, "a", encoding="utf-8", newline="\n")
     try:
-        for temperature, seed, block in _blocks(items, settings, _block_size(lm, encoder, settings)):
+        for temperature, seed, block in blocks:
             rows = _block_rows(lm, encoder, settings, temperature, seed, block, known, marks)
             fresh = [row for row in rows if _cell(row) not in known]
             if file is not None and fresh:

@@ -253,6 +253,7 @@ def acquire(
     judge: Judge,
     *,
     journal: str | os.PathLike[str] | None = None,
+    beside: str | os.PathLike[str] | None = None,
     question: Question | None = None,
     concurrency: int = CONCURRENCY,
     max_attempts: int = MAX_ATTEMPTS,
@@ -265,8 +266,8 @@ def acquire(
 
     Conditional: {instruction, response_0, response_1}; joint: {instruction_0, response_0, instruction_1, response_1};
     all other keys travel along. question: protocol, task and wording. The journal (default: output + ".journal.sqlite")
-    makes a killed run go on where it was; salvage: of a damaged one what is sound is kept, otherwise it is a
-    FormatError. progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is
+    makes a killed run go on where it was; beside: another, if it is there, whose verdicts are not asked again; salvage:
+    of a damaged one what is sound is kept, otherwise it is a FormatError. progress(done, total) after each record. JpoError after total_timeout seconds: what is under way is
     given up, the verdicts so far are kept, the output is not written.
     """
     for name, value in (("concurrency", concurrency), ("max_attempts", max_attempts)):
@@ -279,7 +280,7 @@ def acquire(
     where = os.fspath(journal) if journal is not None else f"{path}.journal.sqlite"
     if salvage:
         print(f"jpo: {salvage_journal(where)}", file=sys.stderr, flush=True)
-    book = Journal(where)
+    book = Journal(where, beside=beside)
     run = _Run(judge, book, question or Question(), concurrency, max_attempts, retry_failed)
     total = len(source) if isinstance(source, Sized) and not isinstance(source, (str, os.PathLike)) else _lines(source)
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ DAMAGE = (sqlite3.Error, UnicodeError)  # what SQLite raises over a damaged file
 MOST = (1 << 63) - 1  # what SQLite holds; a count above it is not believed
 _CHECKED_BYTES = 64 << 20  # journals up to here are checked for damage as they are opened
 SALVAGE = "; the journal is damaged: --salvage keeps what is sound of it and goes on"
+_BATCH = 4096  # entries of a commit while journals are merged
 _GATHER = 0.0005  # seconds that a commit waits for verdicts which arrive together; a sync takes longer
 
 
@@ -107,10 +108,14 @@ class Entry:
 
 
 class Journal:
-    """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty."""
+    """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty. beside:
+    a journal, if it is there, that is asked for what this one lacks (a shard's whole)."""
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True):
+    def __init__(
+        self, path: str | os.PathLike[str], *, create: bool = True, beside: str | os.PathLike[str] | None = None
+    ):
         self.path = os.fspath(path)
+        self.beside = Journal(beside, create=False) if beside is not None and os.path.exists(beside) else None
         where = self.path if create or os.path.exists(self.path) else ":memory:"
         self._open: list[sqlite3.Connection] = []
         try:
@@ -149,7 +154,14 @@ class Journal:
             row = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts WHERE key = ?", (key,)).fetchone()
         except DAMAGE as error:
             raise FormatError(f"{self.path}: {error}{SALVAGE}") from None
-        return None if row is None else Entry.of_row(row, f"{self.path}: key {key[:16]}")
+        if row is None:
+            return self.beside.get(key) if self.beside is not None else None
+        return Entry.of_row(row, f"{self.path}: key {key[:16]}")
+
+    def entries(self) -> Iterator[Entry]:
+        """All of this file's own, by key."""
+        for row in self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts ORDER BY key"):
+            yield Entry.of_row(row, f"{self.path}: key {str(row[0])[:16]}")
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Commit the entries together; on disk when this returns. JpoError names the first that could not be held; the
@@ -207,8 +219,33 @@ class Journal:
 
     def close(self) -> None:
         """Close the database."""
+        if self.beside is not None:
+            self.beside.close()
         for connection in self._open:
             connection.close()
+
+
+def merge(path: str, sources: Sequence[str]) -> None:
+    """Adds what the journals of shards hold to the journal at `path`; where two know a question, a verdict stays."""
+    whole = Journal(path)
+    try:
+        for source in sources:
+            part = Journal(source, create=False)
+            try:
+                batch: list[Entry] = []
+                for entry in part.entries():
+                    known = whole.get(entry.key)
+                    if known is None or (entry.verdict and not known.verdict):
+                        batch.append(entry)
+                    if len(batch) == _BATCH:
+                        whole.put(batch)
+                        batch = []
+                whole.put(batch)
+            finally:
+                part.close()
+        whole.checkpoint()
+    finally:
+        whole.close()
 
 
 class GroupCommit:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli import judge_options as flags
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
 
 
 @flags.with_judging
@@ -62,6 +63,9 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Optional[str], typer.Option("--json", help="Also write unrounded figures here.")] = None,  # noqa: UP045
+    executor: ExecutorName = None,
+    shards: ShardCount = None,
+    shard: ShardText = None,
     *,
     judging: flags.Judging,
 ) -> None:
@@ -76,6 +80,10 @@ def evaluate(
     sources = {"--verdicts": verdicts, "--generations": generations, "--judged": judged,
                "--alpaca-eval-annotations": alpaca_eval_annotations}  # fmt: skip
     _check_one(sources)
+    if (executor or shard) and not judge:
+        from jpo.errors import JpoError
+
+        raise JpoError("--executor and --shard deal out what a judge is asked: give --generations, --gold and --judge")
     if verdicts:
         figures = _verdicts(verdicts)
     elif alpaca_eval_annotations:
@@ -86,7 +94,11 @@ def evaluate(
         _alpaca_eval(generations or [], alpaca_eval_output)
         return
     else:
-        figures = _judged(generations or [], gold, judge, known_verdicts or [], output, verdicts_output, judging)
+        dealt = (executor, shards, shard)
+        found = _judged(generations or [], gold, judge, known_verdicts or [], output, verdicts_output, judging, dealt)
+        if found is None:
+            return
+        figures = found
     if json:
         with open(json, "w", encoding="utf-8") as file:
             json_.dump(figures, file, indent=1)
@@ -110,22 +122,34 @@ def _judged(
     output: str | None,
     verdicts_output: str | None,
     judging: flags.Judging,
-) -> dict[str, Any]:
-    """The figures of generations whose comparison with gold a judge is asked for."""
+    dealt: tuple[str | None, int | None, str | None],
+) -> dict[str, Any] | None:
+    """The figures of generations whose comparison with gold a judge is asked for; dealt: executor, shards, shard. None
+    where this process computed a shard, or worked for another."""
     from jpo.cli.progress import bar
     from jpo.errors import JpoError
     from jpo.evaluate.judging import judge_generations
     from jpo.evaluate.released import read_known, write_verdicts
+    from jpo.parallel.shards import Shard
 
     if not gold or not judge:
         raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
-    asked = judging.judge(judge)
+    executor, shards, shard = dealt
     path = output or f"{os.path.splitext(generations[0])[0]}.judged.jsonl"
+    if executor and not over_executor(executor, shards, path, judging.values["journal"]):
+        return None
+    part = Shard.parse(shard) if shard else None
+    if part is not None:
+        judging, path = judging.of_shard(part, path), part.path(path)
+    asked = judging.judge(judge)
     known = read_known(known_verdicts)
     with bar("judged") as progress:
         rows, summary, missing = judge_generations(
-            generations, gold, asked, path, known=known, progress=progress, **judging.options(judge)
+            generations, gold, asked, path, known=known, progress=progress, shard=part, **judging.options(judge)
         )
+    if part is not None:
+        typer.echo(f"{summary}; shard {part} in {path}; jpo join puts the shards together")
+        return None
     if verdicts_output:
         typer.echo(f"{write_verdicts(verdicts_output, rows)} verdicts in {verdicts_output}")
     typer.echo(f"{summary}; judged outputs in {path}; test items without an output: {missing}")

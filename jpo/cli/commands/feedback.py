@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from jpo.cli import judge_options as flags
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
 
 
 @flags.with_judging
@@ -25,6 +26,9 @@ def feedback(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count the questions and what the journal knows of them; ask nothing.")
     ] = False,
+    executor: ExecutorName = None,
+    shards: ShardCount = None,
+    shard: ShardText = None,
     *,
     judging: flags.Judging,
 ) -> None:
@@ -48,13 +52,21 @@ def feedback(
     """
     from jpo.cli.progress import bar
     from jpo.feedback.acquire import acquire, plan
+    from jpo.parallel.shards import Part, Shard
 
     if dry_run:
         typer.echo(f"{plan(input, output, judging.named(judge), **judging.known())}")
         return
+    if executor and not over_executor(executor, shards, output, judging.values["journal"]):
+        return
+    source: Any = input
+    if shard:
+        part = Shard.parse(shard)
+        judging = judging.of_shard(part, output)
+        source, output = Part(input, part), part.path(output)
     asked = judging.judge(judge)
     with bar("judged") as progress:
-        summary = acquire(input, output, asked, progress=progress, **judging.options(judge))
+        summary = acquire(source, output, asked, progress=progress, **judging.options(judge))
     cost = ""
     if prompt_price is not None or completion_price is not None:
         cost = f"; cost {summary.cost(prompt_price or 0.0, completion_price or 0.0):.4f}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli.options import Check
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
 from jpo.defaults import MAX_NEW_TOKENS
 
 
@@ -76,6 +77,9 @@ def generate(
         ),
     ] = "auto",
     check: Check = True,
+    executor: ExecutorName = None,
+    shards: ShardCount = None,
+    shard: ShardText = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
 ) -> None:
     """Sample responses of a model for a file of instructions.
@@ -88,8 +92,10 @@ def generate(
         --temperature
     1.0 --top-k 50 --output generations.jsonl
     """
+    from jpo.errors import JpoError
     from jpo.evaluate.items import items_of
     from jpo.evaluate.sampling import Sampling, remaining
+    from jpo.parallel.shards import Shard, aside
 
     records = _records(input, prompt, limit)
     settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or ())
@@ -103,7 +109,16 @@ def generate(
         return
     if overwrite and output and os.path.exists(output):
         os.remove(output)
-    _sample(model, compute, check, adapter, name, template, records, settings, output)
+    if (executor or shard) and not output:
+        raise JpoError("--executor and --shard write files: give --output FILE")
+    if executor and not over_executor(executor, shards, str(output)):
+        return
+    if not shard:
+        _sample(model, compute, check, adapter, name, template, records, settings, output, None)
+        return
+    part = Shard.parse(shard)
+    with aside(part.path(str(output))) as path:
+        _sample(model, compute, check, adapter, name, template, records, settings, path, part)
 
 
 def _sample(
@@ -116,6 +131,7 @@ def _sample(
     records: list[dict[str, Any]],
     settings: Any,
     output: str | None,
+    shard: Any,
 ) -> None:
     import jpo
     from jpo.cli.progress import bar
@@ -126,7 +142,12 @@ def _sample(
     training = own.get("training") or {}
     extra = {"training_seed": training["seed"]} if "seed" in training else {}
     name = name or (os.path.basename(os.path.normpath(adapter)) if adapter else None)
-    options: dict[str, Any] = {"encoder": encoder_of(lm, own, template), "output": output, "model": name}
+    options: dict[str, Any] = {
+        "encoder": encoder_of(lm, own, template),
+        "output": output,
+        "model": name,
+        "shard": shard,
+    }
     with bar("samples") if output else contextlib.nullcontext() as progress:
         count = 0
         for row in iter_samples(lm, records, settings, **options, extra=extra, progress=progress):
@@ -134,7 +155,8 @@ def _sample(
             if output is None:
                 typer.echo(json.dumps(row, ensure_ascii=False))
     if output is not None:
-        typer.echo(f"{count} samples in {output}")
+        where = output if shard is None else f"shard {shard} of the whole; jpo join puts the shards together"
+        typer.echo(f"{count} samples in {where}")
 
 
 def register(app: typer.Typer) -> None:
