@@ -7,7 +7,15 @@ from typing import Any
 from jpo.cli.tables import show
 from jpo.memory import size
 
-_APART = {"memory_gb", "free_gb", "buffers_gb", "step_seconds", "total_seconds", "step_seconds_by_compute"}
+_APART = {
+    "memory_gb",
+    "free_gb",
+    "buffers_gb",
+    "step_seconds",
+    "total_seconds",
+    "step_seconds_by_compute",
+    "over_ranks",
+}
 
 
 def show_plan(found: dict[str, Any]) -> None:
@@ -24,4 +32,14 @@ def show_plan(found: dict[str, Any]) -> None:
         name: value if isinstance(value, str) else duration(value)
         for name, value in found["step_seconds_by_compute"].items()
     }
+    if over := found.get("over_ranks"):
+        rows[f"over {over['ranks']} ranks"] = {
+            "time of a step, all on this machine": duration(over["step_seconds_this_machine"]),
+            "time of a step, each on a machine like this one": duration(over["step_seconds_as_many_machines"]),
+            "efficiency then, at 10 Gbit/s": f"{100 * over['efficiency_as_many_machines']:.0f} %",
+            "mean of the ranks' rows over the most": f"{100 * over['even_share_of_rows']:.0f} %",
+            "sent by each in a step": f"{over['sent_mb_each']} MB",
+            "trained values, gradients, moments on each": size(over["trained_memory_gb_each"] * gb),
+            "slots": over["slots"],
+        }
     show("dry run: nothing was written", rows)

@@ -98,6 +98,6 @@ def begin(
     trainer = make(lm, config, sets)
     typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
     if dry_run:
-        show_plan(trainer.dry_run())
+        show_plan(trainer.dry_run(own["ranks"]))
         return trainer, None
     return trainer, trainer.train(resume=resume)

@@ -42,7 +42,7 @@ from jpo.train.common import (
 from jpo.train.config import DEFAULT_STEPS, PreferenceConfig
 from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.ranks import alone, working_together
+from jpo.train.ranks import alone, planned, working_together
 from jpo.train.reference import ReferenceLogps, sequence_digest
 
 _SAVE_SECONDS = 30.0  # between writes of the reference file while it is computed
@@ -534,17 +534,20 @@ class PreferenceTrainer:
         self.lm.trainable.grads[:] = 0
         return metrics, gradients
 
-    def dry_run(self) -> dict[str, Any]:
-        """Tokens, memory and time that the run would take, by the plan and one probed micro-batch; writes nothing."""
+    def dry_run(self, ranks: int | None = None) -> dict[str, Any]:
+        """Tokens, memory and time that the run would take, by the plan and one probed step, and what so many ranks would
+        make of it; writes nothing."""
         order = self._order()
         total = self._total(order)
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]
         tokens = sum(pair.tokens for pair in self.pairs)
-        return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | probe(
+        found = probe(
             self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
+        over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found)
+        return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | found | over
 
 
 def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jpo import _core
-from jpo.parallel.team import Team, begun, code_digest
+from jpo.parallel import cost
+from jpo.parallel.ranks import Alone
+from jpo.parallel.team import Team, begun, code_digest, default_slots
 from jpo.train import checkpoint
 
 
@@ -28,6 +30,41 @@ def working_together(trainer: Any, resume: bool, mark_of: Callable[[Any], dict[s
         yield mark
     finally:
         trainer.team, trainer.config = before, config
+
+
+_PROBED = 8  # steps whose records are dealt to say how even they come out
+
+
+def planned(trainer: Any, ranks: int | None, order: Any, sequences: Callable[[int], Any], found: Any) -> dict[str, Any]:
+    """What a dry run says of `ranks` ranks beside what it `found`: {} where none are asked for. sequences(i): those of
+    record i. The dealing is the real one; one machine's time is the measured one, the network's is assumed."""
+    if ranks is None:
+        return {}
+    slots = trainer.config.slots or default_slots(ranks)
+    Team(Counted(ranks), slots)  # JpoError where they are too many
+    steps = [[sequences(i) for i in order.batch(step)] for step in range(min(_PROBED, order.steps_per_epoch))]
+    values, alone_seconds = found["trained_values"], found["step_seconds"]
+    apart = cost.step_cost(steps, slots, ranks, alone_seconds, values, cost.TEN_GBIT)
+    here = cost.step_cost(steps, slots, ranks, alone_seconds * ranks, values, cost.SHARED)
+    return {
+        "over_ranks": {
+            "ranks": ranks,
+            "slots": slots,
+            "even_share_of_rows": round(apart.balance, 3),
+            "step_seconds_this_machine": round(here.seconds, 4),
+            "step_seconds_as_many_machines": round(apart.seconds, 4),
+            "efficiency_as_many_machines": round(apart.efficiency(alone_seconds), 3),
+            "sent_mb_each": round(cost.traffic(values, ranks) / 2**20, 2),
+            "trained_memory_gb_each": round(cost.rank_bytes(values, ranks, slots) / 2**30, 4),
+        }
+    }
+
+
+class Counted(Alone):
+    """So many ranks, of which only the number matters."""
+
+    def __init__(self, size: int):
+        self.size = size
 
 
 def _told(trainer: Any, mark: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from jpo.train.cards import data_names, run_card
 from jpo.train.common import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
-from jpo.train.ranks import alone, working_together
+from jpo.train.ranks import alone, planned, working_together
 
 
 class SFTTrainer:
@@ -141,16 +141,19 @@ class SFTTrainer:
             loop = Loop(self.lm, self, self.config, order, total, warmup, mark, self.team)
             return loop.run(resume, watching)
 
-    def dry_run(self) -> dict[str, Any]:
-        """Tokens, memory and time that the run would take, by one probed step; writes nothing."""
+    def dry_run(self, ranks: int | None = None) -> dict[str, Any]:
+        """Tokens, memory and time that the run would take, by one probed step, and what so many ranks would make of it;
+        writes nothing."""
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
         total = self._total(order)
         step = [self.examples[i] for i in order.batch(0)]
         cut = micro_batches([(example,) for example in step], self.config.token_budget)
         forests = [build_forest([(step[i].prompt, step[i].response) for i in members], "response") for members in cut]
-        return {"examples": len(self.examples), "tokens_per_epoch": sum(map(len, self.examples))} | probe(
+        found = probe(
             self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
+        over = planned(self, ranks, order, lambda i: (self.examples[i],), found)
+        return {"examples": len(self.examples), "tokens_per_epoch": sum(map(len, self.examples))} | found | over
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model as a Hugging Face directory."""

@@ -9,7 +9,7 @@ from jpo.data.batches import forest_rows
 from jpo.data.encoding import Encoded
 from jpo.errors import JpoError
 from jpo.parallel import exchange, launch, ranks
-from jpo.parallel.dealing import deal
+from jpo.parallel.dealing import deal, shares
 from jpo.parallel.team import Team, default_slots
 from jpo.train.config import PreferenceConfig
 
@@ -43,6 +43,17 @@ def test_every_record_is_dealt_once_and_the_load_is_even(count):
     assert max(loads) - min(loads) <= longest
     if count >= 32:
         assert np.mean(loads) / max(loads) > 0.9
+        for size in (2, 4):
+            per_rank = shares(records, 8, size)
+            assert sum(per_rank) == sum(loads) and np.mean(per_rank) / max(per_rank) > 0.95
+
+
+def test_ranks_are_even_where_each_slot_has_one_pair():
+    """Longest first would give the first rank all the long ones."""
+    records = [(encoded([i], list(range(10 * (i + 1)))),) for i in range(16)]
+    for size in (2, 4):
+        per_rank = shares(records, 16, size)
+        assert np.mean(per_rank) / max(per_rank) > 0.95, per_rank
 
 
 def test_records_of_one_prompt_meet():
