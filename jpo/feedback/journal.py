@@ -108,8 +108,9 @@ class Entry:
 
 
 class Journal:
-    """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty. beside:
-    a journal, if it is there, that is asked for what this one lacks (a shard's whole)."""
+    """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty.
+
+    beside: a journal, if it is there, that is asked for what this one lacks (a shard's whole)."""
 
     def __init__(
         self, path: str | os.PathLike[str], *, create: bool = True, beside: str | os.PathLike[str] | None = None

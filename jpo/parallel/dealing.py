@@ -10,8 +10,8 @@ from jpo.data.encoding import Encoded
 
 def deal(records: Sequence[Sequence[Encoded]], slots: int) -> list[list[int]]:
     """Which records each slot computes; ascending indices. A record goes where its text stands already (the fewest rows
-    are added), as long as that slot stays within an even share of all rows; otherwise where the slot's rows stay fewest.
-    Runs of neighbouring slots, which ranks are given, are even too."""
+    are added), as long as that slot stays within an even share of all rows; otherwise where the slot's rows stay
+    fewest. Runs of neighbouring slots, which ranks are given, are even too."""
     if slots == 1:
         return [list(range(len(records)))]
     return [sorted(own.members) for own in spread(sorted(_bins(records, slots), key=lambda own: -own.rows))]
@@ -33,8 +33,8 @@ def _bins(records: Sequence[Sequence[Encoded]], slots: int) -> list[Bin]:
 
 
 def spread(ordered: list[Bin]) -> list[Bin]:
-    """The largest first -> each half, quarter and so on with about the same rows: of each four neighbours the outer two go
-    into one half, the inner two into the other. Their number is a power of two."""
+    """The largest first -> each half, quarter and so on with about the same rows: of each four neighbours the outer two
+    go into one half, the inner two into the other. Their number is a power of two."""
     if len(ordered) == 1:
         return ordered
     outer = [own for place, own in enumerate(ordered) if place % 4 in (0, 3)]

@@ -535,8 +535,8 @@ class PreferenceTrainer:
         return metrics, gradients
 
     def dry_run(self, ranks: int | None = None) -> dict[str, Any]:
-        """Tokens, memory and time that the run would take, by the plan and one probed step, and what so many ranks would
-        make of it; writes nothing."""
+        """Tokens, memory and time that the run would take, by the plan and one probed step, and what so many ranks
+        would make of it; writes nothing."""
         order = self._order()
         total = self._total(order)
         step = [self.pairs[i] for i in order.batch(0)]
