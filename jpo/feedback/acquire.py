@@ -268,7 +268,8 @@ def acquire(
     all other keys travel along. question: protocol, task and wording. The journal (default: output + ".journal.sqlite")
     makes a killed run go on where it was; beside: another, if it is there, whose verdicts are not asked again; salvage:
     of a damaged one what is sound is kept, otherwise it is a FormatError. progress(done, total) after each record.
-    JpoError after total_timeout seconds: what is under way is given up, the verdicts so far are kept, the output is not written.
+    JpoError after total_timeout seconds: what is under way is given up, the verdicts so far are kept, the output is not
+    written.
     """
     for name, value in (("concurrency", concurrency), ("max_attempts", max_attempts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
