@@ -190,7 +190,7 @@ def run(
         futures = [pool.submit(run_job, job) for job in jobs]
         try:
             for done, future in enumerate(as_completed(futures), 1):
-                future.result()
+                _result(future)
                 if progress is not None:
                     progress(done, count)
         except BaseException:
@@ -198,6 +198,15 @@ def run(
                 future.cancel()
             raise
         return count
+
+
+def _result(future: Any) -> Any:
+    """The future's result; of an error that Ray wraps into its own, that error."""
+    try:
+        return future.result()
+    except JpoError as error:
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, JpoError) else error) from None
 
 
 def _asked() -> dict[str, str]:
