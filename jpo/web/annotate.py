@@ -53,7 +53,7 @@ class Pages:
     ):
         self.project, self.output, self.key, self.links, self.prefix = project, output, key, dict(links or {}), prefix
         self.secret = project.store.secret("cookies")
-        self.entries = Bucket(rate=0.2, burst=10)  # names and passcodes that may be tried
+        self.entries = Bucket(rate=0.2, burst=10)  # wrong names and passcodes that may be tried
         self.written = -1
         self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
         self.markdown.disable("image")
@@ -133,7 +133,8 @@ class Pages:
         name, passcode = (str(form.get(field) or "").strip() for field in ("name", "passcode"))
         key = str(form.get("key") or "")
         problem, status = "", 403
-        if not self.entries.take(request.client.host if request.client else ""):
+        address = request.client.host if request.client else ""
+        if self.entries.left(address) < 1:
             problem, status = "Too many tries; wait half a minute.", 429
         elif self.key is not None and not hmac.compare_digest(key.encode(), self.key.encode()):
             problem = "This link is not complete: use the one that you were given."
@@ -146,6 +147,7 @@ class Pages:
         elif not await anyio.to_thread.run_sync(self.project.store.enter, name, passcode):
             problem = "This name is taken, and its passcode is another one."
         if problem:
+            self.entries.take(address)  # many people may enter from one address; wrong tries are what is counted
             return self.page("enter.html", status, key=key, problem=problem, closed=bool(self.links))
         return self.session(request, name)
 

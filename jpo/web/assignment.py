@@ -7,6 +7,7 @@ texts.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,15 +45,15 @@ class Choice:
     again: int
 
 
-def _draw(rules: Rules, purpose: str, annotator: str, item: str) -> float:
+def _draw(seed: int, purpose: str, annotator: str, item: str) -> float:
     """A number in [0, 1) that depends on nothing else."""
-    text = "\0".join((str(rules.seed), purpose, annotator, item))
+    text = "\0".join((str(seed), purpose, annotator, item))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / (1 << 56)
 
 
 def swapped(rules: Rules, annotator: str, item: str, again: int) -> bool:
     """Whether the item's side 1 stands left before this annotator; the repetition has it the other way round."""
-    return (_draw(rules, "side", annotator, item) < 0.5) != bool(again)
+    return (_draw(rules.seed, "side", annotator, item) < 0.5) != bool(again)
 
 
 def _holders(showings: Iterable[Showing]) -> dict[str, set[str]]:
@@ -63,16 +64,29 @@ def _holders(showings: Iterable[Showing]) -> dict[str, set[str]]:
     return holders
 
 
-def _wanted(rules: Rules, annotator: str, items: Iterable[Item], holders: Mapping[str, set[str]]) -> list[str]:
-    """Items that this annotator has not seen and that still lack annotators, the next one first."""
-    open_items = [
-        item
-        for item in items
-        if annotator not in holders.get(item.key, ())
-        and (item.gold is not None or len(holders.get(item.key, ())) < rules.overlap)
-    ]
-    counts = {item.key: 0 if item.gold is not None else len(holders.get(item.key, ())) for item in open_items}
-    return sorted(counts, key=lambda key: (counts[key], _draw(rules, "order", annotator, key)))
+def _open(rules: Rules, annotator: str, item: Item, holders: Mapping[str, set[str]]) -> bool:
+    """Whether this annotator has not seen the item and it still lacks annotators."""
+    held = holders.get(item.key, ())
+    return annotator not in held and (item.gold is not None or len(held) < rules.overlap)
+
+
+@functools.lru_cache(maxsize=256)
+def _order(seed: int, annotator: str, keys: tuple[str, ...]) -> list[str]:
+    """The items in the order of this annotator's own."""
+    return sorted(keys, key=lambda key: _draw(seed, "order", annotator, key))
+
+
+def _fresh(rules: Rules, annotator: str, items: Mapping[str, Item], holders: Mapping[str, set[str]]) -> str | None:
+    """The item that this annotator sees next: the least shown, in an order of his own."""
+    best, least = None, rules.overlap
+    for key in _order(rules.seed, annotator, tuple(items)):
+        item = items[key]
+        count = 0 if item.gold is not None else len(holders.get(key, ()))
+        if count < least and _open(rules, annotator, item, holders):
+            best, least = key, count
+            if count == 0:
+                break
+    return best
 
 
 def _due_again(
@@ -86,7 +100,7 @@ def _due_again(
         if answer.verdict != "skip"
         and (answer.showing.item, 1) not in shown
         and len(firsts) - place > gap
-        and _draw(rules, "again", annotator, answer.showing.item) < rules.repeat
+        and _draw(rules.seed, "again", annotator, answer.showing.item) < rules.repeat
     ]
 
 
@@ -116,11 +130,11 @@ def next_choice(
     holders = _holders(live)
     own = [answer for answer in answers if answer.showing.annotator == annotator and answer.showing.item in items]
     shown = {(showing.item, showing.again) for showing in showings if showing.annotator == annotator}
-    fresh = _wanted(rules, annotator, items.values(), holders)
+    fresh = _fresh(rules, annotator, items, holders)
     due = _due_again(rules, annotator, own, shown, _GAP if fresh else 1)
     if due:
         return Choice(due[0], swapped(rules, annotator, due[0], 1), 1)
-    return Choice(fresh[0], swapped(rules, annotator, fresh[0], 0), 0) if fresh else None
+    return Choice(fresh, swapped(rules, annotator, fresh, 0), 0) if fresh else None
 
 
 def progress(
@@ -128,7 +142,10 @@ def progress(
 ) -> tuple[int, int]:
     """(items that the annotator has answered, items that are his or could still become his)."""
     own = {answer.showing.item for answer in answers if answer.showing.annotator == annotator}
-    own &= set(items)
+    own &= items.keys()
     holders = _holders(showings)
-    seen = {item for item, names in holders.items() if annotator in names} & set(items)
-    return len(own), len(seen | set(_wanted(rules, annotator, items.values(), holders)))
+    closed = sum(
+        not (annotator in holders[key] or _open(rules, annotator, items[key], holders))
+        for key in holders.keys() & items.keys()
+    )
+    return len(own), len(items) - closed

@@ -63,11 +63,17 @@ class Bucket:
         self.rate, self.burst, self.addresses = rate, burst, addresses
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def left(self, address: str, now: float | None = None) -> float:
+        """Requests that this address has left."""
+        now = time.monotonic() if now is None else now
+        left, at = self._left.get(address, (float(self.burst), now))
+        return min(self.burst, left + (now - at) * self.rate)
+
     def take(self, address: str, now: float | None = None) -> bool:
         """Whether one more request of this address is served."""
         now = time.monotonic() if now is None else now
-        left, at = self._left.pop(address, (float(self.burst), now))
-        left = min(self.burst, left + (now - at) * self.rate)
+        left = self.left(address, now)
+        self._left.pop(address, None)
         self._left[address] = (left - 1 if left >= 1 else left, now)
         while len(self._left) > self.addresses:
             self._left.popitem(last=False)

