@@ -40,7 +40,12 @@ EXPECTED: list[tuple[str, list[str], list[str]]] = [
             r"template: 'spaced'",
             r'"output": "[^"]{20,}',
         ],
-        ["weak.jsonl", "smollm2-jpo/adapter_model.safetensors"],
+        ["weak.jsonl", "smollm2-jpo/adapter_model.safetensors", "smollm2-jpo/README.md"],
+    ),
+    (
+        "jpo export",
+        [r"adapter written to smollm2-jpo\.gguf", r"merged model written to merged\.gguf", r'"output": "[^"]{10,}'],
+        ["smollm2-jpo.gguf", "merged.gguf", "Modelfile"],
     ),
 ]
 # what must hold in the root after the first command: the source folder does not shadow the installed package

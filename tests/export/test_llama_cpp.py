@@ -26,8 +26,16 @@ SKIPPED, LOOSE = ("phi3-long",), {"gemma2": 1e-4, "gemma3": 1e-3, "gpt2": 1e-5}
 
 
 def opened(path, lora=None):
-    """The file in llama.cpp, keys and values in float32, without flash attention."""
-    options = {"n_ctx": 256, "n_batch": 256, "n_threads": 2, "type_k": 0, "type_v": 0, "flash_attn": False}
+    """The file in llama.cpp, keys and values in float32, without flash attention. One thread: its threads spin."""
+    options = {
+        "n_ctx": 256,
+        "n_batch": 256,
+        "n_threads": 1,
+        "n_threads_batch": 1,
+        "type_k": 0,
+        "type_v": 0,
+        "flash_attn": False,
+    }
     return llama_cpp.Llama(
         str(path), lora_path=None if lora is None else str(lora), logits_all=True, verbose=False, **options
     )
