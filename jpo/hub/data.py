@@ -17,7 +17,7 @@ def _library(name: HubName) -> Any:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra(
-            f"data {str(name)!r}: a data set of the hub needs the package datasets; install it with: pip install "
+            f"data {str(name)!r}: no such file here, and a data set of the hub needs the package datasets; install it with: pip install "
             f"'datasets>={_LEAST}', or name one file of the repository: {name.repo}:FILE.jsonl"
         ) from None
     if int(datasets.__version__.split(".")[0]) < _LEAST:

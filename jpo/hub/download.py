@@ -222,7 +222,10 @@ def _obtain(repository: _Repository, choose: Choice) -> tuple[str, list[str]]:
 
     if constants.HF_HUB_OFFLINE:
         return _from_cache(
-            repository, choose, "HF_HUB_OFFLINE is set", "repeat the command once without it, with a connection"
+            repository,
+            choose,
+            "no such path here, HF_HUB_OFFLINE is set",
+            "repeat the command once without it, with a connection",
         )
     name = repository.name
     with in_one_line(repository.what, name.repo, name.revision):

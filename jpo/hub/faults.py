@@ -88,7 +88,8 @@ def _reason(error: Exception, repo: str, revision: str | None, writing: bool) ->
     if is_network(error) or is_network(cause) or isinstance(error, errors.LocalEntryNotFoundError):
         detail = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         kept = "" if writing else "; what was fetched before is read with HF_HUB_OFFLINE=1"
-        return f"cannot reach {endpoint()} ({detail}); check the network, the proxy and HF_ENDPOINT{kept}"
+        here = "" if writing else "no such path here, and "
+        return f"{here}cannot reach {endpoint()} ({detail}); check the network, the proxy and HF_ENDPOINT{kept}"
     if "Consistency check failed" in str(error):
         return "the download broke off before the file was whole; the same command goes on where it stopped"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

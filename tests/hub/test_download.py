@@ -192,7 +192,11 @@ def test_no_connection(model, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     assert jpo.load("me/model").source == "me/model"
     told = refusal(jpo.load, "me/other")
-    assert f"cannot reach {address}" in told and "HF_ENDPOINT" in told and "HF_HUB_OFFLINE=1" in told
+    assert (
+        f"no such path here, and cannot reach {address}" in told
+        and "HF_ENDPOINT" in told
+        and "HF_HUB_OFFLINE=1" in told
+    )
 
 
 def test_offline_without_and_with_a_copy_and_with_half_of_one(model, monkeypatch):
