@@ -94,24 +94,23 @@ def test_wandb_offline(tmp_path):
     assert [row["_step"] for row in rows if "eval_loss" in row] == [0, 3] and rows[-1]["eval_loss"] == last
 
 
-def test_mlflow_in_a_folder(tmp_path):
+def test_mlflow_in_a_folder(tmp_path, monkeypatch):
     """By MLflow's client, out of a file store; the options are parameters; a resumed run goes on in the same one."""
     pytest.importorskip("mlflow")
     place = {"MLFLOW_TRACKING_URI": (tmp_path / "runs").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
     losses, _ = in_own_process("mlflow", tmp_path / "out", place, save_steps=2)
     more, last = in_own_process("mlflow", tmp_path / "out", place, save_steps=2, steps=4, resume=True)
-    code = """
-import json, mlflow
-client = mlflow.MlflowClient()
-experiment = client.get_experiment_by_name("jpo")
-(run,) = client.search_runs([experiment.experiment_id])
-read = lambda name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
-print("READ", json.dumps([run.info.status, run.data.params["learning_rate"], read("loss"), read("eval_loss")]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **place}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("READ ")]
-    status, rate, steps, evaluated = json.loads(line.removeprefix("READ "))
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("jpo").experiment_id])
+    steps, evaluated = (
+        sorted((found.step, found.value) for found in client.get_metric_history(run.info.run_id, name))
+        for name in ("loss", "eval_loss")
+    )
+    status, rate = run.info.status, run.data.params["learning_rate"]
     assert status == "FINISHED" and float(rate) == 1e-3
     assert dict(steps) == pytest.approx(dict(enumerate(more, 1))) and more[:2] == losses[:2]
     assert [step for step, _ in evaluated] == [0, 3, 4] and evaluated[-1][1] == pytest.approx(last)
