@@ -90,6 +90,15 @@ def test_decode_refuses_arrays_of_another_kind(model, parts):
             model.decode(bad, v, *rest, True)
 
 
+@pytest.mark.parametrize("spoil", [(0, 0, -1), (0, 0, 1), (-1, 0, 0), (1, 0, 0)])
+def test_decode_refuses_caches_of_another_shape(model, parts, spoil):
+    """Both of them alike, so that one does not give the other away."""
+    shape = [extent + change for extent, change in zip(cache(parts[0], 8)[0].shape, spoil, strict=True)]
+    rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
+    with pytest.raises(ValueError, match="k and v must be"):
+        model.decode(np.zeros(shape, np.float32), np.zeros(shape, np.float32), *rest, True)
+
+
 @pytest.mark.parametrize("compute", [-1, 99, 1 << 30])
 def test_compute_out_of_range(parts, compute):
     with pytest.raises(ValueError, match="compute must lie in 0"):
@@ -167,6 +176,23 @@ def test_a_number_type_out_of_range(kind):
         _core.logits_grad(z, z, kind, rows, rows, np.zeros(1))
     with pytest.raises(ValueError):
         _core.head_logps(z, z, kind, np.zeros(2, INT), np.arange(2, dtype=INT))
+
+
+def test_logits_of_another_kind():
+    z, rows = np.zeros((4, 6), np.float32), np.zeros(1, np.int64)
+    for bad in (
+        z.astype(np.float64),
+        z.astype(np.float16),
+        z[None],
+        z[0],
+        z[:, ::2],
+        z.T,
+        z.astype(">f4"),
+        z.tolist(),
+        None,
+    ):
+        with pytest.raises(REFUSED):
+            _core.logits_logps(bad, 0, rows, rows)
 
 
 @pytest.mark.parametrize("spoil", ["big-endian", "strided rows", "negative rows", "overlapping rows", "misaligned"])
@@ -283,6 +309,27 @@ def test_items_that_are_no_tuples(model):
     ):
         with pytest.raises((TypeError, ValueError)):
             model.set_lora(params, params.copy(), [item])
+
+
+def test_an_adapter_that_reaches_beyond_its_vector(model):
+    """A of (4, 64) and B of (64, 4) fit into 512 values; one further on, either leaves the vector."""
+    params = np.zeros(512, np.float32)
+    model.set_lora(params, params.copy(), [(0, 0, 4, 1.0, 0.0, 0, 256)])
+    for places in ((257, 0), (0, 257), (512, 0), (0, 1 << 40), (-1, 256), (0, -256)):
+        with pytest.raises(ValueError):
+            model.set_lora(params, params.copy(), [(0, 0, 4, 1.0, 0.0, *places)])
+    model.clear()
+
+
+def test_a_switch_that_is_neither_true_nor_false(model):
+    class Torn:
+        def __bool__(self):
+            raise ArithmeticError("neither")
+
+    with pytest.raises(ArithmeticError, match="neither"):
+        model.set_recompute(Torn())
+    with pytest.raises(ArithmeticError, match="neither"):
+        model.profile(Torn())
 
 
 def test_instruction_sets_change_only_while_nothing_computes():
