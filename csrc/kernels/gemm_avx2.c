@@ -1,4 +1,4 @@
-/* Packed products with AVX2: float32 tiles of 6 x 16, dot products for few rows, and int16 by vpmaddwd, which
+/* Packed products with AVX2: float32 tiles of 6 x 16, dot products for a small batch, and int16 by vpmaddwd, which
  * multiplies pairs at twice the float32 rate. */
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c")
@@ -204,7 +204,7 @@ static void transpose(float *out, int64_t ldo, const float *in, int64_t ldi, int
         }
 }
 
-/* ---- few rows: dot products along the rows of W ---- */
+/* ---- a small batch: dot products along the rows of W ---- */
 
 #define VEC_SUM(v) sum_across_256(v)
 #define DOT_WIDEN widen
@@ -221,17 +221,17 @@ static void transpose(float *out, int64_t ldo, const float *in, int64_t ldi, int
 
 INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_gemm_source *s) {
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
-    float rows[PANEL][32] __attribute__((aligned(64))), turned[32][HALF];
+    float rows[PANEL][32] __attribute__((aligned(64))), transposed[32][HALF];
     memset(rows, 0, sizeof rows);
     for (int64_t k = 0; k < s->columns; k += 32) {
         int count = left(s->columns, k);
         for (int r = 0; r < s->rows; r++)
             put32(rows[r], decode32(dtype, source_row(s, stride, r), s->column0 + k, count));
         for (int half = 0; half < 2; half++) {
-            float *to = panel + half * s->columns * HALF + k * HALF, *out = count == 32 ? to : turned[0];
+            float *to = panel + half * s->columns * HALF + k * HALF, *out = count == 32 ? to : transposed[0];
             for (int r = 0; r < HALF; r += 8)
                 for (int d = 0; d < 32; d += 8) transpose8(out + d * HALF + r, HALF, rows[half * HALF + r] + d, 32);
-            if (count < 32) memcpy(to, turned, (size_t)count * sizeof turned[0]);
+            if (count < 32) memcpy(to, transposed, (size_t)count * sizeof transposed[0]);
         }
     }
 }
@@ -295,16 +295,16 @@ INLINE __m256i quantize(__m256 x, __m256 inverse) { return _mm256_cvtps_epi32(_m
 
 /* Eight blocks, each along a row: pairs (8, 16; ldp) and scale (8) = rows (8, 32). One division serves eight. */
 INLINE void quantize_blocks(uint32_t *pairs, int64_t ldp, float *scale, const float *rows /* (8, 32) */, float most) {
-    float part[8][8], turned[8][8], factor[8];
+    float part[8][8], transposed[8][8], factor[8];
     for (int r = 0; r < 8; r++) {
         __m256i top = magnitude(_mm256_loadu_ps(rows + r * BLOCK));
         for (int i = 8; i < BLOCK; i += 8)
             top = _mm256_max_epu32(top, magnitude(_mm256_loadu_ps(rows + r * BLOCK + i)));
         _mm256_storeu_ps(part[r], _mm256_castsi256_ps(top));
     }
-    transpose8(turned[0], 8, part[0], 8);
-    __m256i top = _mm256_loadu_si256((const __m256i *)turned[0]);
-    for (int i = 1; i < 8; i++) top = _mm256_max_epu32(top, _mm256_loadu_si256((const __m256i *)turned[i]));
+    transpose8(transposed[0], 8, part[0], 8);
+    __m256i top = _mm256_loadu_si256((const __m256i *)transposed[0]);
+    for (int i = 1; i < 8; i++) top = _mm256_max_epu32(top, _mm256_loadu_si256((const __m256i *)transposed[i]));
     __m256 inverse;
     _mm256_storeu_ps(scale, block_scale(top, most, &inverse));
     _mm256_storeu_ps(factor, inverse);
@@ -568,5 +568,5 @@ const jpo_gemm_kernel jpo_gemm_avx2_int16 = {
 };
 
 const jpo_gemv_kernel jpo_gemv_avx2 = {
-    .needs = JPO_CPU_AVX2, .widen = widen, .transpose = transpose, .rows = 16, .dot = few};
+    .needs = JPO_CPU_AVX2, .widen = widen, .transpose = transpose, .rows = 16, .dot = small_batch};
 #endif

@@ -1,5 +1,5 @@
 /* Packed products with AVX-512 (F, BW, DQ, VL): float32 tiles of 12 x 32, packing for every compute type, and the dot
- * kernel for few rows. The tiles that need VNNI or BF16 stand in files of their own. */
+ * kernel for a small batch. The tiles that need VNNI or BF16 stand in files of their own. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #include <immintrin.h>
@@ -173,7 +173,7 @@ void jpo_bfloat16_convert_avx512(const jpo_gemm_rows *rows, int64_t row0, int64_
 
 /* ---- packing: forward, B = W^T ---- */
 
-/* Depth runs along the rows of W: 32 rows are decoded side by side, then turned. */
+/* Depth runs along the rows of W: 32 rows are decoded side by side, then transposed. */
 INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_gemm_source *s) {
     float rows[PANEL][32] __attribute__((aligned(64)));
     memset(rows, 0, sizeof rows);
@@ -183,11 +183,11 @@ INLINE void forward_float32_of(const jpo_dtype dtype, float *panel, const jpo_ge
             wide32 x = decode32(dtype, source_row(s, r), s->column0 + k, count);
             _mm512_store_ps(rows[r], x.low), _mm512_store_ps(rows[r] + 16, x.high);
         }
-        float turned[32][PANEL], *out = count == 32 ? panel + k * PANEL : turned[0];
+        float transposed[32][PANEL], *out = count == 32 ? panel + k * PANEL : transposed[0];
         for (int i = 0; i < 4; i++)
             transpose16((uint32_t *)out + i / 2 * 16 * PANEL + i % 2 * 16, PANEL,
                         (uint32_t *)rows[i % 2 * 16] + i / 2 * 16, 32);
-        if (count < 32) memcpy(panel + k * PANEL, turned, (size_t)count * sizeof turned[0]);
+        if (count < 32) memcpy(panel + k * PANEL, transposed, (size_t)count * sizeof transposed[0]);
     }
 }
 
@@ -199,10 +199,10 @@ INLINE void forward_bfloat16_of(const jpo_dtype dtype, uint32_t *panel, const jp
         int count = left(s->columns, k), pairs = (count + 1) / 2;
         for (int r = 0; r < s->rows; r++)
             _mm512_store_si512(rows[r], pack_bf16(decode32(dtype, source_row(s, r), s->column0 + k, count)));
-        uint32_t turned[16][PANEL], *out = pairs == 16 ? panel : turned[0];
+        uint32_t transposed[16][PANEL], *out = pairs == 16 ? panel : transposed[0];
         transpose16(out, PANEL, rows[0], 16);
         transpose16(out + 16, PANEL, rows[16], 16);
-        if (pairs < 16) memcpy(panel, turned, (size_t)pairs * sizeof turned[0]);
+        if (pairs < 16) memcpy(panel, transposed, (size_t)pairs * sizeof transposed[0]);
     }
 }
 
@@ -265,7 +265,7 @@ INLINE void take_halves(const jpo_dtype dtype, __m512 *scale, __m512 *constant, 
     *constant = dtype == JPO_Q4_1 ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))) : *scale;
 }
 
-/* A block of each of 16 rows, turned. */
+/* A block of each of 16 rows, transposed. */
 typedef struct {
     __m512i dword[8];
     __m512 scale, constant;
@@ -325,7 +325,7 @@ INLINE void pack_block(const jpo_dtype dtype, const form to, uint32_t *panel, co
     }
 }
 
-/* Stored blocks are turned as bytes before they are widened. Rows past the end are zero. */
+/* Stored blocks are transposed as bytes before they are widened. Rows past the end are zero. */
 INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *panel, const jpo_gemm_source *s) {
     static const uint8_t zero[34];
     const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype);
@@ -340,7 +340,7 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
     }
 }
 
-/* Forms whose blocks are turned as bytes, and all others, which are widened row by row. */
+/* Forms whose blocks are transposed as bytes, and all others, which are widened row by row. */
 #define FORWARD_OF(dtype, to, name)             \
     if (jpo_gemm_stored(dtype, false))          \
         forward_stored_of(dtype, to, panel, s); \
@@ -411,7 +411,7 @@ void jpo_bfloat16_backward_avx512(void *panel, const jpo_gemm_source *s){
 #undef CALL
 }
 
-/* ---- few rows: dot products along the rows of W ---- */
+/* ---- a small batch: dot products along the rows of W ---- */
 
 INLINE float sum_across(__m512 v) { /* in the order of sum_four_512 */
     v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
@@ -452,5 +452,5 @@ const jpo_gemm_kernel jpo_gemm_avx512_float32 = {
 };
 
 const jpo_gemv_kernel jpo_gemv_avx512 = {
-    .needs = JPO_CPU_AVX512, .widen = widen, .transpose = transpose, .rows = 32, .dot = few};
+    .needs = JPO_CPU_AVX512, .widen = widen, .transpose = transpose, .rows = 32, .dot = small_batch};
 #endif

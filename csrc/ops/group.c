@@ -53,12 +53,12 @@ typedef struct {
     size_t part; /* bytes of one thread's scratch */
 } group;
 
-/* ---- what a call needs: a walk that counts, and again hands out memory ---- */
+/* ---- what a call needs: one function that counts, and run again hands out memory ---- */
 
 static void *allot(group *g, size_t bytes) {
-    void *taken = g->memory ? g->memory + g->shared : NULL;
+    void *memory = g->memory ? g->memory + g->shared : NULL;
     g->shared += (bytes + 63) / 64 * 64;
-    return taken;
+    return memory;
 }
 
 /* A float32 matrix of an adapter (n, k) for the compute type that meets rows of `kernel`. */

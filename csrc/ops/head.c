@@ -37,7 +37,7 @@ static void pack_task(void *context, int64_t task, int thread) {
 }
 
 /* Makes rows [first, first + count) of W ready for the products that this pass needs. */
-static void take_tile(head_job *job, int64_t first, bool both) {
+static void pack_tile(head_job *job, int64_t first, bool both) {
     const jpo_weight *w = job->w;
     job->first = first;
     job->count = jpo_min64(TILE, w->n - first);
@@ -141,7 +141,7 @@ jpo_status jpo_head_forward(double *logps, jpo_head_row *state, float *pw, const
     JPO_TRY(plan(&job, scratch, err));
     for (int64_t row = 0; row < batch->rows; row++) state[row] = (jpo_head_row){.max = -INFINITY};
     for (int64_t first = 0; first < w->n; first += TILE) {
-        take_tile(&job, first, pw != NULL);
+        pack_tile(&job, first, pw != NULL);
         jpo_parallel(jpo_ceil_div(batch->rows, job.block), forward_task, &job);
     }
     for (int64_t e = 0; e < batch->entries; e++) {
@@ -222,7 +222,7 @@ jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *
     JPO_TRY(plan(&job, scratch, err));
     job.z = z;
     for (int64_t first = 0; first < w->n; first += TILE) {
-        take_tile(&job, first, true);
+        pack_tile(&job, first, true);
         jpo_parallel(jpo_ceil_div(batch->rows, job.block), backward_full_task, &job);
         jpo_linear_backward_weight(dw + first * w->k, job.z, TILE, batch->h, w->k, job.count, w->k, batch->rows);
     }

@@ -1,5 +1,5 @@
 /* The head: log-likelihoods of targets under softmax(h W^T), logits never stored. The vocabulary is walked in tiles
- * with a running maximum; the unscaled product P W that the backward pass needs is computed in the same walk, so that
+ * with a running maximum; the unscaled product P W that the backward pass needs is computed in the same loop, so that
  * a frozen head costs 4 H V flop per row in all.
  * N rows that carry a loss, L entries (row, target); several entries may share a row. With a soft-cap the logits are
  * z = cap tanh(h W^T / cap), and P W is weighted by their slopes 1 - (z / cap)^2. */

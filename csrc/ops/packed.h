@@ -39,7 +39,7 @@ typedef struct {
 const jpo_gemm_kernel *jpo_packed_kernel(const jpo_weight *w);
 /* out (columns) = a part of one row of W in float32. */
 void jpo_packed_widen(float *out, const jpo_weight *w, int64_t row, int64_t column0, int64_t columns);
-/* For the benchmarks: float32 products of more than a few rows by OpenBLAS, to stand beside ours. */
+/* For the benchmarks: float32 products of more than a a small batch by OpenBLAS, to stand beside ours. */
 void jpo_packed_prefer_openblas(bool prefer);
 
 size_t jpo_packed_tile_bytes(const jpo_weight *w, int64_t depth, int64_t columns); /* a multiple of 64 */
