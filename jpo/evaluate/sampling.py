@@ -8,6 +8,7 @@ about one in a thousand with SmolLM2's 49152 tokens at temperature 1.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from jpo.data.records import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import Item, digest, items_of
+from jpo.formats.files import naming_faults
 from jpo.parallel.shards import Shard
 
 _STREAMS = 32  # samples that decode side by side
@@ -152,8 +154,7 @@ def iter_samples(
         blocks = blocks[slice(*shard.range(len(blocks)))]
     total = settings.n * sum(len(block) for _, _, block in blocks)
     done = 0
-    file = None if path is None else open(path, "a", encoding="utf-8", newline="\n")
-    try:
+    with _appended(path) as file:
         for temperature, seed, block in blocks:
             rows = _block_rows(lm, encoder, settings, temperature, seed, block, known, marks)
             fresh = [row for row in rows if _cell(row) not in known]
@@ -165,9 +166,17 @@ def iter_samples(
             if progress is not None:
                 progress(done, total)
             yield from rows
-    finally:
-        if file is not None:
-            file.close()
+
+
+@contextlib.contextmanager
+def _appended(path: str | None) -> Iterator[Any]:
+    """The file, open for appending; None where no output is asked for."""
+    if path is None:
+        yield None
+        return
+    with naming_faults(path, "mend this and run the command again: it goes on where it was"):
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            yield file
 
 
 def remaining(path: str | os.PathLike[str], total: int) -> int:

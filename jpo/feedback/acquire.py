@@ -30,7 +30,7 @@ from jpo.feedback.prompts import Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault
 from jpo.feedback.replies import parse_reply
 from jpo.feedback.salvage import salvage as salvage_journal
-from jpo.formats.files import sync_folder
+from jpo.formats.files import naming_faults, sync_folder
 
 _REPLY_KEPT = 200  # characters of a raw reply that the journal keeps
 _MIRROR = {"A": "B", "B": "A", "tie": "tie"}
@@ -300,7 +300,8 @@ def acquire(
 
     part = f"{path}.part"
     try:
-        with open(part, "a", encoding="utf-8", newline="\n") as file:
+        remedy = "mend this and run the command again: it goes on where it was, and asks nothing twice"
+        with naming_faults(part, remedy), open(part, "a", encoding="utf-8", newline="\n") as file:
             _alone(file, path)
             _run_to_end(asyncio.wait_for(work(file), total_timeout))
             file.flush()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -110,6 +111,20 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
             os.unlink(temporary)
         raise
     sync_folder(folder)
+
+
+@contextlib.contextmanager
+def naming_faults(path: str, remedy: str) -> Iterator[None]:
+    """Writing `path` inside the block: a fault of the file system becomes a JpoError that names it, with the remedy.
+    Faults of other files and of the network pass."""
+    try:
+        yield
+    except (TimeoutError, ConnectionError):
+        raise
+    except OSError as error:
+        if error.filename not in (None, path):
+            raise
+        raise JpoError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
 
 
 def sync_folder(folder: str) -> None:

@@ -1,9 +1,10 @@
-"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR]
+"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR] [--coverage]
 
 Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends
 by a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100
 MB, or raises what is no answer (for files: anything but JpoError). Failing cases are written to --keep, one line each
-is printed, and the exit status is 1. --case I runs one case in this process: for the debugger.
+is printed, and the exit status is 1. --case I runs one case in this process: for the debugger. --coverage lets atheris
+choose the inputs by the branches that they reach, for --seconds (default 600).
 """
 
 import argparse
@@ -34,6 +35,7 @@ def options():
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop a target after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int)
+    parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "jpo-fuzz")
     return parser.parse_args()
 
@@ -152,6 +154,11 @@ def main():
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as scratch:
         os.environ["JPO_FUZZ_SEEDS"] = str(Path(scratch) / "seeds")
         (Path(scratch) / "seeds").mkdir()
+        if arguments.coverage:
+            from .guided import run
+
+            seconds = min(arguments.seconds, 600)
+            run(arguments.target, seconds, arguments.seed, arguments.keep, Path(scratch))
         from . import targets
 
         names = list(targets.TARGETS) if arguments.target == "all" else [arguments.target]

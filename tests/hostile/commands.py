@@ -1,0 +1,82 @@
+"""Commands under the shim crash_point.c, each in a child of one process that has imported everything: a run costs what
+it does, not what Python's start costs. `python commands.py` is that process; Commands speaks with it over its pipes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Commands:
+    """run(argv, folder, **faults) -> (exit status, or minus the signal; calls below the folder; what it printed)."""
+
+    def __init__(self, shim, scratch):
+        self.log = scratch / "log"
+        environment = {**os.environ, "LD_PRELOAD": str(shim), "JPO_NUM_THREADS": "1", "JPO_PIN": "0"}
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__))], cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True
+        )
+
+    def run(self, argv, folder, variables=None, **faults):
+        request = {"argv": [str(part) for part in argv], "log": str(self.log)}
+        request["environment"] = {"JPO_CRASH_DIR": str(folder), **(variables or {})}
+        request["environment"] |= {f"JPO_CRASH_{key.upper()}": str(value) for key, value in faults.items()}
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        status, calls = json.loads(self.server.stdout.readline())
+        return status, calls, self.log.read_text(errors="replace")
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait(30)
+        self.server.stdout.close()
+
+
+def child(request, counter):
+    import ctypes
+    import traceback
+
+    from jpo.cli.main import main
+
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1), os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    shim = ctypes.CDLL(None)
+    shim.jpo_crash_calls.restype = ctypes.c_long
+    shim.jpo_crash_reset()
+    os.environ.update(request["environment"])
+    status = 99
+    try:
+        status = main(request["argv"])
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the test reads the traceback as a failure
+        traceback.print_exc()
+    sys.stdout.flush(), sys.stderr.flush()
+    os.write(counter, str(shim.jpo_crash_calls()).encode())
+    os._exit(status)
+
+
+def serve():
+    import jpo.cli.commands.study
+    import jpo.study  # noqa: F401
+
+    sys.path.insert(0, str(ROOT))
+    for line in sys.stdin:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            child(json.loads(line), write)
+        os.close(write)
+        calls = os.read(read, 100)
+        os.close(read)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(json.dumps([status, int(calls or 0)]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    serve()

@@ -1,0 +1,42 @@
+"""Coverage-guided fuzzing of one target: `python -m tests.hostile.fuzz TARGET --coverage --seconds S`.
+
+Atheris (libFuzzer over Python's own branches) chooses which inputs to keep: our parsers are Python, of which a fuzzer
+of the C core alone would see nothing. An input is the largest file of a case, its other files stay as they are; the
+corpus begins with the target's own mutated cases. A failure ends the run and is written to --keep, as libFuzzer does.
+"""
+
+import sys
+
+STARTERS = 64
+
+
+def run(name, seconds, seed, keep, scratch):
+    """Ends the process: libFuzzer's exit status, 77 after a failure."""
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("--coverage needs the package atheris: pip install atheris")
+    with atheris.instrument_imports(include=["jpo"]):
+        from . import targets
+    target, folder, corpus = targets.TARGETS[name](), scratch / "case", targets.emptied(scratch / "corpus")
+    cases = [target.make(targets.generator(seed, index)) for index in range(STARTERS)]
+    if not all(isinstance(case, dict) for case in cases):
+        sys.exit(f"{name}: --coverage needs cases that are files")
+    main = max(cases[0], key=lambda file: len(cases[0][file]))
+    for index, case in enumerate(cases):
+        if main in case:
+            (corpus / str(index)).write_bytes(case[main])
+
+    def one(data):
+        case = {**cases[0], main: data}
+        target.write(case, targets.emptied(folder))
+        try:
+            target.run(folder, case, targets.generator(seed, 0))
+        except target.allowed:
+            pass
+
+    keep.mkdir(parents=True, exist_ok=True)
+    options = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", f"-artifact_prefix={keep}/{name}-"]
+    options += ["-rss_limit_mb=4096", "-timeout=60", "-max_len=1000000", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    atheris.Fuzz()
