@@ -1,5 +1,5 @@
-"""Throughput of `jpo serve`: `python -m tests.benchmarks.serving [--model smollm2-135m] [--compute int16]` asks with 1, 4,
-16 and 64 streams at once through OpenAI's client's wire format and prints tokens/s, time to first token and memory."""
+"""Throughput of `jpo serve`: `python -m tests.benchmarks.serving [--model smollm2-135m] [--compute int16]` asks with 1,
+4, 16 and 64 streams at once, in OpenAI's form, and prints tokens/s, time to the first token and memory."""
 
 from __future__ import annotations
 
