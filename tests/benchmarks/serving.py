@@ -16,12 +16,14 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 import httpx2  # noqa: E402
 from web.servers import Serve  # noqa: E402
 
-PROMPT = "Write about how people keep basil, thyme and mint fresh in a kitchen that has little light and no garden."
+PROMPT = (
+    "Write about how people keep basil, thyme and mint fresh in a kitchen that has little light and no garden. First,"
+)
 
 
 def stream(url, model, tokens, seed, out):
     """(seconds to the first token, tokens) of one streamed completion."""
-    body = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 1.0, "seed": seed, "stream": True,
+    body = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0.5, "seed": seed, "stream": True,
             "stream_options": {"include_usage": True}}  # fmt: skip
     start, first, used = time.perf_counter(), None, 0
     with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=600) as reply:
