@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of one target: `python -m tests.hostile.fuzz TARGET --coverage --seconds S`.
 
 Atheris (libFuzzer over Python's own branches) chooses which inputs to keep: our parsers are Python, of which a fuzzer
-of the C core alone would see nothing. An input is the largest file of a case, its other files stay as they are; the
-corpus begins with the target's own mutated cases. A failure ends the run and is written to --keep, as libFuzzer does.
+of the C core alone would see nothing. An input is the file that a target spoils most often, the others stay as in its
+first case; the corpus begins with the target's own mutated cases. A failure ends the run and is written to --keep, as
+libFuzzer does.
 """
 
 import sys
@@ -22,7 +23,7 @@ def run(name, seconds, seed, keep, scratch):
     cases = [target.make(targets.generator(seed, index)) for index in range(STARTERS)]
     if not all(isinstance(case, dict) for case in cases):
         sys.exit(f"{name}: --coverage needs cases that are files")
-    main = max(cases[0], key=lambda file: len(cases[0][file]))
+    main = max(cases[0], key=lambda file: len({case[file] for case in cases if file in case}))
     for index, case in enumerate(cases):
         if main in case:
             (corpus / str(index)).write_bytes(case[main])
