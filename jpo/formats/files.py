@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +89,9 @@ def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
     return parse_json_object(path, read_text(path, limit))
 
 
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # write_atomic's, by mkstemp
+
+
 def write_atomic(path: str, write: Callable[[str], None]) -> None:
     """write(temporary sibling), sync, rename to `path`: readers see the old file or the whole new one."""
     folder = os.path.dirname(os.path.abspath(path))
@@ -111,6 +115,15 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
             os.unlink(temporary)
         raise
     sync_folder(folder)
+
+
+def sweep_temporaries(folder: str) -> None:
+    """Remove what killed writers left in `folder` and below: the caller holds its lock, nobody else writes there."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if _TEMPORARY.fullmatch(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))
 
 
 @contextlib.contextmanager

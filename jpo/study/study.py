@@ -21,7 +21,7 @@ from typing import Any
 
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
-from jpo.formats.files import write_json, write_text
+from jpo.formats.files import sweep_temporaries, write_json, write_text
 from jpo.formats.peft import is_adapter
 from jpo.study.config import FREE, WORLD, StudyConfig
 from jpo.study.display import Display
@@ -129,6 +129,7 @@ class Study:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise JpoError(f"{self.folder}: another process runs this study; wait for it, or end it") from None
+            sweep_temporaries(self.folder)
             yield
 
     def check_settings(self) -> None:

@@ -156,7 +156,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(undisturbed, tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert numbers(folder) == numbers(undisturbed)
-    assert not list(folder.glob("**/*.part*"))
+    assert not list(folder.glob("**/*.part*")) and not list(folder.glob("**/.*.tmp"))
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    study = Study(config(tmp_path))
+    left = tmp_path / "verdicts" / ".jpo_joint-seed0.part.jsonl.abc_1234.tmp"
+    left.parent.mkdir()
+    left.write_text("half a li")
+    with study.locked():
+        assert not left.exists()
 
 
 def test_a_folder_keeps_to_its_settings_but_may_grow(tmp_path):
