@@ -135,7 +135,7 @@ def _ray(spec: str, rest: str) -> Iterator[tuple[Executor, int]]:
         raise MissingExtra("--executor ray:ADDRESS needs ray: pip install 'jpo[ray]'") from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        ray.init(**options if rest == "local" else options | {"address": rest})
+        ray.init(**options | ({"include_dashboard": False} if rest == "local" else {"address": rest}))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise JpoError(f"--executor {spec}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
     try:

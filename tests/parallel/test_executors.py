@@ -26,7 +26,7 @@ def environment(**more):
 def jpo(*arguments, before=(), **more):
     done = subprocess.run(
         [*before, sys.executable, "-m", "jpo", *map(str, arguments)],
-        cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=480,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
