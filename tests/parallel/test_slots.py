@@ -5,6 +5,7 @@ import pytest
 
 import jpo
 from jpo import _core
+from jpo.cli.main import main
 from jpo.data.batches import forest_rows
 from jpo.data.encoding import Encoded
 from jpo.errors import JpoError
@@ -183,6 +184,14 @@ def test_what_a_launcher_announces(told, count, monkeypatch):
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert ranks.announced() == count
+
+
+@pytest.mark.parametrize("command", [["demo", "--output", "out"], ["study", "--preset", "demo", "--output", "out"]])
+def test_a_command_of_one_process_is_refused_to_several(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert main(command) == 1
+    assert "is one process, and a launcher has started 2" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_a_launcher_of_another_mpi_is_named(monkeypatch):

@@ -2,7 +2,7 @@
 
 They stand in the source package of llama-cpp-python. JPO_LLAMA_CPP is the path of its vendor/llama.cpp:
 
-    pip download --no-binary :all: --no-deps llama-cpp-python && tar -xf llama_cpp_python-*.tar.gz
+    pip download --no-binary llama-cpp-python --no-deps llama-cpp-python && tar -xf llama_cpp_python-*.tar.gz
 """
 
 import os

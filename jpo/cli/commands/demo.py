@@ -42,8 +42,10 @@ def demo(
 
     Example: jpo demo --output demo
     """
+    from jpo.parallel.launch import alone
     from jpo.study import Study, load_config, run_study
 
+    alone("jpo demo")
     config = load_config(preset="demo", output=output, seed=seed)
     if dry_run:
         typer.echo(Study(config).describe())

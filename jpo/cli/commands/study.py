@@ -51,8 +51,10 @@ def study(
     from jpo.cli.commands.demo import show
     from jpo.errors import JpoError
     from jpo.formats.files import write_text
+    from jpo.parallel.launch import alone
     from jpo.study import Study, load_config, preset_text, run_study
 
+    alone("jpo study")
     if options:
         typer.echo(_options_help())
         return
