@@ -1,10 +1,13 @@
-"""`jpo pairs`: weak joint pairs, conditional and joint candidates to judge, and preference pairs out of verdicts."""
+"""`jpo pairs`: weak joint pairs, conditional and joint candidates to judge, which of them to ask next, and preference
+pairs out of verdicts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
+
+SELECT = "Which to ask next"
 
 
 def pairs(
@@ -26,7 +29,11 @@ def pairs(
     ] = False,
     count: Annotated[
         Optional[int],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
-        typer.Option("--count", min=1, help="Joint candidates to make (default: half as many as items)."),
+        typer.Option(
+            "--count",
+            min=1,
+            help="Joint candidates to make (default: half as many as items); with --select: to ask next.",
+        ),
     ] = None,
     mix: Annotated[
         Optional[str],  # noqa: UP045
@@ -42,6 +49,40 @@ def pairs(
         bool, typer.Option("--majority", help="One pair of what several annotators judged: the majority's.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")] = 0,
+    select: Annotated[
+        Optional[Literal["random", "margin", "dopt"]],  # noqa: UP045
+        typer.Option(
+            "--select",
+            help="The --count candidates to ask next: by chance; the model's smallest margins; a D-optimal design.",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    feedback: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--feedback", help="Answers so far, of jpo feedback or jpo annotate; may repeat.", rich_help_panel=SELECT
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=SELECT),
+    ] = None,
+    adapter: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--adapter",
+            help="Adapter of the round before: its margins. (default: a linear reward fitted to --feedback)",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    template: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=SELECT),
+    ] = None,
+    compute: Annotated[
+        str,
+        typer.Option("--compute", help="As of jpo train.", rich_help_panel=SELECT),
+    ] = "auto",
 ) -> None:
     """Build pairs out of records: candidates to judge, preference pairs out of verdicts, weak joint pairs.
 
@@ -59,6 +100,15 @@ def pairs(
 
     jpo pairs --preferences --input joint_feedback.jsonl --output joint_pairs.jsonl
 
+    Which candidates to ask next, in rounds (answers in, refit, next batch):
+
+    jpo pairs --select dopt --count 50 --input joint.jsonl --feedback answered.jsonl --model M --adapter A
+        --output next.jsonl
+
+    What is answered is not asked again. dopt takes the pairs whose answers tell most about a linear reward over the
+    model's mean hidden states, beside what the answers so far told (arXiv 2502.04354); margin those with the smallest
+    |D|. The first round needs no --feedback and no --adapter.
+
     An item of a joint candidate carries its label out of the conditional verdict: chosen, rejected or none. Without any
     of --weak, --conditional, --candidates, --preferences: preferences where every record carries a verdict (the key
     feedback) and neither --count nor --mix is given, else joint candidates. What is dropped is counted and said.
@@ -67,9 +117,20 @@ def pairs(
     from jpo.data.report import Report
     from jpo.errors import JpoError
 
-    if weak + conditional + candidates + preferences > 1:
-        raise JpoError("--weak, --conditional, --candidates, --preferences: expected at most one of them")
+    if weak + conditional + candidates + preferences + (select is not None) > 1:
+        raise JpoError("--weak, --conditional, --candidates, --preferences, --select: expected at most one of them")
+    if select is None and (feedback or model or adapter or template):
+        raise JpoError("--feedback, --model, --adapter and --template: only --select knows them")
+    if select is not None and (mix is not None or per_instruction > 1 or keep_ties or majority):
+        raise JpoError("--select knows none of --mix, --per-instruction, --keep-ties, --majority")
     records = read_records(input)
+    if select is not None:
+        if count is None:
+            raise JpoError("--select: say how many candidates to ask next: --count N")
+        told, result = _selected(select, count, records, feedback, (model, adapter, template, compute), seed)
+        write_records(output, result)
+        typer.echo(f"{told}\n{len(result)} candidates to ask next written to {output}")
+        return
     asked = count is not None or mix is not None
     if not (weak or conditional or candidates or preferences):
         preferences = not asked and all("feedback" in record for record in records)
@@ -115,6 +176,54 @@ def _candidates(
     items = build.items_of(records, report=report)
     shares = None if mix is None else build.parse_mix(mix)
     return build.joint_candidates(items, count, seed, shares), f"joint candidates of {len(items)} items"
+
+
+def _selected(
+    strategy: Any,
+    count: int,
+    records: Any,
+    feedback: list[str] | None,
+    scoring: tuple[str | None, str | None, str | None, Any],
+    seed: int,
+) -> tuple[str, list[dict[str, Any]]]:
+    """(what to say, the candidates to ask next); scoring: model, adapter, template, compute."""
+    from jpo.data.readers import read_records
+    from jpo.data.report import Report
+    from jpo.errors import JpoError
+    from jpo.feedback import rounds
+
+    model, adapter, template, compute = scoring
+    if model is None and (strategy != "random" or adapter or template):
+        what = f"--select {strategy}" if strategy != "random" else "--adapter and --template"
+        raise JpoError(f"{what}: a model is needed; give --model M (a directory, a GGUF file, smollm2-135m)")
+    report = Report()
+    pool = rounds.pool_of(records, read_records(feedback) if feedback else [], report)
+    scored = None
+    if strategy != "random" and pool.asked:
+        scored = _scored(pool, str(model), adapter, template, compute)
+    chosen = rounds.choose(strategy, count, pool, scored, seed)
+    lines = [str(report), f"{chosen.left} candidates could be asked, {chosen.answered} comparisons are answered"]
+    if chosen.informative is not None:
+        mean, whole = chosen.informative
+        lines.append(f"mean p(1-p) of those chosen by {strategy}: {mean:.3f}; of all that could be asked: {whole:.3f}")
+    if len(chosen.records) < count:
+        lines.append(f"--count {count}: only {len(chosen.records)} are left")
+    return "\n".join(lines), chosen.records
+
+
+def _scored(pool: Any, model: str, adapter: str | None, template: str | None, compute: Any) -> Any:
+    import jpo
+    from jpo.cli.progress import bar
+    from jpo.evaluate.sampling import encoder_of
+    from jpo.feedback.rounds import score
+
+    lm = jpo.load(model, compute=compute)
+    own = lm.load_adapter(adapter) if adapter else None
+    talks = any(not isinstance(text, str) for pair in pool.pairs for text in (pair.instruction_0, pair.response_0))
+    if template is None and talks and "template" not in (own or {}) and lm.tokenizer.chat_template is not None:
+        template = "chat"
+    with bar("scored") as progress:
+        return score(lm, pool, encoder_of(lm, own, template), own, progress)
 
 
 def register(app: typer.Typer) -> None:
