@@ -67,7 +67,7 @@ def pool_of(records: Sequence[Any], feedback: Sequence[Any] = (), report: Report
         place = record if isinstance(record, Record) else Record(record, "records", f"[{index}]")
         found += [(dict(place), candidate) for candidate in candidates([place], report=report)]
     report.kept = 0
-    judged = [*feedback_candidates(feedback, "feedback", Report()), *(candidate for _, candidate in found)]
+    judged = [*feedback_candidates(feedback, "feedback"), *(candidate for _, candidate in found)]
     decided = [candidate for candidate in judged if candidate.feedback is not None]
     skipped = [candidate for candidate in judged if candidate.extra.get("failure") == "skipped"]
     known = {comparison_key(candidate) for candidate in (*decided, *skipped)}

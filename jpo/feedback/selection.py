@@ -116,7 +116,7 @@ def next_batch(
 
 
 def greedy_log_det(roots: Array, count: int, past: Array, ridge: float) -> list[int]:
-    """`count` rows of `roots` (N, H), each the one that adds most to log det(ridge I + sum of r r^T over what is taken).
+    """`count` rows of `roots` (N, H), each the one that adds most to log det(ridge I + sum of r r^T of those taken).
 
     past (M, H): rows that count as taken before. With A the inverse of the matrix, a row adds log(1 + r^T A r); taking
     one changes A by Sherman and Morrison's formula and every r^T A r by one product: N H + H^2 operations a row.

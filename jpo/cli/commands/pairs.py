@@ -119,8 +119,8 @@ def pairs(
 
     if weak + conditional + candidates + preferences + (select is not None) > 1:
         raise JpoError("--weak, --conditional, --candidates, --preferences, --select: expected at most one of them")
-    if select is None and (feedback or model or adapter or template):
-        raise JpoError("--feedback, --model, --adapter and --template: only --select knows them")
+    if select is None and (feedback or model or adapter or template or compute != "auto"):
+        raise JpoError("--feedback, --model, --adapter, --template and --compute: only --select knows them")
     if select is not None and (mix is not None or per_instruction > 1 or keep_ties or majority):
         raise JpoError("--select knows none of --mix, --per-instruction, --keep-ties, --majority")
     records = read_records(input)
