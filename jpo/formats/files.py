@@ -118,12 +118,12 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
 
 
 def sweep_temporaries(folder: str) -> None:
-    """Remove what killed writers left in `folder` and below: the caller holds its lock, nobody else writes there."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
+    """Remove what killed writers left in `folder`, not below it: the caller holds the lock of those who write there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(folder):
             if _TEMPORARY.fullmatch(name):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(parent, name))
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(os.path.join(folder, name))
 
 
 @contextlib.contextmanager

@@ -129,7 +129,8 @@ class Study:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise JpoError(f"{self.folder}: another process runs this study; wait for it, or end it") from None
-            sweep_temporaries(self.folder)
+            for name in ("", "data", "feedback", "pairs", "samples", "verdicts", "alpaca_eval"):
+                sweep_temporaries(os.path.join(self.folder, name))
             yield
 
     def check_settings(self) -> None:

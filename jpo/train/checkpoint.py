@@ -35,6 +35,8 @@ _PIECE = 1 << 22  # bytes read at a time
 def locked(output: str) -> Iterator[None]:
     """`output` belongs to this run inside the block; JpoError where another process trains there. The lock lies on the
     directory itself and goes with the process, however that ends."""
+    from jpo.formats.files import sweep_temporaries
+
     with naming_faults(f"{output}: cannot be the directory of a training run"):
         os.makedirs(output, exist_ok=True)
         handle = os.open(output, os.O_RDONLY)
@@ -45,6 +47,8 @@ def locked(output: str) -> Iterator[None]:
             raise JpoError(f"{output}: another process trains there; wait for it, or choose another output") from None
         except OSError:
             pass  # a file system without locks: as before there were any
+        else:
+            sweep_temporaries(output)
         yield
     finally:
         os.close(handle)

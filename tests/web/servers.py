@@ -8,11 +8,18 @@ import sys
 COMMAND = [sys.executable, "-c", "import sys; from jpo.cli.main import main; sys.exit(main())"]
 
 
+def _hears_interrupts():
+    """A test run in the background of a script inherits that Ctrl-C is ignored; a person's command does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """The command, and what it said until the line that begins with `last`."""
 
     def __init__(self, *arguments, last):
-        self.process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, bufsize=1, preexec_fn=_hears_interrupts
+        )
         lines = []
         for line in self.process.stdout:
             lines.append(line)
