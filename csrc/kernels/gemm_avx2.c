@@ -162,7 +162,7 @@ INLINE void widen_of(const jpo_dtype dtype, float *out, const void *row, int64_t
     for (; i + 32 <= count; i += 32) put32(out + i, decode32(dtype, row, column0 + i, 32));
     if (i < count) widen_row(out + i, dtype, row, column0 + i, count - i);
 }
-static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count){
+static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
 #define CALL(dtype) widen_of(dtype, out, row, column0, count)
     JPO_FOR_DTYPE(dtype, CALL)
 #undef CALL

@@ -351,7 +351,7 @@ INLINE void forward_stored_of(const jpo_dtype dtype, const form to, uint32_t *pa
 #define TO_BFLOAT16_OF(dtype) FORWARD_OF(dtype, TO_BFLOAT16, forward_bfloat16_of)
 static void forward_float32(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_FLOAT32_OF) }
 void jpo_int16_forward_avx512(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_INT16_OF) }
-void jpo_bfloat16_forward_avx512(void *panel, const jpo_gemm_source *s){JPO_FOR_DTYPE(s -> dtype, TO_BFLOAT16_OF)}
+void jpo_bfloat16_forward_avx512(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s->dtype, TO_BFLOAT16_OF) }
 #undef FORWARD_OF
 
 /* ---- packing: backward, B = W ---- */
@@ -405,9 +405,9 @@ void jpo_int16_backward_avx512(void *panel, const jpo_gemm_source *s) {
     JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
-void jpo_bfloat16_backward_avx512(void *panel, const jpo_gemm_source *s){
+void jpo_bfloat16_backward_avx512(void *panel, const jpo_gemm_source *s) {
 #define CALL(dtype) backward_bfloat16_of(dtype, panel, s)
-    JPO_FOR_DTYPE(s -> dtype, CALL)
+    JPO_FOR_DTYPE(s->dtype, CALL)
 #undef CALL
 }
 

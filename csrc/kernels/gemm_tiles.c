@@ -115,8 +115,7 @@ static void backward_2(void *panel, const jpo_gemm_source *s) { pack(panel, s, t
 
 #include "kernels/gemm_tiles.inc"
 
-TILE_KERNEL(portable_bfloat16, JPO_COMPUTE_BFLOAT16, 0, 1, 1, tile_x1, &jpo_integers_generic,
-            JPO_COMPUTE_BFLOAT16)
+TILE_KERNEL(portable_bfloat16, JPO_COMPUTE_BFLOAT16, 0, 1, 1, tile_x1, &jpo_integers_generic, JPO_COMPUTE_BFLOAT16)
 TILE_KERNEL(portable_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, 0, 2, 1, tile_x2, &jpo_integers_generic,
             JPO_COMPUTE_BFLOAT16X3)
 TILE_KERNEL(portable_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, 0, 2, 2, tile_x3, NULL, JPO_COMPUTE_BFLOAT16X3)
