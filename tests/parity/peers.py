@@ -8,6 +8,17 @@ import numpy as np
 import torch
 import transformers
 
+# of a training step, under the names that TRL and jpo share
+METRICS = [
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+]
+
 
 def peer_of(hf, values, dtype=torch.float32):
     """LlamaForCausalLM or MistralForCausalLM of a config.json dictionary with these values, in eval mode."""

@@ -5,7 +5,7 @@ import numpy as np
 import peft
 import transformers
 import trl
-from parity.peers import peer_of, smollm2_values
+from parity.peers import METRICS, peer_of, smollm2_values
 from reference.models import adapter_of, write_random
 
 import jpo
@@ -17,15 +17,6 @@ PAIRS = [
     ("Add 2 and 3.", " 5", " The answer is 6, as every child knows."),
     ("Where do bees live?", " In hives, which they build of wax.", " In the sea."),
     ("Say hello.", " Hello!", " No."),
-]
-METRICS = [
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "grad_norm",
 ]
 RECORDS = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 import trl
-from parity.peers import peer_of
+from parity.peers import METRICS, peer_of
 from reference.models import adapter_of, write_random
 
 import jpo
@@ -23,15 +23,6 @@ JOINT = [
 ]
 CONDITIONAL = [{"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}]
 UNION = JOINT + CONDITIONAL
-METRICS = [
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "grad_norm",
-]
 RATE = 2e-3
 
 

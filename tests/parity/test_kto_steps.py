@@ -10,7 +10,7 @@ import peft
 import pytest
 import transformers
 import trl
-from parity.peers import peer_of
+from parity.peers import METRICS, peer_of
 from reference.models import adapter_of, write_random
 
 import jpo
@@ -22,15 +22,6 @@ RECORDS = [
     {"prompt": "Add 2 and 3.", "completion": " 5", "label": True},
     {"prompt": "Where do bees live?", "completion": " In hives, which they build of wax.", "label": True},
     {"prompt": "Say hello.", "completion": " No.", "label": False},
-]
-METRICS = [
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "grad_norm",
 ]
 
 

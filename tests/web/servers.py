@@ -35,6 +35,16 @@ class Process:
         return status
 
 
+class Annotate(Process):
+    """`jpo annotate` of the candidates in FOLDER/in.jsonl, into FOLDER/out.jsonl."""
+
+    def __init__(self, folder, *options, port=0):
+        files = ("--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl"))
+        super().__init__("annotate", *files, "--port", str(port), *options, last="verdicts:")
+        self.url = re.search(r"annotate: (\S+)", self.said)[1]
+        self.port = int(re.search(r":(\d+)/", self.url)[1])
+
+
 class Serve(Process):
     """`jpo serve` on a free port."""
 

@@ -4,44 +4,18 @@ that."""
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from web.servers import Annotate
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 if os.environ.get("JPO_REQUIRE_BROWSER") != "1":
     pytestmark = pytest.mark.skipif(
         bool(MISSING), reason=f"needs {', '.join(MISSING)} (apt-get install chromium-driver)"
     )
-
-
-class Server:
-    """`jpo annotate` as a person starts it."""
-
-    def __init__(self, folder, *options, port=0):
-        command = [sys.executable, "-c", "import sys; from jpo.cli.main import main; sys.exit(main())"]
-        arguments = ["annotate", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
-        self.process = subprocess.Popen(
-            [*command, *arguments, "--port", str(port), *options], stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.startswith("verdicts:"):
-                break
-        self.said = "".join(lines)
-        self.url = re.search(r"annotate: (\S+)", self.said)[1]
-        self.port = int(re.search(r":(\d+)/", self.url)[1])
-
-    def stop(self, how=signal.SIGINT):
-        self.process.send_signal(how)
-        self.process.wait(20)
-        self.process.stdout.close()
 
 
 def browser(size="1200,900", dark=False):
@@ -116,7 +90,7 @@ def folder(tmp_path):
 def test_a_person_annotates_thirty_items(folder):
     from selenium.webdriver.common.keys import Keys
 
-    server = Server(folder)
+    server = Annotate(folder)
     anna = Person(server.url, "anna")
     try:
         keys = [Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_UP, "1", "2", "3"]
@@ -141,7 +115,7 @@ def test_a_person_annotates_thirty_items(folder):
         before = anna.done()
         anna.press("1")
         anna.wait(lambda: "No connection" in anna.find("#status").text)
-        server = Server(folder, port=server.port)
+        server = Annotate(folder, port=server.port)
         anna.wait(lambda: anna.done() == before + 1, 40)
         for number in range(anna.done(), 31):
             anna.choose(keys[number % len(keys)])
@@ -149,7 +123,7 @@ def test_a_person_annotates_thirty_items(folder):
         assert "That is all for now." in anna.find("#work").text
     finally:
         anna.driver.quit()
-        server.stop()
+        server.stop(signal.SIGINT)
     rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 32 and sum(row["feedback"] is None for row in rows) == 1
     assert sum(row.get("rationale") == "a draft u 1" for row in rows) == 1
@@ -157,7 +131,7 @@ def test_a_person_annotates_thirty_items(folder):
 
 
 def test_two_people_and_a_narrow_screen(folder):
-    server = Server(folder)
+    server = Annotate(folder)
     anna, ben = Person(server.url, "anna"), Person(server.url, "ben", size="500,900", dark=True)
     try:
         for _ in range(3):
@@ -180,5 +154,5 @@ def test_two_people_and_a_narrow_screen(folder):
     finally:
         anna.driver.quit()
         ben.driver.quit()
-        server.stop()
+        server.stop(signal.SIGINT)
     assert len((folder / "out.jsonl").read_text().splitlines()) == 6
