@@ -20,6 +20,10 @@ Check = Annotated[
         rich_help_panel="Optimization",
     ),
 ]
+BaseModel = Annotated[str, typer.Option("--model", help="The base model: a name, a directory, a GGUF file.")]
+BaseAdapter = Annotated[str, typer.Option("--adapter", help="The adapter's directory (PEFT's format).")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")]
+Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")]
 C = TypeVar("C", bound=TrainingConfig)
 FIRST = "Options"  # what most people need; then the groups that --help shows, in this order
 GROUPS = {

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from jpo.errors import JpoError
 from jpo.export.container import TensorPlan
-from jpo.formats.files import sync_folder, write_json
+from jpo.formats.files import permitted, sync_folder, write_json
 
 _INDEX = "model.safetensors.index.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -128,9 +128,7 @@ def beside(output: str, overwrite: bool, keep: Mapping[str, Callable[[str], bool
         if taken:
             _replace(folder, output, keep)
         else:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(folder, 0o777 & ~mask)
+            os.chmod(folder, permitted(0o777))
             os.replace(folder, output)
         sync_folder(os.path.dirname(output))
     finally:

@@ -7,7 +7,7 @@ scaling is (rsLoRA, alpha_pattern) is folded into B. Outside check of names and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,11 +17,10 @@ from jpo.export import container
 from jpo.export.changes import Adapter, Change
 from jpo.export.container import Piece, TensorPlan
 from jpo.export.layout import architecture, gguf_names, gguf_parts, row_order
-from jpo.export.presets import file_type
+from jpo.export.presets import AdapterType, file_type
 from jpo.formats.gguf import GGUFFile
 from jpo.formats.stored import BLOCKS
 
-AdapterType = Literal["f32", "f16", "q8_0"]
 ADAPTER_TYPES: tuple[AdapterType, ...] = get_args(AdapterType)
 _DTYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}
 

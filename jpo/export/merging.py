@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jpo.errors import JpoError
 from jpo.export import container
@@ -14,17 +14,16 @@ from jpo.export.changes import Adapter, read_changes
 from jpo.export.container import TensorPlan, write_gguf
 from jpo.export.directory import beside, copy_files, shard_bytes, write_tensors
 from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows, repeats_head
-from jpo.export.lora_file import AdapterType, adapter_tensors
+from jpo.export.lora_file import adapter_tensors
 from jpo.export.metadata import model_metadata
 from jpo.export.modelfile import MODELFILE, is_own_modelfile, modelfile, turns_of, write_modelfile
-from jpo.export.presets import FILE_TYPES, FileType, file_type, tensor_type
+from jpo.export.presets import FILE_TYPES, AdapterType, FileType, Format, file_type, tensor_type
 from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
 from jpo.export.whole import beyond_low_rank, merged_base
 from jpo.formats.files import write_json
 from jpo.formats.writing import hugging_face_config
 
-Format = Literal["hf", "gguf"]
 _SCALARS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # files of a model directory beside its weights and config.json that belong to its use

@@ -1,4 +1,5 @@
-"""Which type each tensor of a GGUF file gets: the presets of llama-quantize, without importance weights."""
+"""What is written by name, and the type that each tensor of a GGUF file gets: llama-quantize's presets, without
+importance weights."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Literal, get_args
 
 from jpo.formats.stored import BLOCKS
 
+Format = Literal["hf", "gguf"]  # of a merged model
+AdapterType = Literal["f32", "f16", "q8_0"]  # of an adapter file's matrices
 FileType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"]
 FILE_TYPES: tuple[FileType, ...] = get_args(FileType)
 # preset -> (type of most matrices, general.file_type)

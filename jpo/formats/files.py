@@ -89,6 +89,13 @@ def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
     return parse_json_object(path, read_text(path, limit))
 
 
+def permitted(mode: int) -> int:
+    """The mode that a new file or directory of `mode` would get: temporaries start private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mode & ~mask
+
+
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # write_atomic's, by mkstemp
 
 
@@ -104,9 +111,7 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise JpoError(f"{path}: cannot be written: {error}") from None  # a full disk, by safetensors' own name
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, permitted(0o666))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

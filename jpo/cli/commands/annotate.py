@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from jpo.cli.options import Host, Port
 from jpo.web.forms import Format
 
 
@@ -28,10 +29,8 @@ def annotate(
         bool,
         typer.Option("--convert", help="Write the verdicts that --input already holds in that format; serve nothing."),
     ] = False,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8765,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
     annotator: Annotated[
         Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
         typer.Option("--annotator", help="A name that gets a secret link of its own; may repeat. Others cannot enter."),

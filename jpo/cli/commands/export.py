@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from jpo.export.lora_file import AdapterType
+from jpo.cli.options import BaseAdapter, BaseModel
+from jpo.export.presets import AdapterType
 
 
 def export(
-    model: Annotated[str, typer.Option("--model", help="The base model: a name, a directory, a GGUF file.")],
-    adapter: Annotated[str, typer.Option("--adapter", help="The adapter's directory (PEFT's format).")],
+    model: BaseModel,
+    adapter: BaseAdapter,
     output: Annotated[str, typer.Option("--output", help="The file to write.")],
     format: Annotated[
         Literal["gguf-lora"],

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from jpo.export.merging import Format
-from jpo.export.presets import FileType
+from jpo.cli.options import BaseAdapter, BaseModel
+from jpo.export.presets import FileType, Format
 
 
 def merge(
-    model: Annotated[str, typer.Option("--model", help="The base model: a name, a directory, a GGUF file.")],
-    adapter: Annotated[str, typer.Option("--adapter", help="The adapter's directory (PEFT's format).")],
+    model: BaseModel,
+    adapter: BaseAdapter,
     output: Annotated[str, typer.Option("--output", help="Directory (hf) or file (gguf) of the merged model.")],
     format: Annotated[
         Format, typer.Option("--format", help="hf: safetensors, for transformers; gguf: for llama.cpp and Ollama.")

@@ -125,8 +125,6 @@ def pairs(
         raise JpoError("--select knows none of --mix, --per-instruction, --keep-ties, --majority")
     records = read_records(input)
     if select is not None:
-        if count is None:
-            raise JpoError("--select: say how many candidates to ask next: --count N")
         told, result = _selected(select, count, records, feedback, (model, adapter, template, compute), seed)
         write_records(output, result)
         typer.echo(f"{told}\n{len(result)} candidates to ask next written to {output}")
@@ -180,7 +178,7 @@ def _candidates(
 
 def _selected(
     strategy: Any,
-    count: int,
+    count: int | None,
     records: Any,
     feedback: list[str] | None,
     scoring: tuple[str | None, str | None, str | None, Any],
@@ -192,6 +190,8 @@ def _selected(
     from jpo.errors import JpoError
     from jpo.feedback import rounds
 
+    if count is None:
+        raise JpoError("--select: say how many candidates to ask next: --count N")
     model, adapter, template, compute = scoring
     if model is None and (strategy != "random" or adapter or template):
         what = f"--select {strategy}" if strategy != "random" else "--adapter and --template"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import Check
+from jpo.cli.options import Check, Host, Port
 from jpo.defaults import MAX_NEW_TOKENS
 
 
@@ -22,10 +22,8 @@ def serve(
         Optional[str],  # noqa: UP045
         typer.Option("--name", help="What clients call the model itself. (default: the end of --model)"),
     ] = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     api_key: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
