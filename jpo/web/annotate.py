@@ -5,12 +5,14 @@ Knows HTTP and HTML; what a verdict means stands in jpo.web.project.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import hmac
 import io
 import os
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -30,12 +32,58 @@ from jpo.errors import JpoError
 from jpo.web.exchange import exported
 from jpo.web.forms import FORMATS, MEDIA, SUFFIXES
 from jpo.web.project import Project, item_of
-from jpo.web.security import COOKIE, Bucket, Guard, cookie_of, json_object, session_of, signed
-from jpo.web.store import VERDICTS, Showing
+from jpo.web.security import COOKIE, Bucket, Guard, address_of, cookie_of, json_object, session_of, signed
+from jpo.web.store import VERDICTS, Answer, Showing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 _WRITE_SECONDS = 20.0  # between two writings of the output file while verdicts come
 _NAME_LIMIT = 60  # characters
+_TEXTS = 4096  # rendered ones that are kept
+
+
+class Gathered:
+    """Calls of many requests, run by `run` in another thread: those that come while it is at work (the disk is slow)
+    go together the next time. For one event loop."""
+
+    def __init__(self, run: Callable[[Sequence[Callable[[], Any]]], list[Any]]):
+        self._run = run
+        self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._busy = False
+
+    async def __call__(self, call: Callable[[], Any]) -> Any:
+        """What the call gives or raises."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        if not self._busy:
+            self._busy = True
+            self._task = asyncio.ensure_future(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting, []
+                results = await anyio.to_thread.run_sync(self._run, [call for call, _ in taken])
+                for (_, future), result in zip(taken, results, strict=True):
+                    if future.done():  # its client has gone
+                        continue
+                    if isinstance(result, Exception):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+        finally:
+            self._busy = False
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stands before an annotator: an item or None at the end, how far he is, the verdict that he took back."""
+
+    showing: Showing | None
+    done: int
+    total: int
+    seconds: float | None
+    undone: Answer | None = None
 
 
 class Pages:
@@ -55,6 +103,8 @@ class Pages:
         self.secret = project.store.secret("cookies")
         self.entries = Bucket(rate=0.2, burst=10)  # wrong names and passcodes that may be tried
         self.written = -1
+        self.gathered = Gathered(project.together)
+        self.shown = functools.lru_cache(_TEXTS)(self._shown)
         self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
         self.markdown.disable("image")
         self.templates = jinja2.Environment(
@@ -68,6 +118,12 @@ class Pages:
     def name_of(self, request: Request) -> str | None:
         """The annotator whose session this is."""
         return session_of(self.secret, request.cookies.get(COOKIE))
+
+    def who(self, request: HTTPConnection) -> str:
+        """Whose requests are counted together: an annotator's, so that a class behind one address may click at once;
+        everybody else's by address."""
+        name = session_of(self.secret, request.cookies.get(COOKIE))
+        return f"annotator {name}" if name is not None else address_of(request)
 
     def annotator(self, request: Request) -> str:
         """The same; 401 without one."""
@@ -92,22 +148,26 @@ class Pages:
         text = self.templates.get_template(template).render(prefix=self.prefix, **values)
         return HTMLResponse(text, status)
 
-    def shown(self, text: str) -> dict[str, str]:
+    def _shown(self, text: str) -> dict[str, str]:
         """A text as people read it: Markdown without HTML or images; everything else is escaped."""
         return {"html": self.markdown.render(text), "plain": text}
 
-    def state(self, name: str, showing: Showing | None, before: Any = None) -> dict[str, Any]:
+    def before(self, name: str, undone: Answer | None = None) -> Before:
+        """What stands before this annotator now."""
+        return Before(self.project.showing(name), *self.project.progress(name), undone)
+
+    def state(self, name: str, now: Before) -> dict[str, Any]:
         """What the page of this annotator shows now."""
-        done, total, seconds = self.project.progress(name)
+        showing = now.showing
         values: dict[str, Any] = {
             "name": name,
             "csrf": self.csrf(name),
             "guideline": self.project.guideline,
-            "done": done,
-            "total": total,
-            "minutes": None if seconds is None else max(1, round((total - done) * seconds / 60)),
+            "done": now.done,
+            "total": now.total,
+            "minutes": None if now.seconds is None else max(1, round((now.total - now.done) * now.seconds / 60)),
             "showing": showing,
-            "before": before,
+            "before": now.undone,
         }
         if showing is not None:
             item = item_of(self.project, showing)
@@ -124,8 +184,7 @@ class Pages:
         name = self.name_of(request)
         if name is None:
             return self.page("enter.html", key=request.query_params.get("key", ""), problem="", closed=bool(self.links))
-        showing = await anyio.to_thread.run_sync(self.project.showing, name)
-        return self.page("item.html", **self.state(name, showing))
+        return self.page("item.html", **self.state(name, await self.gathered(lambda: self.before(name))))
 
     async def enter(self, request: Request) -> Response:
         """POST /enter: name and passcode for a session."""
@@ -133,7 +192,7 @@ class Pages:
         name, passcode = (str(form.get(field) or "").strip() for field in ("name", "passcode"))
         key = str(form.get("key") or "")
         problem, status = "", 403
-        address = request.client.host if request.client else ""
+        address = address_of(request)
         if self.entries.left(address) < 1:
             problem, status = "Too many tries; wait half a minute.", 429
         elif self.key is not None and not hmac.compare_digest(key.encode(), self.key.encode()):
@@ -158,7 +217,7 @@ class Pages:
             if hmac.compare_digest(given.encode(), secret.encode()):
                 await anyio.to_thread.run_sync(self.project.store.enter, name, secret)
                 return self.session(request, name)
-        if not self.entries.take(request.client.host if request.client else ""):
+        if not self.entries.take(address_of(request)):
             raise HTTPException(429, "too many tries")
         raise HTTPException(404, "no annotator has this link")
 
@@ -191,17 +250,19 @@ class Pages:
         words, tags = given.get("rationale", ""), given.get("tags", [])
         if given.get("verdict") not in VERDICTS or not isinstance(words, str) or not isinstance(tags, list):
             raise HTTPException(400, f"verdict: expected one of {', '.join(VERDICTS)}, with a text and tags")
-        keep = partial(self.project.answer, name, showing, given["verdict"], words, tags, seconds)
-        new = await anyio.to_thread.run_sync(keep)
-        following = await anyio.to_thread.run_sync(self.project.showing, name)
-        return self.fragment(self.state(name, following), kept=new)
+
+        def keep() -> tuple[bool, Before]:
+            new = self.project.answer(name, showing, given["verdict"], words, tags, seconds)
+            return new, self.before(name)
+
+        new, now = await self.gathered(keep)
+        return self.fragment(self.state(name, now), kept=new)
 
     async def undo(self, request: Request) -> Response:
         """POST /undo: the annotator's last verdict is taken back and stands before him again."""
         name = self.checked(request, request.headers.get("x-csrf-token"))
-        last = await anyio.to_thread.run_sync(self.project.undo, name)
-        showing = await anyio.to_thread.run_sync(self.project.showing, name)
-        return self.fragment(self.state(name, showing, last), kept=last is not None)
+        now = await self.gathered(lambda: self.before(name, self.project.undo(name)))
+        return self.fragment(self.state(name, now), kept=now.undone is not None)
 
     def fragment(self, values: dict[str, Any], kept: bool) -> JSONResponse:
         """The changed part of the page."""
@@ -315,6 +376,6 @@ def build(pages: Pages, hosts: list[str]) -> Starlette:
         routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
         lifespan=pages.lifespan,
         exception_handlers={HTTPException: _refused, JpoError: _refused},
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, who=pages.who)],
     )
     return inner

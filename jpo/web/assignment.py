@@ -1,17 +1,21 @@
 """Which item comes before which annotator, and which side stands left: a function of the seed and of what was shown.
 
 Every item goes to `overlap` annotators, the least shown ones first, in an order of each annotator's own; gold items go
-to everybody; a share of the items comes a second time with its sides exchanged, some items later. Knows keys; never
-texts.
+to everybody; a share of the items comes a second time with its sides exchanged, some items later. What was shown and
+answered is kept by item and by annotator, so that the next item costs the same however many stand behind. Knows keys;
+never texts.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from jpo.errors import JpoError
 from jpo.web.items import Item
@@ -56,96 +60,141 @@ def swapped(rules: Rules, annotator: str, item: str, again: int) -> bool:
     return (_draw(rules.seed, "side", annotator, item) < 0.5) != bool(again)
 
 
-def _holders(showings: Iterable[Showing]) -> dict[str, set[str]]:
-    """item -> the annotators before whom it stood or stands."""
-    holders: dict[str, set[str]] = {}
-    for showing in showings:
-        holders.setdefault(showing.item, set()).add(showing.annotator)
-    return holders
+@functools.lru_cache(maxsize=1 << 16)
+def _comes_again(rules: Rules, annotator: str, item: str) -> bool:
+    """Whether this annotator is to see the item a second time."""
+    return _draw(rules.seed, "again", annotator, item) < rules.repeat
 
 
-def _open(rules: Rules, annotator: str, item: Item, holders: Mapping[str, set[str]]) -> bool:
-    """Whether this annotator has not seen the item and it still lacks annotators."""
-    held = holders.get(item.key, ())
-    return annotator not in held and (item.gold is not None or len(held) < rules.overlap)
+@dataclass
+class _Person:
+    """What one annotator has before him and behind him."""
+
+    open: list[Showing] = field(default_factory=list)  # unanswered, the oldest first
+    shown: set[tuple[str, int]] = field(default_factory=set)  # (item, again)
+    answers: dict[int, Answer] = field(default_factory=dict)  # by showing
+    order: list[str] = field(default_factory=list)  # all items in an order of his own
 
 
-@functools.lru_cache(maxsize=256)
-def _order(seed: int, annotator: str, keys: tuple[str, ...]) -> list[str]:
-    """The items in the order of this annotator's own."""
-    return sorted(keys, key=lambda key: _draw(seed, "order", annotator, key))
+class Desk:
+    """Hands out items by the rules. Tell it of every showing, answer and undoing; it is then what a new one would be
+    that was told the same. Items that the input no longer holds are passed over."""
 
+    def __init__(self, rules: Rules, items: Mapping[str, Item], showings: Iterable[Showing], answers: Iterable[Answer]):
+        self.rules, self.items = rules, items
+        self._people: dict[str, _Person] = {}
+        self._holders: dict[str, dict[str, float]] = {}  # item -> annotator -> since when; infinity: answered
+        self._held = Counter({0: sum(item.gold is None for item in items.values())})  # items by number of holders
+        for showing in showings:
+            self.shown(showing)
+        for answer in answers:
+            self.answered(answer)
 
-def _fresh(rules: Rules, annotator: str, items: Mapping[str, Item], holders: Mapping[str, set[str]]) -> str | None:
-    """The item that this annotator sees next: the least shown, in an order of his own."""
-    best, least = None, rules.overlap
-    for key in _order(rules.seed, annotator, tuple(items)):
-        item = items[key]
-        count = 0 if item.gold is not None else len(holders.get(key, ()))
-        if count < least and _open(rules, annotator, item, holders):
-            best, least = key, count
-            if count == 0:
-                break
-    return best
+    def _person(self, annotator: str) -> _Person:
+        found = self._people.get(annotator)
+        if found is None:
+            order = sorted(self.items, key=lambda key: _draw(self.rules.seed, "order", annotator, key))
+            found = self._people[annotator] = _Person(order=order)
+        return found
 
+    # what happens
 
-def _due_again(
-    rules: Rules, annotator: str, answers: Sequence[Answer], shown: set[tuple[str, int]], gap: int
-) -> list[str]:
-    """Items to be repeated with `gap` answers behind them, oldest first; a skipped item does not come again."""
-    firsts = [answer for answer in answers if answer.showing.again == 0]
-    return [
-        answer.showing.item
-        for place, answer in enumerate(firsts)
-        if answer.verdict != "skip"
-        and (answer.showing.item, 1) not in shown
-        and len(firsts) - place > gap
-        and _draw(rules.seed, "again", annotator, answer.showing.item) < rules.repeat
-    ]
+    def shown(self, showing: Showing) -> None:
+        """The item stands before its annotator."""
+        person = self._person(showing.annotator)
+        person.shown.add((showing.item, showing.again))
+        if showing.item not in self.items:
+            return
+        bisect.insort(person.open, showing, key=lambda other: other.id)
+        if showing.again:
+            return
+        holders = self._holders.setdefault(showing.item, {})
+        if self.items[showing.item].gold is None:
+            self._held[len(holders)] -= 1
+            self._held[len(holders) + 1] += 1
+        holders[showing.annotator] = showing.at
 
+    def answered(self, answer: Answer) -> None:
+        """The showing has a verdict."""
+        showing = answer.showing
+        if showing.item not in self.items:
+            return
+        person = self._person(showing.annotator)
+        person.open.remove(showing)
+        person.answers[showing.id] = answer
+        if not showing.again:
+            self._holders[showing.item][showing.annotator] = math.inf
 
-def next_choice(
-    rules: Rules,
-    annotator: str,
-    items: Mapping[str, Item],
-    showings: Sequence[Showing],
-    answers: Sequence[Answer],
-    now: float | None = None,
-) -> Choice | Showing | None:
-    """The annotator's open showing, or what to show next, or None when everything is done.
+    def undone(self, answer: Answer) -> None:
+        """The verdict is taken back: its item stands before the annotator again, before any newer one."""
+        showing = answer.showing
+        if showing.item not in self.items:
+            return
+        person = self._person(showing.annotator)
+        del person.answers[showing.id]
+        bisect.insort(person.open, showing, key=lambda other: other.id)
+        if not showing.again:
+            self._holders[showing.item][showing.annotator] = showing.at
 
-    showings, answers: those of all annotators, in order. An item that stands unanswered before somebody for more than
-    half an hour counts as free; showings of items that the input no longer holds are passed over.
-    """
-    now = time.time() if now is None else now
-    answered = {answer.showing.id for answer in answers}
-    for showing in showings:
-        if showing.annotator == annotator and showing.id not in answered and showing.item in items:
-            return showing
-    live = (
-        showing
-        for showing in showings
-        if showing.annotator == annotator or showing.id in answered or now - showing.at < _LEASE
-    )
-    holders = _holders(live)
-    own = [answer for answer in answers if answer.showing.annotator == annotator and answer.showing.item in items]
-    shown = {(showing.item, showing.again) for showing in showings if showing.annotator == annotator}
-    fresh = _fresh(rules, annotator, items, holders)
-    due = _due_again(rules, annotator, own, shown, _GAP if fresh else 1)
-    if due:
-        return Choice(due[0], swapped(rules, annotator, due[0], 1), 1)
-    return Choice(fresh, swapped(rules, annotator, fresh, 0), 0) if fresh else None
+    # what comes next
 
+    def next(self, annotator: str, now: float | None = None) -> Choice | Showing | None:
+        """The annotator's open showing, or what to show next, or None when everything is done. An item that stands
+        unanswered before somebody for more than half an hour counts as free."""
+        person = self._person(annotator)
+        if person.open:
+            return person.open[0]
+        fresh = self._fresh(annotator, time.time() if now is None else now)
+        again = self._due_again(annotator, _GAP if fresh else 1) if self.rules.repeat else None
+        if again is not None:
+            return Choice(again, swapped(self.rules, annotator, again, 1), 1)
+        return Choice(fresh, swapped(self.rules, annotator, fresh, 0), 0) if fresh else None
 
-def progress(
-    rules: Rules, annotator: str, items: Mapping[str, Item], showings: Sequence[Showing], answers: Sequence[Answer]
-) -> tuple[int, int]:
-    """(items that the annotator has answered, items that are his or could still become his)."""
-    own = {answer.showing.item for answer in answers if answer.showing.annotator == annotator}
-    own &= items.keys()
-    holders = _holders(showings)
-    closed = sum(
-        not (annotator in holders[key] or _open(rules, annotator, items[key], holders))
-        for key in holders.keys() & items.keys()
-    )
-    return len(own), len(items) - closed
+    def _fresh(self, annotator: str, now: float) -> str | None:
+        """The item that this annotator sees next: the least shown, in an order of his own."""
+        left = {s.item for person in self._people.values() for s in person.open if now - s.at >= _LEASE}
+        floor = min(
+            [n for n, items in self._held.items() if items] + [self._live(item, now) for item in left], default=0
+        )
+        best, least = None, self.rules.overlap
+        for key in self._person(annotator).order:
+            holders = self._holders.get(key, {})
+            if annotator in holders:
+                continue
+            if self.items[key].gold is not None:
+                return key
+            count = self._live(key, now) if key in left else len(holders)
+            if count < least:
+                best, least = key, count
+                if count <= floor:
+                    break
+        return best
+
+    def _live(self, item: str, now: float) -> int:
+        """Annotators who have answered the item or have had it before them for less than the lease."""
+        return sum(now - since < _LEASE for since in self._holders[item].values())
+
+    def _due_again(self, annotator: str, gap: int) -> str | None:
+        """The oldest item to be repeated with `gap` answers behind it; a skipped item does not come again."""
+        person = self._person(annotator)
+        firsts = [answer for answer in self.answers_of(annotator) if answer.showing.again == 0]
+        for answer in firsts[: max(0, len(firsts) - gap)]:
+            item = answer.showing.item
+            if answer.verdict != "skip" and (item, 1) not in person.shown and _comes_again(self.rules, annotator, item):
+                return item
+        return None
+
+    # how far it is
+
+    def answers_of(self, annotator: str) -> list[Answer]:
+        """The annotator's standing verdicts, repetitions too, in the order of their showings."""
+        answers = self._person(annotator).answers
+        return [answers[showing] for showing in sorted(answers)]
+
+    def progress(self, annotator: str) -> tuple[int, int]:
+        """(items that the annotator has answered, items that are his or could still become his)."""
+        person, overlap = self._person(annotator), self.rules.overlap
+        done = {answer.showing.item for answer in person.answers.values()}
+        full = sum(items for count, items in self._held.items() if count >= overlap)
+        own = {item for item, _ in person.shown if item in self.items and self.items[item].gold is None}
+        return len(done), len(self.items) - full + sum(len(self._holders[item]) >= overlap for item in own)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jpo.errors import JpoError, MissingExtra
 from jpo.formats.files import write_atomic
-from jpo.web.assignment import Choice, Rules, next_choice, progress
+from jpo.web.assignment import Choice, Desk, Rules
 from jpo.web.exchange import exported
 from jpo.web.forms import Format
 from jpo.web.items import Item, Items
@@ -39,19 +39,41 @@ class Project:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._showings: list[Showing] = self.store.showings()
-        self._answers: dict[int, Answer] = {answer.showing.id: answer for answer in self.store.answers()}
         self.version = 0  # rises with every verdict: the output file is behind where it differs
+        self._remember()
+
+    def _remember(self) -> None:
+        """Reads the store: what is in memory is then what is on disk."""
+        self._answers: dict[int, Answer] = {answer.showing.id: answer for answer in self.store.answers()}
+        self._desk = Desk(self.rules, self.items.by_key, self.store.showings(), self._answers.values())
+        self.version += 1
+
+    def together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What each call gives, or the exception that it raised: all of them on disk by one sync."""
+        results: list[Any] = []
+        with self._lock:
+            try:
+                with self.store.together():
+                    for call in calls:
+                        try:
+                            with self.store.together():
+                                results.append(call())
+                        except JpoError as error:  # raised before anything was changed
+                            results.append(error)
+            except Exception as error:  # the disk is full, say: nothing is there, so nothing has happened
+                self._remember()
+                return [error] * len(calls)
+        return results
 
     # what one annotator does
 
     def showing(self, annotator: str) -> Showing | None:
         """What now stands before the annotator: the open item, or a new one; None when all is done."""
         with self._lock:
-            found = next_choice(self.rules, annotator, self.items.by_key, self._showings, list(self._answers.values()))
+            found = self._desk.next(annotator)
             if isinstance(found, Choice):
                 found = self.store.show(found.item, annotator, found.swapped, found.again)
-                self._showings.append(found)
+                self._desk.shown(found)
             return found
 
     def answer(
@@ -73,6 +95,7 @@ class Project:
             new = self.store.answer(showing, annotator, verdict, rationale, tags, seconds)
             if new is not None:
                 self._answers[showing] = new
+                self._desk.answered(new)
                 self.version += 1
             return new is not None
 
@@ -82,17 +105,15 @@ class Project:
             last = self.store.undo(annotator)
             if last is not None:
                 del self._answers[last.showing.id]
+                self._desk.undone(last)
                 self.version += 1
-                self._showings.remove(last.showing)
-                self._showings.insert(0, last.showing)  # before a newer open showing
             return last
 
     def progress(self, annotator: str) -> tuple[int, int, float | None]:
         """(answered, of how many, median seconds an item)."""
         with self._lock:
-            answers = list(self._answers.values())
-            done, total = progress(self.rules, annotator, self.items.by_key, self._showings, answers)
-        seconds = [answer.seconds for answer in answers if answer.showing.annotator == annotator and answer.seconds > 0]
+            done, total = self._desk.progress(annotator)
+            seconds = [answer.seconds for answer in self._desk.answers_of(annotator) if answer.seconds > 0]
         return done, total, statistics.median(seconds) if seconds else None
 
     # what comes out

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 
 COOKIE = "jpo_session"
@@ -56,6 +56,11 @@ def cookie_of(secret: str, name: str) -> str:
     return f"{encoded}.{signed(secret, 'session', encoded)}"
 
 
+def address_of(request: HTTPConnection) -> str:
+    """Where a request comes from."""
+    return request.client.host if request.client else ""
+
+
 class Bucket:
     """At most `burst` requests at once and `rate` a second, by address; the longest unseen addresses are forgotten."""
 
@@ -82,12 +87,13 @@ class Bucket:
 
 class Guard:
     """ASGI middleware: security headers on every response, bounds on size (413), rate (429) and on the time that a body
-    takes to arrive (408). rate None: no bound on the rate."""
+    takes to arrive (408). rate None: no bound on the rate; who: whose requests are counted together."""
 
     def __init__(self, app: Any, rate: float | None = 30.0, burst: int = 300, limit: int = BODY_LIMIT,
-                 refusal: Callable[[str, int], Response] = PlainTextResponse):  # fmt: skip
+                 refusal: Callable[[str, int], Response] = PlainTextResponse,
+                 who: Callable[[HTTPConnection], str] = address_of):  # fmt: skip
         self.app, self.bucket, self.limit = app, None if rate is None else Bucket(rate, burst), limit
-        self.refusal = refusal
+        self.refusal, self.who = refusal, who
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -104,8 +110,7 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        address = (scope.get("client") or ("",))[0]
-        if self.bucket is not None and not self.bucket.take(address):
+        if self.bucket is not None and not self.bucket.take(self.who(HTTPConnection(scope))):
             refused = self.refusal("too many requests: wait a moment", 429)
             refused.headers["retry-after"] = "2"
             await refused(scope, receive, guarded)

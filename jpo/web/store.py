@@ -7,6 +7,7 @@ texts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -15,7 +16,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jpo.errors import FormatError, JpoError
@@ -75,6 +76,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self._lock = threading.RLock()
+        self._depth = 0  # blocks of `together` that are open
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -93,6 +95,27 @@ class Store:
         with self._lock:
             self._db.close()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What happens in this block is on disk when it ends (one sync for all of it), or has not happened where it
+        raises. A block inside a block ends with the outer one; where the inner one raises, only its part is undone."""
+        with self._lock:
+            mark = f"block_{self._depth}"
+            self._db.execute(f"SAVEPOINT {mark}" if self._depth else "BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+                self._db.execute(f"RELEASE {mark}" if self._depth > 1 else "COMMIT")
+            except BaseException:
+                if self._depth == 1 and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                elif self._db.in_transaction:
+                    self._db.execute(f"ROLLBACK TO {mark}")
+                    self._db.execute(f"RELEASE {mark}")
+                raise
+            finally:
+                self._depth -= 1
+
     def secret(self, name: str) -> str:
         """A random text of this project, made once: the key of cookies and the like."""
         with self._lock:
@@ -103,12 +126,12 @@ class Store:
 
     def enter(self, name: str, passcode: str) -> bool:
         """Whether this is the annotator's passcode; a new name takes the passcode that it came with."""
+        salt = secrets.token_hex(16)
+        row = (name, salt, _hashed(salt, passcode), time.time())
         with self._lock:
-            salt = secrets.token_hex(16)
-            row = (name, salt, _hashed(salt, passcode), time.time())
             self._db.execute("INSERT OR IGNORE INTO annotators VALUES (?, ?, ?, ?)", row)
             salt, known = self._db.execute("SELECT salt, passcode FROM annotators WHERE name = ?", (name,)).fetchone()
-        return hmac.compare_digest(known, _hashed(salt, passcode))
+        return hmac.compare_digest(known, row[2] if salt == row[1] else _hashed(salt, passcode))
 
     def annotators(self) -> list[str]:
         """Everybody who ever entered, in that order."""
@@ -140,40 +163,27 @@ class Store:
         request: what stands is kept). JpoError where the showing is not this annotator's."""
         if verdict not in VERDICTS:
             raise JpoError(f"verdict: expected one of {', '.join(VERDICTS)}, got {verdict!r}")
-        with self._lock:
+        with self.together():
             query = "SELECT id, item, annotator, swapped, again, at FROM showings WHERE id = ?"
             found = self._db.execute(query, (showing,)).fetchone()
             if found is None or found[2] != annotator:
                 raise JpoError(f"showing {showing} is not one of {annotator!r}")
             now, words = time.time(), json.dumps(list(tags), ensure_ascii=False)
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                row = (showing, verdict, rationale, words, max(0.0, float(seconds)), now)
-                new = self._db.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", row).rowcount == 1
-                if new:
-                    change = (showing, verdict, rationale, words, now)
-                    self._db.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", change)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+            row = (showing, verdict, rationale, words, max(0.0, float(seconds)), now)
+            new = self._db.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", row).rowcount == 1
+            if new:
+                change = (showing, verdict, rationale, words, now)
+                self._db.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", change)
         return Answer(_showing(found), verdict, rationale, tuple(tags), row[4], now) if new else None
 
     def undo(self, annotator: str) -> Answer | None:
         """Takes the annotator's last verdict back (changes keeps it) and returns it; None where there is none."""
-        with self._lock:
+        with self.together():
             last = max(self.answers(annotator), key=lambda answer: (answer.at, answer.showing.id), default=None)
-            if last is None:
-                return None
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            if last is not None:
                 self._db.execute("DELETE FROM verdicts WHERE showing = ?", (last.showing.id,))
                 change = (last.showing.id, None, "", "[]", time.time())
                 self._db.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", change)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
             return last
 
     def answers(self, annotator: str | None = None) -> list[Answer]:

@@ -1,11 +1,12 @@
 """Who sees what: overlap, balance, gold, repetitions with sides exchanged, leases; all of it a function of the seed."""
 
 import itertools
+import random
 
 import pytest
 
 from jpo.errors import DataError, JpoError
-from jpo.web.assignment import Choice, Rules, next_choice, progress, swapped
+from jpo.web.assignment import Choice, Desk, Rules, swapped
 from jpo.web.items import read_items
 from jpo.web.store import Answer, Showing
 
@@ -19,17 +20,26 @@ class World:
 
     def __init__(self, given, rules):
         self.items, self.rules = read_items(given).by_key, rules
+        self.desk = Desk(rules, self.items, [], [])
         self.showings, self.answers, self.now = [], [], 0.0
 
     def ask(self, name):
-        found = next_choice(self.rules, name, self.items, self.showings, self.answers, self.now)
+        found = self.desk.next(name, self.now)
         if isinstance(found, Choice):
             found = Showing(len(self.showings) + 1, found.item, name, found.swapped, found.again, self.now)
             self.showings.append(found)
+            self.desk.shown(found)
         return found
 
     def reply(self, showing, verdict="left"):
         self.answers.append(Answer(showing, verdict, "", (), 1.0, self.now))
+        self.desk.answered(self.answers[-1])
+
+    def undo(self, name):
+        own = [answer for answer in self.answers if answer.showing.annotator == name]
+        if own:
+            self.answers.remove(own[-1])
+            self.desk.undone(own[-1])
 
     def run(self, name):
         seen = []
@@ -98,8 +108,7 @@ def test_gold_items_go_to_everybody():
     for name in ("anna", "ben"):
         seen = {s.item for s in world.run(name)}
         assert {key for key, item in world.items.items() if item.gold is not None} <= seen
-    assert progress(world.rules, "ben", world.items, world.showings, world.answers) == (2, 2)
-    assert progress(world.rules, "anna", world.items, world.showings, world.answers) == (6, 6)
+    assert world.desk.progress("ben") == (2, 2) and world.desk.progress("anna") == (6, 6)
 
 
 def test_what_somebody_left_lying_is_free_after_half_an_hour():
@@ -107,6 +116,28 @@ def test_what_somebody_left_lying_is_free_after_half_an_hour():
     assert world.ask("anna") is not None and world.ask("ben") is None
     world.now = 1801.0
     assert world.ask("ben") is not None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_desk_remembers_is_what_a_new_one_reads(seed):
+    rng = random.Random(seed)
+    given = [*records(24), *({**r, "gold": 0} for r in records(26)[24:])]
+    world = World(given, Rules(overlap=1 + seed % 3, repeat=0.4 * (seed % 2), seed=seed))
+    names = ["anna", "ben", "cleo", "dora"]
+    for step in range(150):
+        name = rng.choice(names)
+        showing = world.ask(name)
+        if showing is not None and rng.random() < 0.8:
+            world.reply(showing, rng.choice(["left", "skip"]))
+        if rng.random() < 0.15:
+            world.undo(rng.choice(names))
+        world.now += rng.choice([1.0, 60.0, 700.0])
+        if step % 10 == 0:
+            again = Desk(world.rules, world.items, world.showings, world.answers)
+            for other in names:
+                assert again.next(other, world.now) == world.desk.next(other, world.now), (step, other)
+                assert again.progress(other) == world.desk.progress(other)
+    assert len(world.answers) > 20
 
 
 def test_items_are_known_by_content_and_wrong_gold_is_named():

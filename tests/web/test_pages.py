@@ -1,7 +1,9 @@
 """The pages as a browser meets them: entering, answering, undoing, records; and what a stranger may not do."""
 
+import contextlib
 import json
 import re
+import sqlite3
 
 import pytest
 from starlette.testclient import TestClient
@@ -210,6 +212,40 @@ def test_bounds_of_size_and_rate(site):
     assert bucket.take("b", 0) and bucket.take("c", 0) and len(bucket._left) == 2
     tries = [site.browser().post("/enter", data={"name": "anna", "passcode": f"no {i}"}).status_code for i in range(14)]
     assert 429 in tries and tries[0] == 403
+
+
+def test_a_disk_that_fails_has_kept_nothing(site, monkeypatch):
+    anna, ben = Person(site), Person(site, "ben")
+    showing, project = anna.showing, site.project
+    together = site.store.together
+
+    @contextlib.contextmanager
+    def full():  # the outer block fails where its commit would
+        outer = site.store._depth == 0
+        with together():
+            yield
+            if outer:
+                raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.store, "together", full)
+        results = project.together([lambda: project.answer("anna", showing, "left"), lambda: project.showing("ben")])
+        assert [type(result) for result in results] == [sqlite3.OperationalError] * 2
+        with pytest.raises(sqlite3.OperationalError):
+            anna.say("left")
+    assert project.answers() == [] == site.store.answers() and project.showing("anna").id == showing
+    assert anna.say("left") and ben.say("left") and len(site.store.answers()) == 2
+
+
+def test_a_class_behind_one_address_clicks_at_once(site, monkeypatch):
+    anna, ben = Person(site), Person(site, "ben")
+    take = Bucket.take
+    monkeypatch.setattr(Bucket, "take", lambda self, who, now=None: take(self, who, 0.0))  # the clock stands
+    site.app.middleware_stack = None
+    codes = [person.post("/undo", {}).status_code for _ in range(200) for person in (anna, ben)]
+    assert set(codes) == {200}, "each has a bound of his own"
+    assert 429 in {anna.post("/undo", {}).status_code for _ in range(120)}
+    assert ben.post("/undo", {}).status_code == 200 == site.browser().get("/health").status_code
 
 
 def test_a_whole_class_enters_from_one_address(site):

@@ -113,3 +113,19 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
             if os.path.exists(rest):
                 os.remove(rest)
     assert known >= 0
+
+
+def test_blocks_are_one_sync_and_undo_alone(store):
+    commits = []
+    store._db.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+    with store.together():
+        first = store.show("a", "anna", False, 0)
+        with pytest.raises(JpoError), store.together():
+            store.show("b", "anna", False, 0)
+            store.answer(999, "anna", "left", "", [], 0)
+        store.answer(first.id, "anna", "left", "", [], 0)
+    assert commits == ["COMMIT"] and store.showings() == [first] and len(store.answers()) == 1
+    with pytest.raises(KeyError), store.together():
+        store.undo("anna")
+        raise KeyError
+    assert len(store.answers()) == 1 and not store._db.in_transaction
