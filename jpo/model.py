@@ -276,8 +276,13 @@ class LanguageModel:
         """(N,) float64 log-likelihoods of the responses (scope "response") or of prompt and response ("joint": every
         token but the first). Plain strings; no template is added, BOS only where the tokenizer adds it. A response's
         tokens are those that follow the prompt's in the joined text (Tokenizer.response_ids)."""
-        if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
-            raise JpoError("prompts and responses must be two lists of strings of one length")
+        if isinstance(prompts, str) or isinstance(responses, str):
+            raise JpoError("prompts and responses must be two lists of strings, got one string")
+        prompts, responses = list(prompts), list(responses)
+        if len(prompts) != len(responses):
+            raise JpoError(
+                f"prompts and responses must be two lists of strings of one length, got {len(prompts)} and {len(responses)}"
+            )
         eos = [self.tokenizer.eos_token_id] if add_eos and self.tokenizer.eos_token_id is not None else []
         known = {prompt: self.tokenizer.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
         pairs = [

@@ -127,7 +127,9 @@ def _number(name: str, value: Any, low: float, high: float, open_low: bool = Fal
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not low <= value <= high or (open_low and value == low) or not np.isfinite(value):
-        raise JpoError(f"{name}: expected a number {'above' if open_low else 'from'} {low} to {high}, got {value}")
+        least = f"above {low}" if open_low else f"from {low}" if np.isfinite(high) else f"of at least {low}"
+        most = f" to {high}" if np.isfinite(high) else ""
+        raise JpoError(f"{name}: expected a number {least}{most}, got {value}")
     return float(value)
 
 

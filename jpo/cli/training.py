@@ -61,6 +61,16 @@ def evaluation_sets(given: Any) -> dict[str, list[str]] | None:
     return sets or None
 
 
+def _check(own: Mapping[str, Any]) -> None:
+    """JpoError where the YAML file gives a flag of the command itself a value of another type."""
+    for name, value in own.items():
+        texts = _listed(value) if name == "data" else [value]
+        kind = int if name == "ranks" else str
+        if name != "eval_data" and value is not None and not all(type(text) is kind for text in texts):
+            expected = {"data": "a file, or a list of files", "ranks": "a whole number"}.get(name, "text")
+            raise JpoError(f"{name}: expected {expected}, got {value!r}")
+
+
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -86,6 +96,7 @@ def begin(
     from jpo.parallel.launch import enter
 
     config = build(config_class, options, own)
+    _check(own)
     for name in ("model", "data"):
         if not own[name]:
             raise JpoError(f"--{name} is missing{advice}")

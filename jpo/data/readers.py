@@ -55,11 +55,19 @@ def read_records(source: Any) -> list[Record]:
     include `datasets.Dataset`, `pandas.DataFrame` and `pyarrow.Table`. UTF-8 with or without a byte order mark.
     DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.
     """
+    if isinstance(source, (list, tuple)):
+        for item in source:
+            if isinstance(item, (str, os.PathLike)) and next(iter_records(item), None) is None:
+                raise DataError(_empty(item))
     records = list(iter_records(source))
     if not records:
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
-        raise DataError(f"{name}: holds no records; at least one is needed")
+        raise DataError(_empty(source))
     return records
+
+
+def _empty(source: Any) -> str:
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
+    return f"{name}: holds no records; at least one is needed"
 
 
 def iter_records(source: Any) -> Iterator[Record]:
@@ -90,6 +98,14 @@ def is_record_file(name: str) -> bool:
     """Whether a name is that of records: "example", or one with a suffix that is read."""
     plain = name.lower().removesuffix(".gz")
     return name == EXAMPLE or os.path.splitext(plain)[1] in _SUFFIXES
+
+
+def check_apart(output: str | os.PathLike[str], sources: Iterable[Any]) -> None:
+    """DataError where `output` is one of the files that are read: writing it would lose what it holds."""
+    for source in sources:
+        if isinstance(source, (str, os.PathLike)) and os.path.exists(source) and os.path.exists(output):
+            if os.path.samefile(source, output):
+                raise DataError(f"{os.fspath(output)}: is read and written at once; give the output another name")
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
@@ -194,6 +210,8 @@ def _csv_file(path: str, name: str) -> Iterator[Record]:
             keys = next(rows, [])
             if len(set(keys)) != len(keys) or not all(key.strip() for key in keys):
                 raise DataError(f"{name}, line 1: expected a header of different names, got {', '.join(keys)}")
+            if len(keys) == 1 and not tabs and max(map(keys[0].count, ";\t"), default=0):
+                raise DataError(f"{name}, line 1: expected cells parted by commas, got {keys[0]!r}; tabs: name it .tsv")
             line = rows.line_num + 1
             for row in rows:
                 if row and len(row) != len(keys):
@@ -217,6 +235,11 @@ def _json_lines(path: str, name: str) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = _without_mark(line, name)
+            if line.lstrip()[:1] == b"[":
+                raise DataError(
+                    f"{name}, line {number}: expected a JSON object, got a JSON array; a file that is one array of records "
+                    "has a name that ends in .json"
+                )
             if line.strip():
                 yield _record(_parse(_text(line, f"{name}, line {number}"), name, number), name, number)
 

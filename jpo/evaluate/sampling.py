@@ -24,6 +24,7 @@ from jpo.evaluate.items import Item, digest, items_of
 from jpo.formats.files import naming_faults
 from jpo.parallel.shards import Shard
 
+_BEGINS = b'{"id": '  # every line of a file of samples
 _STREAMS = 32  # samples that decode side by side
 _CACHE_BYTES = 1 << 30  # and what their keys and values may take at most
 Progress = Callable[[int, int], None]  # (done, total)
@@ -56,17 +57,19 @@ class Sampling:
             raise JpoError(f"n: expected a positive whole number, got {self.n!r}")
 
 
-def encoder_of(lm: Any, adapter: Mapping[str, Any] | None = None, template: str | None = None) -> Encoder:
+def encoder_of(
+    lm: Any, adapter: Mapping[str, Any] | None = None, template: str | None = None, conversational: bool = False
+) -> Encoder:
     """How prompts are made: by `template` (a name, or a text with {instruction} and {response}), else as the adapter
-    was trained.
+    was trained, else as training would choose: for `conversational` records the model's own chat template.
 
     adapter: what lm.load_adapter returned. Lengths are the adapter's, within the model's positions.
     """
     own = dict(adapter or {})
-    if template:
-        chosen = Template.named(template, lm.tokenizer)
+    if template or "template" not in own:
+        chosen = Template.named(template or None, lm.tokenizer, conversational)
     else:
-        chosen = Template.from_dict(own["template"]) if "template" in own else Template()
+        chosen = Template.from_dict(own["template"])
     longest = min(int(own.get("max_length", 1024)), int(lm.config["max_position_embeddings"]))
     prompt = min(int(own.get("max_prompt_length", 512)), longest - 1)
     return Encoder(lm.tokenizer, chosen, longest, prompt, own.get("truncation", "keep_start"))
@@ -175,6 +178,7 @@ def _appended(path: str | None) -> Iterator[Any]:
         yield None
         return
     with naming_faults(path, "mend this and run the command again: it goes on where it was"):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             yield file
 
@@ -253,6 +257,8 @@ def _resumable(path: str, items: Mapping[str, Item], marks: Mapping[str, Any]) -
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
+                if not line.startswith(_BEGINS[: len(line)]):
+                    raise _no_row(path, number)  # a file of something else: nothing is cut off it
                 break  # the run before was killed within this line
             row = _parsed(line, path, number)
             _check(row, f"{path}, line {number}", items, marks)
@@ -269,10 +275,14 @@ def _parsed(line: bytes, path: str, number: int) -> dict[str, Any]:
         _cell(row)
         row["instruction"], row["output"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{path}, line {number}: not a line of jpo generate; give another --output, or --overwrite to sample anew"
-        ) from None
+        raise _no_row(path, number) from None
     return dict(row)
+
+
+def _no_row(path: str, number: int) -> DataError:
+    return DataError(
+        f"{path}, line {number}: not a line of jpo generate; give another --output, or --overwrite to sample anew"
+    )
 
 
 def _check(row: Mapping[str, Any], where: str, items: Mapping[str, Item], marks: Mapping[str, Any]) -> None:

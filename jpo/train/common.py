@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jpo.data.forest import Forest
+from jpo.data.report import Report
 from jpo.data.templates import Template
-from jpo.errors import JpoError
+from jpo.errors import DataError, JpoError
 from jpo.memory import free_bytes
 from jpo.model import LanguageModel
 from jpo.profiling import compute_costs
@@ -33,6 +34,22 @@ def adapter_settings(config: TrainingConfig, template: Template, lm: LanguageMod
     }
     training = config.to_dict() | {"template": template.name}
     return own | {"truncation": config.truncation, "compute": lm.compute, "training": training}
+
+
+def check_arguments(lm: Any, config: Any, expected: type[TrainingConfig]) -> None:
+    """TypeError where a trainer is given something else than a loaded model and a config of its own class."""
+    if not isinstance(lm, LanguageModel):
+        raise TypeError(
+            f"lm: expected a model of jpo.load(...), got {type(lm).__name__} {lm!r:.60}; pass jpo.load(...)"
+        )
+    if config is not None and not isinstance(config, expected):
+        raise TypeError(f"config: expected a {expected.__name__}, got {type(config).__name__}")
+
+
+def check_left(given: Sequence[Any], report: Report) -> None:
+    """DataError, with the report's reasons, where no record is left to train on."""
+    if not given:
+        raise DataError(f"no record is left to train on:\n{report}")
 
 
 def ensure_adapter(lm: LanguageModel, config: TrainingConfig) -> None:

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -118,8 +118,9 @@ class TrainingConfig:
     tensorboard: bool = option(False, "The same as tensorboard among --report-to.", "output")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_length", "max_prompt_length", "token_budget", "r"):
+        for name in ("batch_size", "max_prompt_length", "token_budget", "r"):
             self._whole(name, 1)
+        self._whole("max_length", 2)  # one token of a prompt, and one to score
         for name in ("steps", "save_total_limit", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
@@ -202,8 +203,7 @@ class TrainingConfig:
         known = {item.name: item for item in fields(cls)}
         for key, value in values.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                raise JpoError(f"{where}: unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise JpoError(f"{where}: unknown option {key!r}{_meant(str(key), known)}")
             _check_type(where, key, value, hints(cls)[key])
         converted: dict[str, Any] = {
             key: float(value)
@@ -216,6 +216,42 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every option, for YAML and for checkpoints."""
         return dataclasses.asdict(self)
+
+
+# what TRL, PEFT and transformers call an option: what says it here
+_ELSEWHERE = {
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "output_dir": "output",
+    "per_device_train_batch_size": "batch_size, the records of a whole step",
+    "gradient_accumulation_steps": "batch_size, the records of a whole step, and token_budget, which bounds the memory",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "loss_type": "loss",
+    "lora_r": "r",
+    "lora_target_modules": "target_modules",
+    "max_completion_length": "max_length, of prompt and response together",
+    "warmup_ratio": "warmup_steps",
+    "optim": "nothing: the optimizer is AdamW",
+    "bf16": "compute: bfloat16x2",
+    "fp16": "compute: bfloat16x2",
+    "torch_dtype": "storage",
+    "dtype": "storage",
+    "load_in_8bit": "storage: q8_0",
+    "load_in_4bit": "storage: q8_0, or a GGUF file of 4 bits as the model",
+    "logging_steps": "nothing: metrics.jsonl has a line a step",
+    "eval_strategy": "eval_steps",
+    "save_strategy": "save_steps",
+    "use_peft": "nothing: an adapter is the default",
+}
+
+
+def _meant(key: str, known: Collection[str]) -> str:
+    """The nearest option, or what says here what another library's option says there."""
+    if key in _ELSEWHERE:
+        return f"; here it is {_ELSEWHERE[key]}"
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _names(text: str) -> list[str]:
@@ -426,7 +462,15 @@ def parse_yaml(text: Any) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader with one more form of numbers."""
+        """SafeLoader with one more form of numbers, which refuses a key that stands twice."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            """A mapping whose keys differ."""
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            for key, _ in node.value:
+                if keys.count(key.value) > 1:
+                    raise yaml.YAMLError(f"key {key.value!r} stands twice, at line {key.start_mark.line + 1} for one")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
     return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader

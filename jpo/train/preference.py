@@ -31,6 +31,8 @@ from jpo.train.callbacks import Callbacks
 from jpo.train.cards import data_names, run_card
 from jpo.train.common import (
     adapter_settings,
+    check_arguments,
+    check_left,
     ensure_adapter,
     named_sets,
     probe,
@@ -88,11 +90,13 @@ class PreferenceTrainer:
         *,
         embed: Embed | None = None,
     ):
+        check_arguments(lm, config, PreferenceConfig)
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.embeddings = self._embeddings(embed)
         self.report, self.sources = Report(), data_names(pairs)
         given = self._read(pairs)
+        check_left(given, self.report)
         conversational = any(pair.conversational for pair in given)
         self.template = Template.named(self.config.template, lm.tokenizer, conversational)
         limit = int(lm.config["max_position_embeddings"])

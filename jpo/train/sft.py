@@ -20,7 +20,17 @@ from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
 from jpo.train.cards import data_names, run_card
-from jpo.train.common import adapter_settings, ensure_adapter, named_sets, probe, quickest, settled, total_steps
+from jpo.train.common import (
+    adapter_settings,
+    check_arguments,
+    check_left,
+    ensure_adapter,
+    named_sets,
+    probe,
+    quickest,
+    settled,
+    total_steps,
+)
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.ranks import alone, planned, working_together
@@ -35,9 +45,11 @@ class SFTTrainer:
     unit = "examples"
 
     def __init__(self, lm: LanguageModel, examples: Any, config: SFTConfig | None = None, eval_examples: Any = None):
+        check_arguments(lm, config, SFTConfig)
         self.lm, self.config = lm, settled(lm, config or SFTConfig())
         self.report, self.sources = Report(), data_names(examples)
         given = self._read(examples)
+        check_left(given, self.report)
         conversational = any(example.conversational for example in given)
         self.template = Template.named(self.config.template, lm.tokenizer, conversational)
         limit = int(lm.config["max_position_embeddings"])

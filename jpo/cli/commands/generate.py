@@ -51,7 +51,8 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--template",
-            help="paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else paper)",
+            help="spaced, paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else spaced; chat "
+            "for conversations where the model has a chat template)",
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Samples of each instruction, temperature and seed.")] = 1,
@@ -92,11 +93,14 @@ def generate(
         --temperature
     1.0 --top-k 50 --output generations.jsonl
     """
+    from jpo.data.readers import check_apart
     from jpo.errors import JpoError
     from jpo.evaluate.items import items_of
     from jpo.evaluate.sampling import Sampling, remaining
     from jpo.parallel.shards import Shard, aside
 
+    if output and input:
+        check_apart(output, [input])
     records = _records(input, prompt, limit)
     settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or ())
     if dry_run:
@@ -107,18 +111,24 @@ def generate(
             f"{n} samples = {total} samples of at most {max_new_tokens} tokens; {left} of them to draw"
         )
         return
-    if overwrite and output and os.path.exists(output):
-        os.remove(output)
     if (executor or shard) and not output:
         raise JpoError("--executor and --shard write files: give --output FILE")
-    if executor and not over_executor(executor, shards, str(output)):
-        return
+    if executor:
+        _remove(output if overwrite else None)
+        overwrite = False  # what the shards are about to sample stays
+        if not over_executor(executor, shards, str(output)):
+            return
     if not shard:
-        _sample(model, compute, check, adapter, name, template, records, settings, output, None)
+        _sample(model, compute, check, adapter, name, template, records, settings, output, None, overwrite)
         return
     part = Shard.parse(shard)
     with aside(part.path(str(output))) as path:
         _sample(model, compute, check, adapter, name, template, records, settings, path, part)
+
+
+def _remove(path: str | None) -> None:
+    if path is not None and os.path.exists(path):
+        os.remove(path)
 
 
 def _sample(
@@ -132,6 +142,7 @@ def _sample(
     settings: Any,
     output: str | None,
     shard: Any,
+    overwrite: bool = False,
 ) -> None:
     import jpo
     from jpo.cli.progress import bar
@@ -141,13 +152,16 @@ def _sample(
     own = lm.load_adapter(adapter) if adapter else {}
     training = own.get("training") or {}
     extra = {"training_seed": training["seed"]} if "seed" in training else {}
+    talks = any(isinstance(record.get(key), list) for record in records for key in ("instruction", "prompt"))
     name = name or (os.path.basename(os.path.normpath(adapter)) if adapter else None)
     options: dict[str, Any] = {
-        "encoder": encoder_of(lm, own, template),
+        "encoder": encoder_of(lm, own, template, talks),
         "output": output,
         "model": name,
         "shard": shard,
     }
+    if overwrite:  # the model stands: what was sampled before is given up only now
+        _remove(output)
     with bar("samples") if output else contextlib.nullcontext() as progress:
         count = 0
         for row in iter_samples(lm, records, settings, **options, extra=extra, progress=progress):

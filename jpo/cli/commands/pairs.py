@@ -113,7 +113,7 @@ def pairs(
     of --weak, --conditional, --candidates, --preferences: preferences where every record carries a verdict (the key
     feedback) and neither --count nor --mix is given, else joint candidates. What is dropped is counted and said.
     """
-    from jpo.data.readers import read_records, write_records
+    from jpo.data.readers import check_apart, read_records, write_records
     from jpo.data.report import Report
     from jpo.errors import JpoError
 
@@ -123,6 +123,7 @@ def pairs(
         raise JpoError("--feedback, --model, --adapter, --template and --compute: only --select knows them")
     if select is not None and (mix is not None or per_instruction > 1 or keep_ties or majority):
         raise JpoError("--select knows none of --mix, --per-instruction, --keep-ties, --majority")
+    check_apart(output, [*input, *(feedback or [])])
     records = read_records(input)
     if select is not None:
         told, result = _selected(select, count, records, feedback, (model, adapter, template, compute), seed)
@@ -220,10 +221,8 @@ def _scored(pool: Any, model: str, adapter: str | None, template: str | None, co
     lm = jpo.load(model, compute=compute)
     own = lm.load_adapter(adapter) if adapter else None
     talks = any(not isinstance(text, str) for pair in pool.pairs for text in (pair.instruction_0, pair.response_0))
-    if template is None and talks and "template" not in (own or {}) and lm.tokenizer.chat_template is not None:
-        template = "chat"
     with bar("scored") as progress:
-        return score(lm, pool, encoder_of(lm, own, template), own, progress)
+        return score(lm, pool, encoder_of(lm, own, template, talks), own, progress)
 
 
 def register(app: typer.Typer) -> None:
