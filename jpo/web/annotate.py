@@ -37,6 +37,7 @@ from jpo.web.store import VERDICTS, Answer, Showing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 _WRITE_SECONDS = 20.0  # between two writings of the output file while verdicts come
+_LOOK_SECONDS = 1.0  # between two looks whether everything is done
 _NAME_LIMIT = 60  # characters
 _TEXTS = 4096  # rendered ones that are kept
 
@@ -88,7 +89,8 @@ class Before:
 
 class Pages:
     """The application over one project. key: what the link must carry (None: nothing, loopback); links: annotators with
-    links of their own, to whom entering is then limited; output: written while verdicts come and at the end."""
+    links of their own, to whom entering is then limited; output: written while verdicts come and at the end; when_done:
+    called once when nobody has anything left to do."""
 
     def __init__(
         self,
@@ -98,11 +100,12 @@ class Pages:
         key: str | None = None,
         links: dict[str, str] | None = None,
         prefix: str = "",
+        when_done: Callable[[], None] | None = None,
     ):
         self.project, self.output, self.key, self.links, self.prefix = project, output, key, dict(links or {}), prefix
         self.secret = project.store.secret("cookies")
         self.entries = Bucket(rate=0.2, burst=10)  # wrong names and passcodes that may be tried
-        self.written = -1
+        self.written, self.when_done = -1, when_done
         self.gathered = Gathered(project.together)
         self.shown = functools.lru_cache(_TEXTS)(self._shown)
         self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
@@ -334,8 +337,17 @@ class Pages:
                 await anyio.sleep(_WRITE_SECONDS)
                 await anyio.to_thread.run_sync(self.save)
 
+        async def until_done() -> None:
+            while self.when_done is not None:
+                await anyio.sleep(_LOOK_SECONDS)
+                if await anyio.to_thread.run_sync(self.project.finished):
+                    await anyio.sleep(_LOOK_SECONDS)  # the last page is on its way
+                    self.when_done()
+                    break
+
         async with anyio.create_task_group() as group:
             group.start_soon(now_and_then)
+            group.start_soon(until_done)
             try:
                 yield
             finally:

@@ -3,7 +3,8 @@ preference records that training reads (those of the paper's authors).
 
 Label Studio: one task a comparison, {"data": ..., "annotations": [...]}, for the configuration LABEL_STUDIO; Argilla:
 {"id", "fields", "metadata", "responses"} as its Record.from_dict reads them, with a label question "preference". What
-comes in may name its texts in the usual ways. Knows records; never pages or stores.
+comes in may name its texts in the usual ways; a preference pair is a comparison that was decided for its first side.
+Knows records; never pages or stores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jpo.data.readers import Record
+from jpo.data.records import preference_pairs
 from jpo.data.report import Report
 from jpo.errors import DataError
 from jpo.feedback.pairs import preferences_from_feedback
@@ -31,8 +33,18 @@ LABEL_STUDIO = """<View>
 </View>
 """
 _JOINT = ("instruction_0", "response_0", "instruction_1", "response_1")
+_PREFERENCE = ("i_chosen", "r_chosen", "i_reject", "r_reject")
 _CONDITIONAL = ("instruction", "response_0", "response_1")
-_VERDICT = ("feedback", "annotator", "annotator_kind", "swapped", "seconds", "rationale", "tags", "failure")
+VERDICT = (  # what an annotator adds to a candidate
+    "feedback",
+    "annotator",
+    "annotator_kind",
+    "swapped",
+    "seconds",
+    "rationale",
+    "tags",
+    "failure",
+)
 _SIDES = ("left", "right", "equal")
 # how others name the texts: (instruction, side 0, side 1)
 _NAMES = (
@@ -107,7 +119,7 @@ def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rest(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in (*_VERDICT, *_texts(row))}
+    return {name: value for name, value in row.items() if name not in (*VERDICT, *_texts(row))}
 
 
 def _readable(value: Any) -> str:
@@ -172,8 +184,10 @@ def _argilla(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def candidate(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A task of Label Studio, a record of Argilla or one with the usual names as a candidate; any other record as it
-    is."""
+    """A task of Label Studio, a record of Argilla, a preference pair or one with the usual names as a candidate; any
+    other record as it is."""
+    if _decided(record):
+        return _of_pair(record)
     texts = record
     for outer in ("data", "fields"):
         if isinstance(record.get(outer), dict):
@@ -192,6 +206,23 @@ def candidate(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return Record(own, record.source, record.place) if isinstance(record, Record) else own
 
 
+def _decided(record: Mapping[str, Any]) -> bool:
+    """Whether it is a preference pair: the authors' form, or TRL's."""
+    return all(name in record for name in _PREFERENCE) or ("chosen" in record and "rejected" in record)
+
+
+def _of_pair(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A preference pair as the candidate whose side 0 was chosen."""
+    pairs = preference_pairs([record])
+    if not pairs:  # its sides are equal: nothing to compare
+        return record
+    texts = [pairs[0].to_record()[name] for name in _PREFERENCE]
+    joint = pairs[0].joint
+    own = dict(zip(_JOINT, texts)) if joint else dict(zip(_CONDITIONAL, (texts[0], texts[1], texts[3])))
+    rest = {name: value for name, value in record.items() if name not in (*_PREFERENCE, "prompt", "chosen", "rejected")}
+    return Record({**own, **rest}, record.source, record.place) if isinstance(record, Record) else {**own, **rest}
+
+
 def _named(texts: Mapping[str, Any]) -> dict[str, Any] | None:
     if all(name in texts for name in _JOINT):
         dropped: tuple[str, ...] = ("left", "right")
@@ -207,7 +238,9 @@ def _named(texts: Mapping[str, Any]) -> dict[str, Any] | None:
 def verdicts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The feedback records that a task or record of another tool holds, or the record itself where it has feedback."""
     own = dict(candidate(record))
-    if isinstance(record.get("data"), dict):
+    if _decided(record):
+        yield {**own, "feedback": 0}
+    elif isinstance(record.get("data"), dict):
         for annotation in record.get("annotations") or ():
             yield {**own, **_read_annotation(annotation)}
     elif isinstance(record.get("fields"), dict):

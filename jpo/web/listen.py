@@ -49,6 +49,10 @@ class Listener:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.socket.getsockname()[1]}{prefix}"
 
+    def end(self) -> None:
+        """Lets `run` come back as soon as open requests are answered."""
+        self.server.should_exit = True
+
     def run(self) -> None:
         """Serves until Ctrl-C or SIGTERM, which then take their usual course."""
         try:

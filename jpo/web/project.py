@@ -15,7 +15,7 @@ from typing import Any
 from jpo.errors import JpoError, MissingExtra
 from jpo.formats.files import write_atomic
 from jpo.web.assignment import Choice, Desk, Rules
-from jpo.web.exchange import exported
+from jpo.web.exchange import VERDICT, exported
 from jpo.web.forms import Format
 from jpo.web.items import Item, Items
 from jpo.web.store import Answer, Showing, Store
@@ -116,6 +116,11 @@ class Project:
             seconds = [answer.seconds for answer in self._desk.answers_of(annotator) if answer.seconds > 0]
         return done, total, statistics.median(seconds) if seconds else None
 
+    def finished(self) -> bool:
+        """Whether nobody has anything left to do."""
+        with self._lock:
+            return self._desk.finished()
+
     # what comes out
 
     def answers(self) -> list[Answer]:
@@ -130,7 +135,8 @@ class Project:
         for answer in self.answers():
             item = self.items.by_key[answer.showing.item]
             if answer.showing.again == 0 and item.gold is None:
-                yield {**item.record, **self._verdict(answer)}
+                given = {name: value for name, value in item.record.items() if name not in VERDICT}  # another's verdict
+                yield {**given, **self._verdict(answer)}
 
     def _verdict(self, answer: Answer) -> dict[str, Any]:
         row: dict[str, Any] = {

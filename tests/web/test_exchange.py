@@ -54,6 +54,13 @@ def test_preferences_train(tmp_path):
     path.write_text(exported(ROWS, "preferences"))
     pairs = preference_pairs(read_records(str(path)))
     assert [(pair.i_chosen, pair.r_reject) for pair in pairs] == [(JOINT["instruction_0"], "ü <b>"), ("J", "x, y")]
+    back = [verdict for row in read_records(str(path)) for verdict in verdicts(row)]
+    texts = {name: text for name, text in JOINT.items() if name != "label_0"}
+    assert back[0].items() >= {**texts, "feedback": 0, "annotator": "anna"}.items() and back[1]["annotator"] == "ben"
+    assert exported(back, "preferences") == path.read_text(), "the authors' files go in and out"
+    assert [item.joint for item in read_items(str(path))] == [True], "both were the same comparison"
+    trl = {"prompt": "Name.", "chosen": "a", "rejected": "b", "score": 3}
+    assert dict(candidate(trl)) == {"instruction": "Name.", "response_0": "a", "response_1": "b", "score": 3}
     with pytest.raises(DataError, match="format: expected one of feedback, csv"):
         exported(ROWS, "xml")
 

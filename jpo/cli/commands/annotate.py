@@ -48,6 +48,9 @@ def annotate(
         ),
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")] = "",
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="End when every item has its answers, so that a script goes on.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; serve nothing.")] = False,
 ) -> None:
     """Let people compare candidates in the browser.
@@ -80,7 +83,18 @@ def annotate(
             f"{answers} verdicts to give, beside {gold} gold items and a share of {repeat:g} repeated for each annotator"
         )
         return
-    _serve(items, rules, _guideline(guideline), output, format, host, port, prefix, annotator or ())
+    from jpo.web.listen import need_web
+
+    need_web("jpo annotate")
+    from jpo.web.project import Project
+    from jpo.web.store import Store
+
+    store = Store(f"{output}.annotations.sqlite")
+    try:
+        project = Project(items, store, rules, _guideline(guideline), format)
+        _serve(project, output, host, port, prefix, annotator or (), until_done)
+    finally:
+        store.close()
 
 
 def _convert(input: str, output: str, form: Format) -> None:
@@ -113,40 +127,25 @@ def _guideline(path: str | None) -> str:
 
 
 def _serve(
-    items: Any,
-    rules: Any,
-    guideline: str,
-    output: str,
-    form: Format,
-    host: str,
-    port: int,
-    prefix: str,
-    names: Sequence[str],
+    project: Any, output: str, host: str, port: int, prefix: str, names: Sequence[str], until_done: bool
 ) -> None:
-    """Serves until Ctrl-C or SIGTERM; the records are written at the end whatever happens."""
-    from jpo.web.listen import Listener, hosts, loopback, need_web
-
-    need_web("jpo annotate")
+    """Serves until Ctrl-C, SIGTERM or the end; the records are written at the end whatever happens."""
     from jpo.web.annotate import Pages, build
-    from jpo.web.project import Project
-    from jpo.web.store import Store
+    from jpo.web.listen import Listener, hosts, loopback
 
-    store = Store(f"{output}.annotations.sqlite")
+    store = project.store
+    key = None if loopback(host) else store.secret("key")
+    links = {name: store.secret(f"link:{name}") for name in names}
+    pages = Pages(project, output=output, key=key, links=links, prefix=prefix)
+    listener = Listener(build(pages, hosts(host)), host, port, prefix)
+    pages.when_done = listener.end if until_done else None
+    _say_links(listener.url, host, key, links)
+    typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
     try:
-        project = Project(items, store, rules, guideline, form)
-        key = None if loopback(host) else store.secret("key")
-        links = {name: store.secret(f"link:{name}") for name in names}
-        pages = Pages(project, output=output, key=key, links=links, prefix=prefix)
-        listener = Listener(build(pages, hosts(host)), host, port, prefix)
-        _say_links(listener.url, host, key, links)
-        typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
-        try:
-            listener.run()
-        finally:
-            count = project.write(output)
-            typer.echo(f"{count} records in {output}")
+        listener.run()
     finally:
-        store.close()
+        count = project.write(output)
+        typer.echo(f"{count} records in {output}")
 
 
 def _say_links(url: str, host: str, key: str | None, links: Mapping[str, str]) -> None:
