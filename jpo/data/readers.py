@@ -110,7 +110,7 @@ def check_apart(output: str | os.PathLike[str], sources: Iterable[Any]) -> None:
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
     """Writes JSON Lines beside `path`, syncs and renames: readers see the old file or the whole new one. The count."""
-    from jpo.formats.files import write_atomic
+    from jpo.disk import write_atomic
 
     path = os.fspath(path)
     if not path.lower().endswith((".jsonl", ".ndjson")):

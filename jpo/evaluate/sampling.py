@@ -19,9 +19,9 @@ from typing import Any
 from jpo.data import Encoder, Template
 from jpo.data.records import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
+from jpo.disk import lock, naming_faults, settle
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import Item, digest, items_of
-from jpo.formats.files import naming_faults
 from jpo.parallel.shards import Shard
 
 _BEGINS = b'{"id": '  # every line of a file of samples
@@ -137,8 +137,12 @@ def iter_samples(
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     shard: Shard | None = None,
+    overwrite: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `sample` one by one, as they are drawn or read back; of a shard, its run of blocks alone."""
+    """The rows of `sample` one by one, as they are drawn or read back; of a shard, its run of blocks alone.
+
+    overwrite: draw anew into output.part, which replaces `output` after the last block; until then that stands as it
+    was. An interrupted run's output.part is gone on with where it is of the same model, settings and instructions."""
     settings = settings or Sampling()
     encoder = encoder or encoder_of(lm)
     items = items_of(records)
@@ -151,13 +155,14 @@ def iter_samples(
         "fingerprint": fingerprint(lm, encoder, settings.stop),
     }
     path = None if output is None else os.fspath(output)
-    known = {} if path is None else _resumable(path, {item.key: item for item in items}, marks)
+    place = f"{path}.part" if path is not None and overwrite else path
     blocks = list(_blocks(items, settings, _block_size(lm, encoder, settings)))
     if shard is not None:
         blocks = blocks[slice(*shard.range(len(blocks)))]
     total = settings.n * sum(len(block) for _, _, block in blocks)
     done = 0
-    with _appended(path) as file:
+    with _appended(place, path, shard is None or overwrite) as file:
+        known = {} if place is None else _known(place, {item.key: item for item in items}, marks, overwrite)
         for temperature, seed, block in blocks:
             rows = _block_rows(lm, encoder, settings, temperature, seed, block, known, marks)
             fresh = [row for row in rows if _cell(row) not in known]
@@ -172,15 +177,20 @@ def iter_samples(
 
 
 @contextlib.contextmanager
-def _appended(path: str | None) -> Iterator[Any]:
-    """The file, open for appending; None where no output is asked for."""
-    if path is None:
+def _appended(path: str | None, final: str | None, alone: bool) -> Iterator[Any]:
+    """The file, open for appending, and renamed to `final` at the end; None where no output is asked for.
+    alone: whether this is the file's one writer; a shard's caller sees to that."""
+    if path is None or final is None:
         yield None
         return
     with naming_faults(path, "mend this and run the command again: it goes on where it was"):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(path, "a", encoding="utf-8", newline="\n") as file:
+            if alone:
+                lock(file, f"{path}: another process samples into it; wait for it, or give another --output")
             yield file
+        if path != final:
+            settle(path, final)
 
 
 def remaining(path: str | os.PathLike[str], total: int) -> int:
@@ -248,11 +258,22 @@ def _cell(row: Mapping[str, Any]) -> Cell:
     return str(row["id"]), float(row["temperature"]), int(row["seed"]), int(row["sample"])
 
 
+def _known(
+    path: str, items: Mapping[str, Item], marks: Mapping[str, Any], overwrite: bool
+) -> dict[Cell, dict[str, Any]]:
+    """As _resumable; what does not belong to this run goes where the run overwrites, and refused elsewhere."""
+    try:
+        return _resumable(path, items, marks)
+    except JpoError:
+        if not overwrite:
+            raise
+        os.truncate(path, 0)
+        return {}
+
+
 def _resumable(path: str, items: Mapping[str, Item], marks: Mapping[str, Any]) -> dict[Cell, dict[str, Any]]:
     """The rows that `path` holds, checked; a torn last line is cut off the file."""
     known: dict[Cell, dict[str, Any]] = {}
-    if not os.path.exists(path):
-        return known
     whole = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

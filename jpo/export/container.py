@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jpo.disk import write_atomic
 from jpo.errors import JpoError
-from jpo.formats.files import write_atomic
 from jpo.formats.gguf import read_gguf
 from jpo.formats.stored import BLOCKS
 

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from jpo.disk import permitted, settle, sync_folder, sync_tree, temporary
 from jpo.errors import JpoError
 from jpo.export.container import TensorPlan
-from jpo.formats.files import permitted, sync_folder, write_json
+from jpo.formats.files import write_json
 
 _INDEX = "model.safetensors.index.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -66,8 +66,6 @@ def _write_safetensors(path: str, plans: Sequence[TensorPlan]) -> None:
         for plan in plans:
             for piece in plan.pieces():
                 file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_tensors(folder: str, plans: Sequence[TensorPlan], limit: int) -> None:
@@ -110,7 +108,8 @@ def _replace(folder: str, output: str, keep: Mapping[str, Callable[[str], bool]]
 
 @contextmanager
 def beside(output: str, overwrite: bool, keep: Mapping[str, Callable[[str], bool]]) -> Iterator[str]:
-    """A folder to write into, which becomes `output` when the block ends well and vanishes otherwise.
+    """A folder to write into, which becomes `output` when the block ends well and vanishes otherwise; what killed writers
+    of `output` left vanishes too.
 
     JpoError where output holds something and overwrite is not given; with it, its files of these names are replaced,
     but one of `keep` (file name -> whether the one at that path may be replaced) that says no.
@@ -122,17 +121,14 @@ def beside(output: str, overwrite: bool, keep: Mapping[str, Callable[[str], bool
     if taken and not overwrite:
         raise JpoError(f"{output}: holds files already; give an empty or new directory, or --overwrite")
     os.makedirs(os.path.dirname(output), exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{os.path.basename(output)}.", suffix=".tmp", dir=os.path.dirname(output))
-    try:
+    with temporary(output, folder=True) as folder:
         yield folder
         if taken:
+            sync_tree(folder)
             _replace(folder, output, keep)
         else:
             os.chmod(folder, permitted(0o777))
-            os.replace(folder, output)
-        sync_folder(os.path.dirname(output))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            settle(folder, output)
 
 
 def copy_files(source: str, folder: str, wanted: Callable[[str], bool]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import fcntl
 import json
 import os
 import sys
@@ -24,13 +23,13 @@ from jpo.data.readers import Record, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
 from jpo.defaults import CONCURRENCY, MAX_ATTEMPTS
+from jpo.disk import lock, naming_faults, settle
 from jpo.errors import JpoError
 from jpo.feedback.journal import MOST, Entry, GroupCommit, Journal, content_key
 from jpo.feedback.prompts import Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault
 from jpo.feedback.replies import parse_reply
 from jpo.feedback.salvage import salvage as salvage_journal
-from jpo.formats.files import naming_faults, sync_folder
 
 _REPLY_KEPT = 200  # characters of a raw reply that the journal keeps
 _MIRROR = {"A": "B", "B": "A", "tie": "tie"}
@@ -305,9 +304,7 @@ def acquire(
             _alone(file, path)
             _run_to_end(asyncio.wait_for(work(file), total_timeout))
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(part, path)
-        sync_folder(folder)
+            settle(part, path)
         return run.summary
     except (asyncio.TimeoutError, TimeoutError):
         raise JpoError(
@@ -344,10 +341,7 @@ def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
 
 def _alone(file: Any, path: str) -> None:
     """Locks and empties the part file."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise JpoError(f"{path}: another run is writing it; wait for it, or give another --output") from None
+    lock(file, f"{path}: another run is writing it; wait for it, or give another --output")
     file.truncate(0)
 
 

@@ -13,12 +13,13 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jpo.disk import settle, write_atomic
 from jpo.errors import FormatError
 from jpo.feedback.journal import COLUMNS, DAMAGE, MOST, VERDICTS, Entry, Journal
 from jpo.feedback.replies import parse_reply
-from jpo.formats.files import sync_folder
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _INNER, _LEAF = 0x02, 0x0A  # pages of a B-tree whose cells are whole rows
@@ -97,19 +98,14 @@ def _replace(path: str, entries: Sequence[Entry], damaged: Mapping[str, bytes]) 
     book.close()
     for end, data in damaged.items():
         if data:
-            with open(f"{path}.damaged{end}.part", "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(f"{path}.damaged{end}.part", f"{path}.damaged{end}")
+            write_atomic(f"{path}.damaged{end}", lambda part, data=data: Path(part).write_bytes(data))
     for end in ("-wal", "-shm"):  # they belong to the old file
         with contextlib.suppress(FileNotFoundError):
             os.remove(path + end)
-    os.replace(fresh, path)
+    settle(fresh, path)
     for end in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(fresh + end)
-    sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
 def _mended(row: Sequence[Any]) -> Entry | None:

@@ -1,20 +1,18 @@
-"""What all formats share: JSON of bounded size, files written whole or not at all, tensors checked against a config."""
+"""What all formats share: JSON of bounded size, text and JSON written whole, tensors checked against a config."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from jpo import _core
-from jpo.errors import FormatError, JpoError
+from jpo.disk import write_atomic
+from jpo.errors import FormatError
 from jpo.formats.stored import BLOCKS, StoredTensor
 from jpo.formats.tensors import layer_tensors, tensor_shapes
 
@@ -87,76 +85,6 @@ def parse_json_object(path: str, text: str) -> dict[str, Any]:
 def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """A file that holds one JSON object."""
     return parse_json_object(path, read_text(path, limit))
-
-
-def permitted(mode: int) -> int:
-    """The mode that a new file or directory of `mode` would get: temporaries start private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mode & ~mask
-
-
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # write_atomic's, by mkstemp
-
-
-def write_atomic(path: str, write: Callable[[str], None]) -> None:
-    """write(temporary sibling), sync, rename to `path`: readers see the old file or the whole new one."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
-    os.close(handle)
-    try:
-        try:
-            write(temporary)
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise JpoError(f"{path}: cannot be written: {error}") from None  # a full disk, by safetensors' own name
-        os.chmod(temporary, permitted(0o666))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    sync_folder(folder)
-
-
-def sweep_temporaries(folder: str) -> None:
-    """Remove what killed writers left in `folder`, not below it: the caller holds the lock of those who write there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for name in os.listdir(folder):
-            if _TEMPORARY.fullmatch(name):
-                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                    os.unlink(os.path.join(folder, name))
-
-
-@contextlib.contextmanager
-def naming_faults(path: str, remedy: str) -> Iterator[None]:
-    """Writing `path` inside the block: a fault of the file system becomes a JpoError that names it, with the remedy.
-    Faults of other files and of the network pass."""
-    try:
-        yield
-    except (TimeoutError, ConnectionError):
-        raise
-    except OSError as error:
-        if error.filename not in (None, path):
-            raise
-        raise JpoError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
-
-
-def sync_folder(folder: str) -> None:
-    """Makes a rename inside `folder` durable, where the system allows folders to be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def write_text(path: str, text: str) -> None:

@@ -12,8 +12,8 @@ import os
 import sys
 from typing import BinaryIO, NamedTuple
 
+from jpo.disk import write_atomic
 from jpo.errors import FormatError, JpoError
-from jpo.formats.files import write_atomic
 
 _STEP = 1 << 20  # bytes copied at a time
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from jpo.disk import write_atomic
 from jpo.errors import FormatError, JpoError
-from jpo.formats.files import check_finite, read_json, write_atomic, write_json
+from jpo.formats.files import check_finite, read_json, write_json
 from jpo.formats.huggingface import read_safetensors
 from jpo.formats.tensors import MODULES
 from jpo.formats.values import boolean, integer, number

@@ -7,7 +7,6 @@ Knows ranges and files; never what the records are.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.readers import Record, iter_records
+from jpo.disk import lock, settle, write_atomic
 from jpo.errors import JpoError
 
 _TEXT = re.compile(r"([0-9]+)/([0-9]+)")
@@ -73,15 +73,10 @@ def aside(path: str) -> Iterator[str]:
     part = path if os.path.exists(path) else f"{path}.part"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(part, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JpoError(f"{part}: another process writes this shard") from None
-        except OSError:
-            pass  # a file system without locks
+        lock(file, f"{part}: another process writes this shard")
         yield part
     if part != path:
-        os.replace(part, path)
+        settle(part, path)
 
 
 def counts(output: str) -> list[int]:
@@ -98,8 +93,6 @@ def join(output: str, count: int | None = None, keep: bool = False, journal: str
     their verdicts hold into the whole's (default: output + ".journal.sqlite"). The number of shards.
 
     count: of shards; default: by the files. The shards are removed unless `keep`. JpoError names what is missing."""
-    from jpo.formats.files import write_atomic
-
     found = counts(output)
     if count is None:
         if len(found) != 1:

@@ -22,6 +22,7 @@ from jpo.data.readers import iter_records, read_records, write_records
 from jpo.data.records import items_to_test, plain, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import DEFAULT
+from jpo.disk import settle
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set
 from jpo.evaluate.items import items_of
@@ -182,7 +183,7 @@ class Stages:
         part = self.path("base.part")
         config = c.pretrain_options(seed=c.seed, template="raw", output=part, save_total_limit=1)
         self._train(jpo.SFTTrainer(lm, world.reading(texts, answers), config), part)
-        os.rename(part, self.path("base"))
+        settle(part, self.path("base"))
 
     def sft(self) -> None:
         """policy/: the SFT policy as a whole model, and sft/: its run."""
@@ -194,8 +195,8 @@ class Stages:
         shutil.rmtree(whole, ignore_errors=True)
         lm.merge(whole)
         shutil.rmtree(self.path("sft"), ignore_errors=True)
-        os.rename(run, self.path("sft"))
-        os.rename(whole, self.path("policy"))
+        settle(run, self.path("sft"))
+        settle(whole, self.path("policy"))
 
     def given_policy(self) -> None:
         """policy/: the model with the given adapter, as a whole model."""
@@ -206,7 +207,7 @@ class Stages:
         whole = self.path("policy.part")
         shutil.rmtree(whole, ignore_errors=True)
         lm.merge(whole)
-        os.rename(whole, self.path("policy"))
+        settle(whole, self.path("policy"))
 
     def _train(self, trainer: Any, output: str) -> None:
         """To the end, from the last checkpoint where there is one; the checkpoints go afterwards."""
@@ -249,7 +250,7 @@ class Stages:
         os.makedirs(os.path.dirname(output), exist_ok=True)
         options.setdefault("encoder", encoder_of(lm, None, self.template))
         sample(lm, records, settings, output=part, progress=lambda a, b: self.inner(a, b, "samples"), **options)
-        os.replace(part, output)
+        settle(part, output)
 
     @property
     def question(self) -> Question:
@@ -343,7 +344,7 @@ class Stages:
                 break
             missing = math.ceil((wanted - decided) * count / max(decided, 1))
             count = min(most, count + max(1, missing), 2 * count)
-        os.replace(part, final)
+        settle(part, final)
 
     def given_conditional(self) -> None:
         """feedback/conditional.jsonl: the given pairs as decided verdicts."""
@@ -416,7 +417,7 @@ class Stages:
         trainer = jpo.PreferenceTrainer(lm, rows, config)
         self._train(trainer, part)
         write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(rows)})
-        os.rename(part, final)
+        settle(part, final)
 
     def _passes(self, run: Run) -> dict[str, Any]:
         """Of a run that is to take as many epochs as DPO's steps are of the conditional pairs, that many; else
@@ -452,7 +453,7 @@ class Stages:
         samples, gold = self.path("samples", f"{run.name}.jsonl"), self.path("data", "test.jsonl")
         known = read_known(self.config.known_verdicts)
         judge_generations(samples, gold, self._judge(), part, known=known, **self._judging())
-        os.replace(part, final)
+        settle(part, final)
 
     # AlpacaEval 2 (the paper's figure 4c)
 

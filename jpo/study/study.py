@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import sys
@@ -19,9 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jpo.disk import lock, sweep_temporaries
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
-from jpo.formats.files import sweep_temporaries, write_json, write_text
+from jpo.formats.files import write_json, write_text
 from jpo.formats.peft import is_adapter
 from jpo.study.config import FREE, WORLD, StudyConfig
 from jpo.study.display import Display
@@ -125,10 +125,7 @@ class Study:
         except OSError as error:
             raise JpoError(f"{self.folder}: cannot be the directory of a study: {error.strerror}") from None
         with open(os.path.join(self.folder, ".lock"), "a", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise JpoError(f"{self.folder}: another process runs this study; wait for it, or end it") from None
+            lock(file, f"{self.folder}: another process runs this study; wait for it, or end it")
             for name in ("", "data", "feedback", "pairs", "samples", "verdicts", "alpaca_eval"):
                 sweep_temporaries(os.path.join(self.folder, name))
             yield

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jpo.disk import settle
 from jpo.errors import JpoError
 from jpo.train.config import TrainingConfig
 
@@ -126,9 +127,7 @@ class Best(Callback):
         for path in (part, old):
             shutil.rmtree(path, ignore_errors=True)
         run.save(part)
-        if os.path.isdir(folder):
-            os.rename(folder, old)
-        os.rename(part, folder)
+        settle(part, folder, old)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ file. Nothing that stands is removed before what replaces it stands. Knows files
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jpo.disk import lock, naming_faults, settle, sweep_temporaries, write_atomic
 from jpo.errors import FormatError, JpoError
 
 _NAME = re.compile(r"checkpoint-([1-9][0-9]*)")
@@ -35,57 +35,18 @@ _PIECE = 1 << 22  # bytes read at a time
 def locked(output: str) -> Iterator[None]:
     """`output` belongs to this run inside the block; JpoError where another process trains there. The lock lies on the
     directory itself and goes with the process, however that ends."""
-    from jpo.formats.files import sweep_temporaries
-
-    with naming_faults(f"{output}: cannot be the directory of a training run"):
+    with naming_faults(output, "a training run needs a directory of its own: choose another output"):
         os.makedirs(output, exist_ok=True)
         handle = os.open(output, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JpoError(f"{output}: another process trains there; wait for it, or choose another output") from None
-        except OSError:
-            pass  # a file system without locks: as before there were any
-        else:
+        if lock(handle, f"{output}: another process trains there; wait for it, or choose another output"):
             sweep_temporaries(output)
         yield
     finally:
         os.close(handle)
 
 
-@contextlib.contextmanager
-def naming_faults(what: str) -> Iterator[None]:
-    """A fault of the file system inside the block becomes a JpoError: `what`, and the system's reason."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise JpoError(f"{what}: {error.strerror or error}{where}") from error
-    except SafetensorError as error:  # its own words for the same faults
-        raise JpoError(f"{what}: {error}") from error
-
-
 # ---- writing --------------------------------------------------------------------------------------------------------
-
-
-def sync_folder(path: str) -> None:
-    """Make the names in a directory survive a crash."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_tree(path: str) -> None:
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with open(os.path.join(folder, name), "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(folder)
 
 
 def _write_tensors(path: str, tensors: Mapping[str, Any]) -> None:
@@ -158,9 +119,7 @@ def save(
     others = [path_of(output, other) for other in finished(output) if other != step]
     before = f"{others[-1]} still stands" if others else "there is none before it"
     try:
-        with naming_faults(
-            f"{final}: the checkpoint could not be written; {before}; mend this and go on with --resume"
-        ):
+        with naming_faults(final, f"{before}; mend this and go on with --resume"):
             shutil.rmtree(aside, ignore_errors=True)
             os.makedirs(aside)
             write_model(aside)
@@ -168,11 +127,7 @@ def save(
             with open(os.path.join(aside, STATE), "w", encoding="utf-8") as file:
                 json.dump(state, file, indent=1)
             _write_manifest(aside, step)
-            _sync_tree(aside)
-            if os.path.isdir(final):
-                _set_aside(output, step)
-            os.rename(aside, final)
-            sync_folder(output)
+            settle(aside, final, old=_old(output, step))
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # what it holds may be what fills the disk
         raise
@@ -180,16 +135,16 @@ def save(
     return final
 
 
-def _set_aside(output: str, step: int) -> None:
-    """Out of the finished ones by one rename, so that a half removed folder never looks like one."""
-    old = os.path.join(output, f".checkpoint-{step}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(path_of(output, step), old)
+def _old(output: str, step: int) -> str:
+    return os.path.join(output, f".checkpoint-{step}.old")
 
 
 def _remove(output: str, step: int) -> None:
-    _set_aside(output, step)
-    shutil.rmtree(os.path.join(output, f".checkpoint-{step}.old"), ignore_errors=True)
+    """Out of the finished ones by one rename, so that a half removed folder never looks like one."""
+    old = _old(output, step)
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path_of(output, step), old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(output: str) -> None:
@@ -388,18 +343,18 @@ class MetricsFile:
                     except (ValueError, KeyError, TypeError, RecursionError):
                         break
                     kept.append(row)
-        part = self.path + ".part"
-        with self._faults():
+
+        def write(part: str) -> None:
             with open(part, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.path)
+
+        with self._faults():
+            write_atomic(self.path, write)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         return kept
 
     def _faults(self) -> contextlib.AbstractContextManager[None]:
-        return naming_faults(f"{self.path}: cannot be written; mend this and go on with --resume")
+        return naming_faults(self.path, "mend this and go on with --resume")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from jpo.disk import naming_faults, sync_folder
 from jpo.errors import JpoError
 from jpo.export.card import write_card
 from jpo.interrupts import Stopped, held, noted, stopped
@@ -322,13 +323,11 @@ class Loop:
     def _finish(self) -> None:
         output = self.config.output
         if output and self.team.root:
-            with checkpoint.naming_faults(
-                f"{output}: the result could not be written; mend this and go on with --resume"
-            ):
+            with naming_faults(output, "mend this and go on with --resume"):
                 self.task.save(output)
                 if not write_card(output, self.task.card(self.history, self.baseline)):
                     _say(f"{output}: its README.md is not jpo's and stays as it is")
-                checkpoint.sync_folder(output)
+                sync_folder(output)
 
 
 def _say(text: str) -> None:

@@ -67,7 +67,7 @@ class ReferenceLogps:
             return
         from safetensors.numpy import save_file
 
-        from jpo.formats.files import write_atomic
+        from jpo.disk import write_atomic
 
         keys = np.frombuffer(b"".join(self._values), dtype=np.uint8).reshape(-1, _DIGEST)
         values = np.fromiter(self._values.values(), dtype=np.float64, count=len(self._values))

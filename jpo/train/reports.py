@@ -107,7 +107,7 @@ def _read_ids(output: str | None) -> dict[str, str]:
 
 
 def _write_ids(output: str, ids: dict[str, str]) -> None:
-    from jpo.formats.files import write_atomic
+    from jpo.disk import write_atomic
 
     def write(part: str) -> None:
         with open(part, "w", encoding="utf-8") as file:

@@ -28,8 +28,8 @@ from starlette.staticfiles import StaticFiles
 
 from jpo import batching
 from jpo.batching import Drawn, Event, PromptRead
+from jpo.disk import write_atomic
 from jpo.errors import JpoError
-from jpo.formats.files import write_atomic
 from jpo.web import openai_forms
 from jpo.web.models import Models, Variant
 from jpo.web.openai_forms import ApiError

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jpo.disk import write_atomic
 from jpo.errors import JpoError, MissingExtra
-from jpo.formats.files import write_atomic
 from jpo.web.assignment import Choice, Desk, Rules
 from jpo.web.exchange import VERDICT, exported
 from jpo.web.forms import Format

@@ -8,7 +8,7 @@ import jpo
 from jpo.cli.main import main
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import items_of
-from jpo.evaluate.sampling import Sampling, encoder_of, fingerprint, sample
+from jpo.evaluate.sampling import Sampling, encoder_of, fingerprint, iter_samples, sample
 
 ROWS = [{"instruction": f"Name thing {n}.", "tag": n} for n in range(40)]
 FEW = Sampling(temperatures=(0.0, 1.0), seeds=(0, 1), max_new_tokens=4)
@@ -97,6 +97,22 @@ def test_another_model_or_setting_is_refused(lm, tmp_path, capsys):
     flags = ["generate", "--model", "tiny", "--input", str(source), "--output", str(out), "--max-new-tokens", "3"]
     assert main([*flags, "--overwrite", "--dry-run"]) == 0 and "2 of them to draw" in capsys.readouterr().out
     assert main([*flags, "--overwrite"]) == 0 and len(out.read_bytes().splitlines()) == 2
+
+
+def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(lm, tmp_path):
+    out, part = tmp_path / "o.jsonl", tmp_path / "o.jsonl.part"
+    out.write_bytes(b"what stood here\n")
+    whole = sample(lm, ROWS, FEW)
+    drawing = iter_samples(lm, ROWS, FEW, output=out, overwrite=True)
+    next(drawing), drawing.close()
+    assert out.read_bytes() == b"what stood here\n" and part.exists()
+    drawn = part.read_bytes()
+    first = next(iter_samples(lm, ROWS, FEW, output=out, overwrite=True))  # goes on: nothing is drawn twice
+    assert first == whole[0] and part.read_bytes().startswith(drawn)
+    assert list(iter_samples(lm, ROWS, FEW, output=out, overwrite=True)) == whole
+    assert [json.loads(line) for line in out.read_text().splitlines()] == whole and not part.exists()
+    part.write_bytes(b"of another run\n")
+    assert list(iter_samples(lm, ROWS, FEW, output=out, overwrite=True)) == whole and not part.exists()
 
 
 def test_an_adapter_changes_the_fingerprint():

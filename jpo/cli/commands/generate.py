@@ -41,7 +41,12 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option("--output", help="JSONL file; run again to go on where it stopped. (default: standard output)"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Sample anew, whatever --output holds.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Sample anew, whatever --output holds: it stands until the new file is whole."
+        ),
+    ] = False,
     adapter: Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")] = None,  # noqa: UP045
     name: Annotated[
         Optional[str],  # noqa: UP045
@@ -87,7 +92,8 @@ def generate(
 
     Records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
     A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must
-    come from the same model, settings and instructions; anything else is refused.
+    come from the same model, settings and instructions; anything else is refused. With --overwrite the new samples stand
+    in OUTPUT.part until all are drawn, and the same command goes on with them.
 
     jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5
         --temperature
@@ -105,7 +111,7 @@ def generate(
     settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or ())
     if dry_run:
         total = len(settings.temperatures) * len(settings.seeds) * n * len(items_of(records, input or "--prompt"))
-        left = total if output is None or overwrite else remaining(output, total)
+        left = total if output is None else remaining(f"{output}.part" if overwrite else output, total)
         typer.echo(
             f"{len(records)} instructions x {len(settings.temperatures)} temperatures x {len(settings.seeds)} seeds x "
             f"{n} samples = {total} samples of at most {max_new_tokens} tokens; {left} of them to draw"
@@ -114,21 +120,15 @@ def generate(
     if (executor or shard) and not output:
         raise JpoError("--executor and --shard write files: give --output FILE")
     if executor:
-        _remove(output if overwrite else None)
-        overwrite = False  # what the shards are about to sample stays
         if not over_executor(executor, shards, str(output)):
             return
+        overwrite = False  # the shards did
     if not shard:
         _sample(model, compute, check, adapter, name, template, records, settings, output, None, overwrite)
         return
     part = Shard.parse(shard)
     with aside(part.path(str(output))) as path:
-        _sample(model, compute, check, adapter, name, template, records, settings, path, part)
-
-
-def _remove(path: str | None) -> None:
-    if path is not None and os.path.exists(path):
-        os.remove(path)
+        _sample(model, compute, check, adapter, name, template, records, settings, path, part, overwrite)
 
 
 def _sample(
@@ -142,7 +142,7 @@ def _sample(
     settings: Any,
     output: str | None,
     shard: Any,
-    overwrite: bool = False,
+    overwrite: bool,
 ) -> None:
     import jpo
     from jpo.cli.progress import bar
@@ -159,9 +159,8 @@ def _sample(
         "output": output,
         "model": name,
         "shard": shard,
+        "overwrite": overwrite and output is not None,
     }
-    if overwrite:  # the model stands: what was sampled before is given up only now
-        _remove(output)
     with bar("samples") if output else contextlib.nullcontext() as progress:
         count = 0
         for row in iter_samples(lm, records, settings, **options, extra=extra, progress=progress):
