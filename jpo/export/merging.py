@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,12 @@ from jpo.export.directory import beside, copy_files, shard_bytes, write_tensors
 from jpo.export.layout import architecture, gguf_file_rows, gguf_rows, hugging_face_rows, repeats_head
 from jpo.export.lora_file import adapter_tensors
 from jpo.export.metadata import model_metadata
-from jpo.export.modelfile import MODELFILE, is_own_modelfile, modelfile, turns_of, write_modelfile
+from jpo.export.modelfile import MODELFILE, NO_TURNS, is_own_modelfile, modelfile, turns_of, write_modelfile
 from jpo.export.presets import FILE_TYPES, AdapterType, FileType, Format, file_type, tensor_type
 from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
 from jpo.export.whole import beyond_low_rank, merged_base
+from jpo.formats.chat import Ended
 from jpo.formats.files import write_json
 from jpo.formats.writing import hugging_face_config
 
@@ -118,10 +120,15 @@ def _gguf_metadata(
 
 
 def _modelfile(base: Base, adapter: Adapter, folder: str, from_: str, adapter_file: str | None = None) -> None:
-    """Ollama's Modelfile in `folder`, unless a person's own stands there."""
-    turns = turns_of(adapter.settings, base.checkpoint.tokenizer)
-    text = modelfile(from_, adapter_file, turns, base.checkpoint.tokenizer, base.checkpoint.generation)
-    write_modelfile(folder, text)
+    """Ollama's Modelfile in `folder`, unless a person's own stands there. Says where it has no TEMPLATE, and why."""
+    tokenizer, turns, without = base.checkpoint.tokenizer, None, NO_TURNS
+    try:
+        turns = turns_of(adapter.settings, tokenizer)
+    except Ended as error:
+        without = str(error)
+    text = modelfile(from_, adapter_file, turns, tokenizer, base.checkpoint.generation, without)
+    if write_modelfile(folder, text) and (turns is None or turns.go() is None):
+        print(f"{MODELFILE} has no TEMPLATE: {without}; Ollama goes by the GGUF file's own", file=sys.stderr)
 
 
 def _where(base: Base) -> str:

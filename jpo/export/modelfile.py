@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.templates import Template
-from jpo.errors import JpoError
+from jpo.errors import JpoError, printable
+from jpo.formats.chat import Ended
 from jpo.formats.files import read_text, write_text
 from jpo.tokenization import Tokenizer
 
 MODELFILE = "Modelfile"
+NO_TURNS = "the chat template has no form in Ollama's turns"
 _MARK = "# Written by jpo"
 _SAMPLING = {
     "temperature": "temperature",
@@ -111,9 +113,12 @@ def _split(text: str, *marks: str) -> list[str] | None:
 
 
 def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], prompt: bool = True) -> str | None:
-    """The conversation by the chat template; None where it refuses it. A BOS that the tokenizer adds is not spelled."""
+    """The conversation by the chat template; None where it refuses it. A BOS that the tokenizer adds is not spelled.
+    chat.Ended where it is not known."""
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt)
+    except Ended:
+        raise
     except JpoError:
         return None
     token = tokenizer.special.get("bos_token") if tokenizer.adds_bos else None
@@ -121,7 +126,8 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], promp
 
 
 def chat_turns(tokenizer: Tokenizer) -> Turns | None:
-    """The chat template as turns, found by rendering; None where it has no such form."""
+    """The chat template as turns, found by rendering; None where it has no such form; chat.Ended where it takes too
+    long."""
     if tokenizer.chat_template is None:
         return None
     parts = _split(_rendered(tokenizer, _turns(_ONE, _REPLY, _TWO)) or "", _ONE, _REPLY, _TWO)
@@ -178,14 +184,19 @@ def _parameters(tokenizer: Tokenizer, generation: Mapping[str, Any]) -> list[str
 
 
 def modelfile(
-    base: str, adapter: str | None, turns: Turns | None, tokenizer: Tokenizer, generation: Mapping[str, Any]
+    base: str,
+    adapter: str | None,
+    turns: Turns | None,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any],
+    without: str = NO_TURNS,
 ) -> str:
-    """The Modelfile's text: base and adapter are paths as they stand in it."""
+    """The Modelfile's text: base and adapter are paths as they stand in it; `without` says why there are no turns."""
     lines = [f"{_MARK}: ollama create NAME -f Modelfile", f"FROM {base}"]
     lines += [f"ADAPTER {adapter}"] if adapter else []
     template = turns.go() if turns is not None else None
     if turns is None or template is None:
-        lines.append("# No TEMPLATE: the chat template has no form in Ollama's turns; the GGUF file holds its own")
+        lines.append(f"# No TEMPLATE: {printable(without)}; the GGUF file holds its own")
     else:
         lines.append(f"TEMPLATE {_quoted(template)}")
         if turns.default:

@@ -1,32 +1,14 @@
-"""The process that runs chat templates: a loop over messages on standard input, one reply on standard output each.
+"""What the worker of chat templates answers (_worker_loop.py): {"template", "variables", "limit"} -> {"text": ...}.
 
 A chat template is a program that came with a downloaded model. jinja2's immutable sandbox keeps it from attributes and
-files; this process, with a limit on its memory and a parent that ends it when time is up, keeps it from everything
-that a sandbox cannot stop in its tracks: endless loops, strings of gigabytes, lists of lists.
-Run as a file, outside the package, so that it imports neither jpo nor NumPy.
+files; the process, with limits on its memory and time, from everything that a sandbox cannot stop in its tracks: endless
+loops, strings of gigabytes, lists of lists.
 """
 
 import json
-import struct
-import sys
 from datetime import datetime
 
 MEMORY_LIMIT = 1 << 29  # bytes of address space; rendering an ordinary template takes some 40 MB
-
-
-def limit_process():
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's clock and the limit on output remain
-        return
-    for name, value in (("RLIMIT_AS", MEMORY_LIMIT), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
-        kind = getattr(resource, name, None)
-        if kind is None:
-            continue
-        try:
-            resource.setrlimit(kind, (value, value))
-        except (ValueError, OSError):
-            pass  # a lower limit stands already, or the system (macOS) does not take this one
 
 
 def environment():
@@ -73,37 +55,14 @@ def render(compiled, request):
     return {"text": "".join(pieces)}
 
 
-def answer(sandbox, cache, request):
-    try:
+def answering():
+    sandbox, cache = environment(), {}
+
+    def answer(request):
         source = request["template"]
         if source not in cache:
             cache.clear()
             cache[source] = sandbox.from_string(source)
         return render(cache[source], request)
-    except MemoryError:
-        return {"error": f"it needs more than {MEMORY_LIMIT >> 20} MB of memory"}
-    except RecursionError:
-        return {"error": "it is nested too deeply"}
-    except Exception as error:  # noqa: BLE001 - whatever a template does wrong is its own error
-        line = getattr(error, "lineno", None)
-        place = f"line {line}: " if line else ""
-        return {"error": f"{place}{type(error).__name__}: {str(error)[:500]}"}
 
-
-def main():
-    sys.path[:0] = sys.argv[1:]  # where the parent found jinja2 and markupsafe
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    sandbox, cache = environment(), {}
-    limit_process()
-    while True:
-        head = source.read(4)
-        if len(head) < 4:
-            return
-        request = json.loads(source.read(struct.unpack("<I", head)[0]))
-        reply = json.dumps(answer(sandbox, cache, request)).encode("ascii")
-        sink.write(struct.pack("<I", len(reply)) + reply)
-        sink.flush()
-
-
-if __name__ == "__main__":
-    main()
+    return answer

@@ -18,7 +18,7 @@ from jpo.formats.worker import Worker
 
 LONG = 1 << 16  # characters of the longest text that is encoded at once in this process: some 0.1 s
 MOST_GROWTH = 64  # characters that one may become at most
-SECONDS, SECONDS_PER_MB = 10.0, 30.0  # for one request
+SECONDS, SECONDS_PER_MB = 10.0, 30.0  # of processor time for one request
 _TEXT_LIMIT = 1 << 28  # characters
 _PROBES = (" ", "a", "aa b", "0", "\n", "x+y", "\u2581", "\u00e9", "\u4e16", "'s", "A.", "\t ")
 _CONTRACTIONS, _TAIL = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -13,10 +13,15 @@ from typing import Any
 from jpo.errors import JpoError
 from jpo.formats.worker import Worker
 
-SECONDS = 10.0  # for one rendering, the start of the process included
+SECONDS = 10.0  # of processor time for one rendering
 SOURCE_LIMIT = 1 << 20  # characters of a template
 OUTPUT_LIMIT = 1 << 20  # characters of a rendering, beside four times its messages
 _MESSAGES_LIMIT = 1 << 28  # bytes
+
+
+class Ended(JpoError):
+    """A rendering that passed a limit of time, or whose process ended: whether it would have gone well is not known."""
+
 
 worker = Worker("chat template", "_chat_worker.py", ("jinja2", "markupsafe"))
 
@@ -27,7 +32,7 @@ def render(
     """The conversation as the template writes it.
 
     `variables` (bos_token, eos_token, ...) are visible to the template beside messages, add_generation_prompt, tools
-    and documents (both none). JpoError where the template fails, refuses the conversation or passes a bound.
+    and documents (both none). JpoError where the template fails, refuses the conversation or passes a bound (Ended for time).
     """
     if len(template) > SOURCE_LIMIT:
         raise JpoError(f"chat template: {len(template)} characters are more than the {SOURCE_LIMIT} allowed")
@@ -47,5 +52,5 @@ def render(
     with worker.lock:
         reply = worker.ask(request, 12 * limit + 4096, SECONDS)  # a character outside the BMP is 12 bytes of JSON
     if "text" not in reply:
-        raise JpoError(f"chat template: {reply.get('error')}")
+        raise (Ended if reply.get("ended") else JpoError)(f"chat template: {reply.get('error')}")
     return reply["text"]

@@ -11,6 +11,7 @@ import atexit
 import importlib.util
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -32,11 +33,15 @@ _INHERITED = (
     "LD_LIBRARY_PATH",
     "DYLD_LIBRARY_PATH",
 )
+_LOOP = "_worker_loop.py"
+_HEAD = struct.Struct("<Id")  # of a request: bytes that follow, seconds of processor time that it may take
+_PATIENCE = 6  # the clock's limit, in limits of processor time: a busy machine is no fault of the request
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 class Worker:
-    """One script beside this file, run isolated; requests and replies are JSON behind a length of four bytes."""
+    """One script beside this file, run isolated by _worker_loop.py; requests and replies are JSON behind their
+    length."""
 
     def __init__(self, what: str, script: str, packages: tuple[str, ...]):
         self.what, self.script, self.packages = what, script, packages
@@ -59,9 +64,9 @@ class Worker:
         """The running process; another one where it has ended or belongs to the parent of this process."""
         if self.process is not None and self._owner == os.getpid() and self.process.poll() is None:
             return self.process
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), self.script)
+        loop, script = (os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in (_LOOP, self.script))
         kept = {key: os.environ[key] for key in _INHERITED if key in os.environ}
-        command = [sys.executable, "-I", script, *self._search_path()]
+        command = [sys.executable, "-I", loop, script, *self._search_path()]
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept,
@@ -85,12 +90,12 @@ class Worker:
                 pass
         process.wait()
 
-    def _exchange(self, request: bytes, longest: int) -> dict[str, Any] | None:
+    def _exchange(self, request: bytes, longest: int, seconds: float) -> dict[str, Any] | None:
         """The reply, or None where the process ended without one or a longer one came."""
         process = self.start()
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(struct.pack("<I", len(request)) + request)
+            process.stdin.write(_HEAD.pack(len(request), seconds) + request)
             process.stdin.flush()
             head = process.stdout.read(4)
             if len(head) < 4 or struct.unpack("<I", head)[0] > longest:
@@ -101,30 +106,39 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError):
             return None
 
-    def ask(self, request: bytes, longest: int, seconds: float) -> dict[str, Any]:
-        """The reply of at most `longest` bytes within `seconds`, the start included, or {"error": ...}. Hold self.lock.
+    def _end(self, seconds: float, expired: bool) -> str:
+        """Why a request was not answered; ends what is left of the process."""
+        process = self.process
+        self.stop()
+        if expired:
+            return f"it took longer than {_PATIENCE * seconds:g} s"
+        if process is not None and process.returncode == -getattr(signal, "SIGPROF", 0):
+            return f"it took longer than {seconds:g} s of processor time"
+        return "its process ended (out of memory?)"
 
-        Whatever goes wrong ends the process, so that no half reply is read later; Ctrl-C ends it at once."""
+    def ask(self, request: bytes, longest: int, seconds: float) -> dict[str, Any]:
+        """The reply of at most `longest` bytes within `seconds` of processor time, or {"error": ...}, with "ended" where it was
+        the process that ended. Hold self.lock.
+
+        By the clock, the start included, it may take _PATIENCE times as long. Whatever goes wrong ends the process, so that no half reply is read later; Ctrl-C ends it at once."""
         expired = threading.Event()
 
         def expire(process: subprocess.Popen[bytes]) -> None:
             expired.set()
             process.kill()
 
-        timer = threading.Timer(seconds, expire, (self.start(),))
+        timer = threading.Timer(_PATIENCE * seconds, expire, (self.start(),))
         timer.daemon = True
         timer.start()
         try:
-            reply = self._exchange(request, longest)
+            reply = self._exchange(request, longest, seconds)
         except BaseException:
             self.stop()
             raise
         finally:
             timer.cancel()
         if reply is None:
-            self.stop()
-            what = f"it took longer than {seconds:g} s" if expired.is_set() else "its process ended (out of memory?)"
-            return {"error": what}
+            return {"error": self._end(seconds, expired.is_set()), "ended": True}
         return reply
 
 

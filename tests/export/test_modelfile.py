@@ -7,10 +7,11 @@ import pytest
 from export import go_template
 from export.adapters import tiny_adapter
 
+import jpo
 from jpo import export
 from jpo.data.templates import Template
 from jpo.export.modelfile import chat_turns, modelfile, text_turns, turns_of
-from jpo.formats import load_checkpoint
+from jpo.formats import chat, load_checkpoint, write_checkpoint
 
 # published chat templates, shortened to what a conversation of user and assistant meets
 _ROLES = "{% for m in messages %}"
@@ -83,6 +84,17 @@ def test_a_template_without_such_a_form_is_left_out():
     assert chat_turns(own) is None
     text = modelfile("./m.gguf", None, None, own, {})
     assert "# No TEMPLATE" in text and not re.search("^TEMPLATE", text, re.MULTILINE)
+
+
+def test_a_template_that_takes_too_long_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+    tiny_adapter(tmp_path / "adapter")
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    tiny = load_checkpoint("tiny")
+    write_checkpoint(tmp_path / "base", tiny.config, jpo.load("tiny").state(), tokenizer(endless))
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    export.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "m")
+    assert "# No TEMPLATE: chat template: it took longer than" in (tmp_path / "m" / "Modelfile").read_text()
+    assert "Modelfile has no TEMPLATE: chat template: it took longer than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["spaced", "paper", "tldr", "raw", "Q {{x}}: {instruction}\nA:{response}"])
