@@ -92,8 +92,8 @@ def generate(
 
     Records {id, instruction, output, temperature, seed, sample, model, ...}, one line each.
     A sample depends on the seed, the record's id and its own number, not on its neighbours. A resumed --output must
-    come from the same model, settings and instructions; anything else is refused. With --overwrite the new samples stand
-    in OUTPUT.part until all are drawn, and the same command goes on with them.
+    come from the same model, settings and instructions; anything else is refused. With --overwrite the new samples
+    stand in OUTPUT.part until all are drawn, and the same command goes on with them.
 
     jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5
         --temperature
