@@ -68,8 +68,8 @@ def sync_tree(path: str) -> None:
 
 
 def settle(part: str, path: str, old: str | None = None) -> None:
-    """Renames `part`, a file or folder that is written whole, to `path`, synced before and after: a crash leaves the one
-    or the other. A file at `path` is replaced; a folder that stands there is first renamed to `old`."""
+    """Renames `part`, a file or folder that is written whole, to `path`, synced before and after: a crash leaves the
+    one or the other. A file at `path` is replaced; a folder that stands there is first renamed to `old`."""
     sync_tree(part)
     if old is not None and os.path.isdir(path):
         shutil.rmtree(old, ignore_errors=True)

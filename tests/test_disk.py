@@ -1,4 +1,5 @@
-"""Files that stand whole or not at all: what is swept and what is not, the order of sync and rename, names of faults."""
+"""Files that stand whole or not at all: what is swept and what is not, the order of sync and rename, names of
+faults."""
 
 import errno
 import os

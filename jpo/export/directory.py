@@ -108,8 +108,8 @@ def _replace(folder: str, output: str, keep: Mapping[str, Callable[[str], bool]]
 
 @contextmanager
 def beside(output: str, overwrite: bool, keep: Mapping[str, Callable[[str], bool]]) -> Iterator[str]:
-    """A folder to write into, which becomes `output` when the block ends well and vanishes otherwise; what killed writers
-    of `output` left vanishes too.
+    """A folder to write into, which becomes `output` when the block ends well and vanishes otherwise; what killed
+    writers of `output` left vanishes too.
 
     JpoError where output holds something and overwrite is not given; with it, its files of these names are replaced,
     but one of `keep` (file name -> whether the one at that path may be replaced) that says no.

@@ -1,8 +1,8 @@
 """What the worker of chat templates answers (_worker_loop.py): {"template", "variables", "limit"} -> {"text": ...}.
 
 A chat template is a program that came with a downloaded model. jinja2's immutable sandbox keeps it from attributes and
-files; the process, with limits on its memory and time, from everything that a sandbox cannot stop in its tracks: endless
-loops, strings of gigabytes, lists of lists.
+files; the process, with limits on its memory and time, from everything that a sandbox cannot stop in its tracks:
+endless loops, strings of gigabytes, lists of lists.
 """
 
 import json

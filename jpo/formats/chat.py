@@ -32,7 +32,8 @@ def render(
     """The conversation as the template writes it.
 
     `variables` (bos_token, eos_token, ...) are visible to the template beside messages, add_generation_prompt, tools
-    and documents (both none). JpoError where the template fails, refuses the conversation or passes a bound (Ended for time).
+    and documents (both none). JpoError where the template fails, refuses the conversation or passes a bound (Ended for
+    time).
     """
     if len(template) > SOURCE_LIMIT:
         raise JpoError(f"chat template: {len(template)} characters are more than the {SOURCE_LIMIT} allowed")

@@ -117,10 +117,11 @@ class Worker:
         return "its process ended (out of memory?)"
 
     def ask(self, request: bytes, longest: int, seconds: float) -> dict[str, Any]:
-        """The reply of at most `longest` bytes within `seconds` of processor time, or {"error": ...}, with "ended" where it was
-        the process that ended. Hold self.lock.
+        """The reply of at most `longest` bytes within `seconds` of processor time, or {"error": ...}, with "ended"
+        where it was the process that ended. Hold self.lock.
 
-        By the clock, the start included, it may take _PATIENCE times as long. Whatever goes wrong ends the process, so that no half reply is read later; Ctrl-C ends it at once."""
+        By the clock, the start included, it may take _PATIENCE times as long. Whatever goes wrong ends the process, so
+        that no half reply is read later; Ctrl-C ends it at once."""
         expired = threading.Event()
 
         def expire(process: subprocess.Popen[bytes]) -> None:
