@@ -17,6 +17,10 @@
 #define SQRT(v) ((vf)_mm256_sqrt_ps((__m256)(v)))
 #define LARGER(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define SMALLER(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define LOAD_PART(p, n, fill) ((vf)load_part_256(p, n, (__m256)(fill)))
+#define STORE_PART(p, v, n) _mm256_maskstore_ps(p, first_lanes_256(n), (__m256)(v))
+#define SUM_LANES(v) sum_across_double_256((__m256)(v))
+#define MAX_LANES(v) max_across_256((__m256)(v))
 #define SUM_FOUR(out, v) \
     _mm_storeu_ps(out, sum_four_256((__m256)(v)[0], (__m256)(v)[1], (__m256)(v)[2], (__m256)(v)[3]))
 #define TABLE jpo_kernels_avx2

@@ -20,6 +20,8 @@ typedef struct {
     X(float, max_tile, (const float *z, int64_t n, int64_t *index))                                                    \
     /* out = exp(z - max); returns the sum. out may be z. */                                                           \
     X(double, softmax_tile, (float *out, const float *z, int64_t n, float max))                                        \
+    /* dz = p (dz - delta): through a softmax, dz holding dp. */                                                       \
+    X(void, softmax_backward, (float *dz, const float *p, float delta, int64_t n))                                     \
     /* Sum of exp(z - max), z left alone. */                                                                           \
     X(double, expsum_tile, (const float *z, int64_t n, float max))                                                     \
     /* sums[3]: of p z (0 where p = 0), p^2, z. */                                                                     \

@@ -146,6 +146,7 @@ static void store_task(void *context, int64_t row, int thread) {
 static jpo_attention layer_attention(const block *b, const jpo_attention *attention) {
     jpo_attention at = *attention;
     at.window = b->c->layer[b->layer].window;
+    at.compute = b->weights->module[JPO_Q].weight.compute;
     return at;
 }
 

@@ -8,9 +8,9 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
-#include "ops/sgemm.h"
+#include "ops/operands.h"
 
-enum { QUERY_BLOCK = 32, KEY_BLOCK = 256 };
+enum { QUERY_BLOCK = 32, KEY_BLOCK = 256, SCORE_LD = KEY_BLOCK + 16 };
 
 typedef struct {
     float *out, *lse, *dq, *dk, *dv;
@@ -23,20 +23,63 @@ typedef struct {
     size_t scratch_part;
     int64_t group; /* heads that one task takes: all that share keys, or a part of them */
     const jpo_kernels *kernels;
+    const jpo_gemm_kernel *product; /* of queries, keys and values; NULL: float32 */
 } attention_job;
 
 /* One block of queries of the heads of a task, and the tiles it works in. M = group * queries rows, head-major. */
 typedef struct {
     const jpo_attention_segment *segment;
     int64_t first, queries, group, head, kv_head, m, dim; /* heads head .. head + group - 1 */
-    float *q, *o, *s, *d_o, *ds, *row; /* (M, dim) x2, (M, KEY_BLOCK), (M, dim), (M, KEY_BLOCK), (M, 2) */
-    float *slope;                      /* (M, KEY_BLOCK): of the soft-cap, where there is one */
+    float *q, *o, *d_o, *dq;                              /* (M, dim) each */
+    float *s, *ds, *slope; /* (M, keys of a tile; lds) each; slope: of the soft-cap, where there is one */
+    int64_t lds;           /* near the tile's keys and no power of two, so that rows stay in the first cache */
+    float *row;            /* (M, 2) */
+    float *buffer;         /* (JPO_OPERAND_ROWS, M): for transposed operands */
+    /* Prepared operands (ops/operands.h): of the whole block, and memory for one of a tile's keys or values and for one
+     * of its scores. */
+    jpo_operand q_rows, d_o_rows, q_columns, d_o_columns;
+    void *keys, *scores;
 } query_block;
 
-static size_t scratch_bytes(const jpo_attention *at) {
-    int64_t m = at->heads / at->kv_heads * QUERY_BLOCK;
-    int64_t tiles = at->softcap > 0 ? 3 : 2;
-    return (size_t)(m * (4 * at->head_dim + tiles * KEY_BLOCK + 3)) * sizeof(float) + 64;
+/* A thread's scratch: one function that counts (base NULL), and run again hands out memory. */
+typedef struct {
+    char *base;
+    size_t used;
+} cursor;
+
+static void *allot(cursor *at, size_t bytes) {
+    void *memory = at->base ? at->base + at->used : NULL;
+    at->used += (size_t)jpo_round_up((int64_t)bytes, 64);
+    return memory;
+}
+
+static float *allot_floats(cursor *at, int64_t rows, int64_t columns) {
+    return allot(at, (size_t)(rows * columns) * sizeof(float));
+}
+
+/* Bytes of an operand of `count` vectors along `depth`, or the other way round. */
+static size_t either_bytes(const jpo_gemm_kernel *kernel, int64_t count, int64_t depth) {
+    const size_t one = jpo_operand_bytes(kernel, count, depth), other = jpo_operand_bytes(kernel, depth, count);
+    return one > other ? one : other;
+}
+
+static size_t lay_out(query_block *b, const attention_job *job, char *base) {
+    const int64_t m = job->group * QUERY_BLOCK, dim = job->at->head_dim;
+    cursor at = {base, 0};
+    b->q = allot_floats(&at, m, dim), b->o = allot_floats(&at, m, dim);
+    b->d_o = allot_floats(&at, m, dim), b->dq = allot_floats(&at, m, dim);
+    b->s = allot_floats(&at, m, SCORE_LD), b->ds = allot_floats(&at, m, SCORE_LD);
+    b->slope = job->at->softcap > 0 ? allot_floats(&at, m, SCORE_LD) : NULL;
+    b->row = allot_floats(&at, m, 2);
+    const jpo_gemm_kernel *kernel = job->product;
+    if (!kernel) return at.used;
+    const size_t rows = jpo_operand_bytes(kernel, m, dim), columns = jpo_operand_bytes(kernel, dim, m);
+    b->q_rows.memory = allot(&at, rows), b->d_o_rows.memory = allot(&at, rows);
+    b->q_columns.memory = allot(&at, columns), b->d_o_columns.memory = allot(&at, columns);
+    b->keys = allot(&at, either_bytes(kernel, KEY_BLOCK, dim));
+    b->scores = allot(&at, either_bytes(kernel, m, KEY_BLOCK));
+    b->buffer = allot_floats(&at, JPO_OPERAND_ROWS, m);
+    return at.used;
 }
 
 static query_block block_make(const attention_job *job, int64_t segment, int64_t first, int64_t head, int thread) {
@@ -49,26 +92,39 @@ static query_block block_make(const attention_job *job, int64_t segment, int64_t
                      .dim = at->head_dim};
     b.queries = jpo_min64(QUERY_BLOCK, b.segment->length - first);
     b.m = b.group * b.queries;
-    int64_t max_m = b.group * QUERY_BLOCK;
-    float *base = (float *)(job->scratch + (size_t)thread * job->scratch_part);
-    b.q = base;
-    b.o = b.q + max_m * b.dim;
-    b.d_o = b.o + max_m * b.dim;
-    b.s = b.d_o + 2 * max_m * b.dim;
-    b.ds = b.s + max_m * KEY_BLOCK;
-    b.row = b.ds + max_m * KEY_BLOCK;
-    b.slope = b.row + max_m * 3;
+    lay_out(&b, job, job->scratch + (size_t)thread * job->scratch_part);
     return b;
 }
 
-/* dst (M, dim) <- the block's rows of src (R, ld), head-major, times scale; or back (add: +=). */
-static void gather(const query_block *b, float *dst, const float *src, int64_t ld, float scale) {
+/* Operands of the block's products: op(A) or op(B) of `count` vectors along `depth`, prepared in `memory`. */
+static jpo_operand left(const attention_job *job, const query_block *b, const float *x, int64_t ldx, bool transposed,
+                        int64_t count, int64_t depth, void *memory) {
+    jpo_operand a;
+    jpo_operand_left(&a, job->product, x, ldx, transposed, count, depth, memory, b->buffer);
+    return a;
+}
+
+static jpo_operand right(const attention_job *job, const float *x, int64_t ldx, bool transposed, int64_t count,
+                         int64_t depth, void *memory) {
+    jpo_operand b;
+    jpo_operand_right(&b, job->product, x, ldx, transposed, count, depth, memory);
+    return b;
+}
+
+/* dst (M, dim) <- the block's rows of src (R, ld), head-major; scatter: back. */
+static void gather(const query_block *b, float *dst, const float *src, int64_t ld) {
     for (int64_t g = 0; g < b->group; g++)
-        for (int64_t i = 0; i < b->queries; i++) {
-            const float *from = src + (b->segment->first_row + b->first + i) * ld + (b->head + g) * b->dim;
-            float *to = dst + (g * b->queries + i) * b->dim;
-            for (int64_t j = 0; j < b->dim; j++) to[j] = from[j] * scale;
-        }
+        for (int64_t i = 0; i < b->queries; i++)
+            memcpy(dst + (g * b->queries + i) * b->dim,
+                   src + (b->segment->first_row + b->first + i) * ld + (b->head + g) * b->dim,
+                   (size_t)b->dim * sizeof(float));
+}
+
+/* The block's queries times the scale of the scores: then neither scores nor dK need a further factor. */
+static void gather_queries(const attention_job *job, query_block *b) {
+    gather(b, b->q, job->q, job->ldq);
+    job->kernels->scale(b->q, job->at->scale, b->m * b->dim);
+    b->q_rows = left(job, b, b->q, b->dim, false, b->m, b->dim, b->q_rows.memory);
 }
 
 static void scatter(const query_block *b, float *dst, const float *src, int64_t ld) {
@@ -88,9 +144,9 @@ typedef struct {
     int64_t range, offset, position;
 } tile_cursor;
 
-static tile_cursor cursor_start(const query_block *b) { return (tile_cursor){.position = b->segment->root_position}; }
+static tile_cursor tiles_start(const query_block *b) { return (tile_cursor){.position = b->segment->root_position}; }
 
-static bool next_tile(const attention_job *job, const query_block *b, tile_cursor *at, key_tile *tile) {
+static bool next_tile(const attention_job *job, query_block *b, tile_cursor *at, key_tile *tile) {
     int64_t last = b->segment->first_position + b->first + b->queries - 1, window = job->at->window;
     int64_t oldest = window ? b->segment->first_position + b->first - window + 1 : 0;
     for (; at->range < b->segment->ranges; at->range++) {
@@ -102,6 +158,7 @@ static bool next_tile(const attention_job *job, const query_block *b, tile_curso
             tile->count = jpo_min64(KEY_BLOCK, end - at->offset);
             tile->position = at->position + at->offset;
             at->offset += tile->count;
+            b->lds = jpo_round_up(tile->count, 16) + 16;
             return true;
         }
         at->position += range->length;
@@ -110,14 +167,14 @@ static bool next_tile(const attention_job *job, const query_block *b, tile_curso
     return false;
 }
 
-/* Masks what a query does not see: s (M, KEY_BLOCK). */
+/* Masks what a query does not see: s (M, lds). */
 static void mask_tile(const attention_job *job, const query_block *b, const key_tile *tile) {
     int64_t first = b->segment->first_position + b->first, window = job->at->window;
     int64_t last_key = tile->position + tile->count - 1;
     if (last_key <= first && (!window || tile->position > first + b->queries - 1 - window)) return;
     for (int64_t g = 0; g < b->group; g++)
         for (int64_t i = 0; i < b->queries; i++) {
-            float *s = b->s + (g * b->queries + i) * KEY_BLOCK;
+            float *s = b->s + (g * b->queries + i) * b->lds;
             int64_t visible = jpo_max64(0, jpo_min64(tile->count, first + i - tile->position + 1));
             int64_t hidden = window ? jpo_max64(0, jpo_min64(tile->count, first + i - window + 1 - tile->position)) : 0;
             for (int64_t j = visible; j < tile->count; j++) s[j] = -INFINITY;
@@ -128,39 +185,44 @@ static void mask_tile(const attention_job *job, const query_block *b, const key_
 /* The tile's scores before the mask is applied, capped; slopes are kept for the backward pass. */
 static void cap_scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
     for (int64_t r = 0; r < b->m; r++)
-        job->kernels->softcap(b->s + r * KEY_BLOCK, slopes ? b->slope + r * KEY_BLOCK : NULL, tile->count,
-                              job->at->softcap);
+        job->kernels->softcap(b->s + r * b->lds, slopes ? b->slope + r * b->lds : NULL, tile->count, job->at->softcap);
 }
 
+/* Rows of a head are as long as tiles store them. */
+static bool whole_heads(const query_block *b) { return b->dim % JPO_OPERAND_WHOLE == 0; }
+
+/* S (M, keys) = Q K^T in b->s, capped and masked. */
 static void scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
     const float *k = job->k + tile->row * job->ldk + b->kv_head * b->dim;
     if (b->queries == 1) { /* decoding: a panel of keys would serve one row */
         for (int64_t r = 0; r < b->m; r++)
-            job->kernels->dot_rows(b->s + r * KEY_BLOCK, b->q + r * b->dim, k, job->ldk, tile->count, b->dim);
+            job->kernels->dot_rows(b->s + r * b->lds, b->q + r * b->dim, k, job->ldk, tile->count, b->dim);
     } else {
-        jpo_sgemm(false, true, b->m, tile->count, b->dim, 1, b->q, b->dim, k, job->ldk, 0, b->s, KEY_BLOCK);
+        const jpo_operand keys = right(job, k, job->ldk, true, tile->count, b->dim, b->keys);
+        jpo_operands_multiply(b->s, b->lds, &b->q_rows, &keys, false, true);
     }
     if (job->at->softcap > 0) cap_scores(job, b, tile, slopes);
     mask_tile(job, b, tile);
 }
 
-/* o (M, dim) = or += p (M, KEY_BLOCK) times the tile's values. */
+/* O (M, dim) = or += P V: P (M, keys) in b->s, V the tile's values. */
 static void weigh_values(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
     const float *v = job->v + tile->row * job->ldk + b->kv_head * b->dim;
     if (b->queries > 1) {
-        jpo_sgemm(false, false, b->m, b->dim, tile->count, 1, b->s, KEY_BLOCK, v, job->ldk, first ? 0 : 1, b->o,
-                  b->dim);
+        const jpo_operand p = left(job, b, b->s, b->lds, false, b->m, tile->count, b->scores);
+        const jpo_operand values = right(job, v, job->ldk, false, b->dim, tile->count, b->keys);
+        jpo_operands_multiply(b->o, b->dim, &p, &values, !first, whole_heads(b));
         return;
     }
     if (first) memset(b->o, 0, (size_t)(b->m * b->dim) * sizeof(float));
     for (int64_t r = 0; r < b->m; r++)
-        job->kernels->add_rows(b->o + r * b->dim, b->s + r * KEY_BLOCK, v, job->ldk, tile->count, b->dim);
+        job->kernels->add_rows(b->o + r * b->dim, b->s + r * b->lds, v, job->ldk, tile->count, b->dim);
 }
 
 /* Online softmax over one tile: row[2r] is the running maximum, row[2r+1] the running sum; o is rescaled. */
 static void accumulate_tile(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
     for (int64_t r = 0; r < b->m; r++) {
-        float *s = b->s + r * KEY_BLOCK, *state = b->row + 2 * r;
+        float *s = b->s + r * b->lds, *state = b->row + 2 * r;
         float max = job->kernels->max_tile(s, tile->count, NULL);
         float old = first ? -INFINITY : state[0], new = max > old || isnan(max) ? max : old;
         if (new == -INFINITY) { /* nothing visible yet */
@@ -177,13 +239,21 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
     weigh_values(job, b, tile, first);
 }
 
+static void thread_begin(const attention_job *job) {
+    if (job->product && job->product->thread_begin) job->product->thread_begin();
+}
+static void thread_end(const attention_job *job) {
+    if (job->product && job->product->thread_end) job->product->thread_end();
+}
+
 static void forward_task(void *context, int64_t task, int thread) {
     attention_job *job = context;
     const jpo_attention *at = job->at;
     const int64_t tasks = at->heads / job->group, *block = job->block + task / tasks * 2;
     query_block b = block_make(job, block[0], block[1], task % tasks * job->group, thread);
-    gather(&b, b.q, job->q, job->ldq, at->scale);
-    tile_cursor cursor = cursor_start(&b);
+    thread_begin(job);
+    gather_queries(job, &b);
+    tile_cursor cursor = tiles_start(&b);
     key_tile tile;
     for (bool first = true; next_tile(job, &b, &cursor, &tile); first = false) {
         scores(job, &b, &tile, false);
@@ -195,6 +265,7 @@ static void forward_task(void *context, int64_t task, int thread) {
         if (job->lse) job->lse[query * at->heads + head] = b.row[2 * r] + logf(b.row[2 * r + 1]);
     }
     scatter(&b, job->out, b.o, at->heads * at->head_dim);
+    thread_end(job);
 }
 
 /* Cuts the segments into blocks of queries; the list stands at the head of the shared scratch. */
@@ -214,10 +285,12 @@ static jpo_status plan_blocks(attention_job *job, int64_t *count, jpo_scratch *s
 }
 
 static jpo_status plan_threads(attention_job *job, jpo_scratch *scratch, jpo_error *err) {
-    job->scratch_part = (scratch_bytes(job->at) + 63) / 64 * 64;
+    query_block sizes = {0};
+    job->group = job->at->heads / job->at->kv_heads;
+    job->product = jpo_operand_kernel(job->at->compute);
+    job->scratch_part = lay_out(&sizes, job, NULL);
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     job->scratch = scratch->thread.data;
-    job->group = job->at->heads / job->at->kv_heads;
     job->kernels = jpo_kernels_get();
     return JPO_OK;
 }
@@ -234,63 +307,70 @@ jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t
     return JPO_OK;
 }
 
-/* P (M, KEY_BLOCK) = exp(S - L) in b->s, L the row's saved log-sum-exp: what the forward pass divided by its sum. */
+/* P (M, keys) = exp(S - L) in b->s, L the row's saved log-sum-exp: what the forward pass divided by its sum. */
 static void probabilities(const attention_job *job, const query_block *b, const key_tile *tile) {
     scores(job, b, tile, true);
     for (int64_t r = 0; r < b->m; r++) {
-        float *p = b->s + r * KEY_BLOCK;
+        float *p = b->s + r * b->lds;
         job->kernels->softmax_tile(p, p, tile->count, b->row[2 * r]);
     }
 }
 
-/* dS (M, KEY_BLOCK) = P (dP - delta) in b->ds, where dP stands: through the softmax and the soft-cap. */
+/* dS (M, keys) = P (dP - delta) in b->ds, where dP stands: through the softmax and the soft-cap. */
 static void score_gradients(const attention_job *job, const query_block *b, const key_tile *tile) {
     for (int64_t r = 0; r < b->m; r++) {
-        const float *p = b->s + r * KEY_BLOCK, delta = b->row[2 * r + 1];
-        float *ds = b->ds + r * KEY_BLOCK;
-        for (int64_t j = 0; j < tile->count; j++) ds[j] = p[j] * (ds[j] - delta);
-        if (job->at->softcap > 0) job->kernels->multiply(ds, b->slope + r * KEY_BLOCK, tile->count);
+        float *ds = b->ds + r * b->lds;
+        job->kernels->softmax_backward(ds, b->s + r * b->lds, b->row[2 * r + 1], tile->count);
+        if (job->at->softcap > 0) job->kernels->multiply(ds, b->slope + r * b->lds, tile->count);
     }
 }
 
 /* One tile of N keys K and values V (N, dim) of the backward pass. Q (M, dim) are the block's queries, already scaled,
  * dO (M, dim) its output's gradients; delta = dO . O of each row. */
-static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, float *dq, bool first) {
+static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
     const int64_t column = b->kv_head * b->dim, in = tile->row * job->ldk + column, out = tile->row * job->ldd + column;
     const int64_t m = b->m, n = tile->count, dim = b->dim;
-    const float *q = b->q, *d_o = b->d_o, *k = job->k + in, *v = job->v + in;
+    const float *k = job->k + in, *v = job->v + in;
     float *p = b->s, *ds = b->ds, *dk = job->dk + out, *dv = job->dv + out;
+    jpo_operand a, c;
     /* P = exp(Q K^T - L) */
     probabilities(job, b, tile);
     /* dV += P^T dO */
-    jpo_sgemm(true, false, n, dim, m, 1, p, KEY_BLOCK, d_o, dim, 1, dv, job->ldd);
+    a = left(job, b, p, b->lds, true, n, m, b->scores);
+    jpo_operands_multiply(dv, job->ldd, &a, &b->d_o_columns, true, false);
     /* dP = dO V^T */
-    jpo_sgemm(false, true, m, n, dim, 1, d_o, dim, v, job->ldk, 0, ds, KEY_BLOCK);
+    c = right(job, v, job->ldk, true, n, dim, b->keys);
+    jpo_operands_multiply(ds, b->lds, &b->d_o_rows, &c, false, true);
     /* dS = P (dP - delta) */
     score_gradients(job, b, tile);
     /* dK += dS^T Q */
-    jpo_sgemm(true, false, n, dim, m, 1, ds, KEY_BLOCK, q, dim, 1, dk, job->ldd);
+    a = left(job, b, ds, b->lds, true, n, m, b->scores);
+    jpo_operands_multiply(dk, job->ldd, &a, &b->q_columns, true, false);
     /* dQ = or += dS K */
-    jpo_sgemm(false, false, m, dim, n, 1, ds, KEY_BLOCK, k, job->ldk, first ? 0 : 1, dq, dim);
+    a = left(job, b, ds, b->lds, false, m, n, b->scores);
+    c = right(job, k, job->ldk, false, dim, n, b->keys);
+    jpo_operands_multiply(b->dq, dim, &a, &c, !first, whole_heads(b));
 }
 
-static void backward_block(const attention_job *job, const query_block *b) {
+static void backward_block(const attention_job *job, query_block *b) {
     const jpo_attention *at = job->at;
-    int64_t width = at->heads * at->head_dim;
-    float *dq = b->d_o + b->group * QUERY_BLOCK * b->dim;
-    gather(b, b->q, job->q, job->ldq, at->scale); /* scaled q: then dk needs no further factor */
-    gather(b, b->o, job->saved_out, width, 1);
-    gather(b, b->d_o, job->dout, width, 1);
-    for (int64_t r = 0; r < b->m; r++) {
+    const int64_t width = at->heads * at->head_dim, m = b->m, dim = b->dim;
+    gather_queries(job, b);
+    gather(b, b->o, job->saved_out, width);
+    gather(b, b->d_o, job->dout, width);
+    b->q_columns = right(job, b->q, dim, false, dim, m, b->q_columns.memory);
+    b->d_o_rows = left(job, b, b->d_o, dim, false, m, dim, b->d_o_rows.memory);
+    b->d_o_columns = right(job, b->d_o, dim, false, dim, m, b->d_o_columns.memory);
+    for (int64_t r = 0; r < m; r++) {
         int64_t head = b->head + r / b->queries, query = b->segment->first_row + b->first + r % b->queries;
         b->row[2 * r] = job->saved_lse[query * at->heads + head];
-        b->row[2 * r + 1] = job->kernels->dot(b->d_o + r * b->dim, b->o + r * b->dim, b->dim);
+        b->row[2 * r + 1] = job->kernels->dot(b->d_o + r * dim, b->o + r * dim, dim);
     }
-    tile_cursor cursor = cursor_start(b);
+    tile_cursor cursor = tiles_start(b);
     key_tile tile;
-    for (bool first = true; next_tile(job, b, &cursor, &tile); first = false) backward_tile(job, b, &tile, dq, first);
-    job->kernels->scale(dq, at->scale, b->m * b->dim);
-    scatter(b, job->dq, dq, job->ldd);
+    for (bool first = true; next_tile(job, b, &cursor, &tile); first = false) backward_tile(job, b, &tile, first);
+    job->kernels->scale(b->dq, at->scale, m * dim);
+    scatter(b, job->dq, b->dq, job->ldd);
 }
 
 static void zero_keys(const attention_job *job, const jpo_attention_segment *segment, int64_t kv_head) {
@@ -305,12 +385,14 @@ static void backward_task(void *context, int64_t task, int thread) {
     attention_job *job = context;
     const jpo_attention *at = job->at;
     int64_t tree = task / at->kv_heads, kv_head = task % at->kv_heads;
+    thread_begin(job);
     for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++) zero_keys(job, at->segment + s, kv_head);
     for (int64_t s = job->tree[tree]; s < job->tree[tree + 1]; s++)
         for (int64_t first = 0; first < at->segment[s].length; first += QUERY_BLOCK) {
             query_block b = block_make(job, s, first, kv_head * job->group, thread);
             backward_block(job, &b);
         }
+    thread_end(job);
 }
 
 jpo_status jpo_attention_backward(float *dq, float *dk, float *dv, int64_t ldd, const float *dout, const float *out,

@@ -28,6 +28,7 @@ typedef struct {
     const jpo_key_range *ranges;
     int64_t heads, kv_heads, head_dim, window; /* window 0: none */
     float scale, softcap;                      /* softcap 0: none */
+    jpo_compute compute;                       /* of the model's products: tiles serve these too (ops/operands.h) */
 } jpo_attention;
 
 /* out (R, heads*head_dim), lse (R, heads; NULL: not saved); q (R, ldq); k, v (rows of the key buffer, ldk). */

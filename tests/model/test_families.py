@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from model.test_model import scores, twin_scores
+from ops.test_group import portable
 from reference import decoder
 from reference.families import FAMILIES, configuration
-from reference.models import random_values, sequences
+from reference.models import random_values, relative, sequences
 
 import jpo
 from jpo.data.forest import build_forest
@@ -13,11 +14,11 @@ from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
 
 
-def model_and_values(folder, name):
+def model_and_values(folder, name, compute="float32"):
     config = normalize(name, configuration(name))
     values = random_values(config)
     write_checkpoint(folder, config, values, load_checkpoint("tiny").tokenizer)
-    return jpo.load(str(folder), storage="float32"), config, values
+    return jpo.load(str(folder), storage="float32", compute=compute), config, values
 
 
 # the twin has one set of longrope's frequencies; tests/parity compares both
@@ -50,6 +51,23 @@ def test_full_gradient_along_each_tensor(tmp_path, name):
 
         expected = decoder.directional_derivative(objective, values[tensor], direction)
         assert np.sum(gradient * direction) == pytest.approx(expected, rel=3e-4), tensor
+
+
+# gemma3: seven layers of wide random weights, which carry a rounding on
+@pytest.mark.parametrize(
+    "name, bound", [("gemma2", 3e-4), ("gemma3", 3e-3), ("qwen2-window", 3e-4), ("granite", 1e-4), ("gpt2", 1e-4)]
+)
+def test_three_products_are_in_float32_s_class(tmp_path, name, bound):
+    """Attention and products by tiles in bfloat16x3: soft-caps, windows, grouped heads, factors, heads of odd width."""
+    found = []
+    for compute in ("float32", "bfloat16x3"):
+        with portable("bfloat16x3"):
+            lm, _, _ = model_and_values(tmp_path, name, compute)
+            lm.enable_full()
+            logps = scores(lm, sequences(512), "joint", np.linspace(-1, 1.5, 6))
+        found.append((logps, lm.trainable.grads.copy()))
+    assert 0 < relative(found[1][0], found[0][0]) < 2e-5
+    assert 0 < relative(found[1][1], found[0][1]) < bound
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -24,16 +24,17 @@ def portable(compute):
         _core._linear_force("")
 
 
-def outcome(folder, compute, full=False):
-    """(log-likelihoods, gradients) of a random model of 3 layers with an adapter, or of its own weights."""
+def outcome(folder, compute, full=False, shapes=((9, 12), (7, 20), (15, 5))):
+    """(log-likelihoods, gradients) of a random model of 3 layers with an adapter, or of its own weights; `shapes`:
+    tokens of prompts and responses."""
     lm = jpo.load(str(folder / "base"), compute=compute)
     if full:
         lm.enable_full()
     else:
         lm.load_adapter(str(folder / "adapter"))
-    forest = build_forest(sequences(512), scope="joint")
+    forest = build_forest(sequences(512, shapes=shapes), scope="joint")
     result = lm.forward(forest, keep=True)
-    lm.backward(forest.entry_coefficients(np.linspace(-1, 1.7, 6)))
+    lm.backward(forest.entry_coefficients(np.linspace(-1, 1.7, 2 * len(shapes))))
     return forest.sequence_sums(result.logps), lm.trainable.grads.copy()
 
 
@@ -71,6 +72,25 @@ def test_adapters_in_tiles_stay_close_to_float32(folder, compute):
     assert relative(logps, exact_logps) < ERROR[compute]
     assert relative(gradients, exact_gradients) < 2 * ERROR[compute]
     assert not np.array_equal(logps, exact_logps)
+
+
+LONG = [
+    {"model_type": "mistral", "sliding_window": 100, "attention_bias": None, "mlp_bias": None, "head_dim": 24},
+    {"head_dim": 16, "num_attention_heads": 6, "num_key_value_heads": 1},
+]
+
+
+@pytest.mark.parametrize("changes", LONG, ids=["window", "one-kv-head"])
+@pytest.mark.parametrize("compute", ["bfloat16", "bfloat16x3"])
+def test_attention_in_tiles_over_long_paths(tmp_path, compute, changes):
+    """More keys than a tile of them holds, whole blocks outside of a window, blocks of few queries."""
+    _, values = write_random(tmp_path / "base", num_hidden_layers=2, max_position_embeddings=384, **changes)
+    adapter_of(tmp_path / "adapter", values)
+    exact_logps, exact_gradients = outcome(tmp_path, "float32", shapes=[(270, 38)])
+    with portable(compute):
+        logps, gradients = outcome(tmp_path, compute, shapes=[(270, 38)])
+    assert relative(logps, exact_logps) < ERROR[compute]
+    assert relative(gradients, exact_gradients) < 2 * ERROR[compute]
 
 
 @pytest.mark.parametrize("compute", ["float32", "int16", *ERROR])
