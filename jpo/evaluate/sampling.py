@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jpo.data import Encoder, Template
 from jpo.data.records import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
@@ -75,14 +77,18 @@ def encoder_of(
     return Encoder(lm.tokenizer, chosen, longest, prompt, own.get("truncation", "keep_start"))
 
 
-def weights_digest(lm: Any) -> str:
+def weights_digest(lm: Any, whole: bool = False) -> str:
     """Sixteen digits that differ where a model's weights, adapter, compute type or storage do.
 
-    Of each stored tensor three places of 4 KiB are read, of an adapter everything."""
+    Of each stored tensor three places of 4 KiB are read, or all of it where values are kept by the digest for years
+    (whole); of an adapter everything."""
     sha = hashlib.sha256()
     for name, tensor in sorted(lm._checkpoint.tensors.items()):
         data = tensor.data
         sha.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        if whole:
+            sha.update(np.ascontiguousarray(data).data)
+            continue
         for start in (0, len(data) // 2, max(len(data) - 4096, 0)):
             sha.update(data[start : start + 4096].tobytes())
     if lm.trainable is not None and lm._adapter_on:

@@ -271,8 +271,9 @@ class OpenAIJudge:
             raise JudgeFault(
                 "the bound on its tokens ended the reply before it began: raise --judge-max-tokens, or 0 for none"
             )
-        if parse_reply(text, self.answers) is None:
-            text = without_key(text, self._key)  # a server that echoes it must not get it into the journal
+        clean = without_key(text, self._key)  # a server that echoes it must not get it into the journal
+        if clean != text:
+            text = parse_reply(text, self.answers) or clean
         used = data.get("usage")
         prompt_tokens, completion_tokens, total = (
             _count(used, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -287,11 +288,13 @@ class OpenAIJudge:
 
 def refused_setting(error: Any, settings: Mapping[str, Any]) -> str | None:
     """Which of the settings a refusal of the request is about; None for any other refusal."""
-    body = error.body if isinstance(getattr(error, "body", None), dict) else {}
+    given = getattr(error, "body", None)
+    body = given if isinstance(given, dict) else {}
     stated = body.get("param")
     if isinstance(stated, str) and stated in settings:
         return stated
-    said = str(body.get("message") or getattr(error, "message", ""))[:2000].lower()
+    # OpenAI's message; what else a server says ({"detail": [...]}, plain text) as it stands
+    said = str(body.get("message") or given or getattr(error, "message", ""))[:2000].lower()
     doubted = re.search(
         r"unsupported|not support|unrecognized|unknown|unexpected|extra|not permitted|invalid|deprecated|must be|only",
         said,

@@ -9,8 +9,9 @@ English article. Knows texts; never judges.
 from __future__ import annotations
 
 import re
+import unicodedata
 
-LONGEST = 1 << 16  # characters that are looked at
+LONGEST = 1 << 14  # characters behind the thoughts that are looked at
 
 _NOUN = r"(?:the\s+)?(?:output|response|answer|option|choice|summary|assistant|model|candidate|pair|side)"
 _LEAD = (
@@ -34,7 +35,8 @@ _LONE = re.compile(
     r"\bA\b(?!\s+[a-z])|\bA(?=\s+(?:is|was|has|wins|would|could|does|lacks|also|and|or)\b)|\b[Bb]\b"
 )  # no article
 _MARKUP = re.compile(r"[*_#`~]+|\\boxed\{|^[ \t]*>[ \t]?", re.MULTILINE)
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(r"</?(?:final_?answer|answer|verdict|choice|preferred|output)>", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(r"</think>", re.IGNORECASE)  # <think> may stand in the server's own template, unseen here
 _ENDS = " \t\r\n.!,;:\"'`}\u201c\u201d\u2018\u2019"
 
 
@@ -44,7 +46,10 @@ def parse_reply(reply: str, answers: tuple[str, ...] = ("A", "B", "tie")) -> str
     The first line that says something decides; later lines are its explanation, unless one of them is a verdict too and
     another one.
     """
-    text = _MARKUP.sub("", _THOUGHT.sub("", reply[:LONGEST]))
+    begins = max((found.end() for found in _THOUGHT_ENDS.finditer(reply)), default=0)
+    said = unicodedata.normalize("NFKC", reply[begins : begins + LONGEST])
+    text = "".join(letter for letter in said if unicodedata.category(letter) != "Cf")
+    text = _MARKUP.sub("", _TAGS.sub("", text))
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line.strip(_ENDS)]
     if not lines:
@@ -54,7 +59,7 @@ def parse_reply(reply: str, answers: tuple[str, ...] = ("A", "B", "tie")) -> str
     first = _verdict(lines[0])
     if first is None or first not in answers:
         return None
-    others = {_bare(line) for line in lines[1:]} - {None, first}
+    others = {_bare(line) for line in dict.fromkeys(lines[1:])} - {None, first}
     return None if others else first
 
 

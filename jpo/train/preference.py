@@ -220,7 +220,7 @@ class PreferenceTrainer:
             from jpo.evaluate.sampling import weights_digest
 
             with self.lm.disable_adapter():
-                self._logps = ReferenceLogps(self.config.ref_logps, weights_digest(self.lm))
+                self._logps = ReferenceLogps(self.config.ref_logps, weights_digest(self.lm, whole=True))
         if ranks.size > 1:
             self._logps.merge(ranks.bcast(self._logps.values()))
         lacking = [pair for pair in pairs if not all(digest in self._logps for digest in self._digests([pair]))]

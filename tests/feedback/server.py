@@ -33,7 +33,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         for name, message in self.server.refuses.items():
             if name in body:
-                return self.send(400, json.dumps({"error": {"message": message, "param": None}}).encode())
+                status, text = self.server.refusal or (
+                    400,
+                    json.dumps({"error": {"message": message, "param": None}}),
+                )
+                return self.send(status, text.encode())
         with self.server.lock:
             fault = self.server.faults.pop(0) if self.server.faults else None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -116,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
         key = self.headers["Authorization"].split()[-1]
         self.answer(" | ".join(key[at : at + 4] for at in range(0, len(key), 4)))
 
+    def fault_echo_verdict(self):
+        """A verdict that can be read, and the key in its explanation."""
+        self.answer(f"A. It says {self.headers['Authorization']}")
+
     def fault_usage(self, tokens):
         reply = {"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": 1, "completion_tokens": tokens}}
         self.send(200, json.dumps(reply).encode())
@@ -129,13 +137,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(faults=(), delay=0.0, headers=(), refuses=None, judge=longest):
+def serve(faults=(), delay=0.0, headers=(), refuses=None, judge=longest, refusal=None):
     """(base_url, server): faults are used up by the first requests, one each. refuses: parameter -> the error
-    message."""
+    message; refusal: (status, body) in its place."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay
     server.headers, server.times, server.bodies = list(headers), [], []
+    server.refusal = refusal
     server.refuses, server.judge = dict(refuses or {}), judge
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -44,6 +44,7 @@ HOSTILE = {
     "deflate": ("raw_deflate",),
     "zero bytes": ("text", "\0" * 50),
     "key in pieces": ("echo_pieces",),
+    "key behind a verdict": ("echo_verdict",),
     "deep": ("body", b"[" * 100_000),
     "digits": ("body", b'{"choices": ' + b"9" * 100_000 + b"}"),
 }
@@ -176,6 +177,12 @@ def test_refusals_of_other_servers(tmp_path):
     with serve(refuses=both) as (url, server):
         assert acquire(ROWS[:1], tmp_path / "a.jsonl", OpenAIJudge("m", url, 5.0)).feedback["failed"] == 0
         assert server.bodies[-1].keys() == {"messages", "model"}
+    detail = json.dumps({"detail": [{"loc": ["body", "max_tokens"], "msg": "extra fields not permitted"}]})
+    for number, body in enumerate((detail, "max_tokens is not supported here")):  # as FastAPI says it; as plain text
+        with serve(refusal=(422, body), refuses={"max_tokens": ""}) as (url, server):
+            out = tmp_path / f"c{number}.jsonl"
+            assert acquire(ROWS[:1], out, OpenAIJudge("m", url, 5.0)).feedback["failed"] == 0
+            assert "max_completion_tokens" in server.bodies[-1]
     with serve(refuses={"model": "max context exceeded"}) as (url, server):  # no setting is named: a fault as ever
         assert acquire(ROWS[:1], tmp_path / "b.jsonl", OpenAIJudge("m", url, 5.0)).feedback["failed"] == 1
         assert all(body["temperature"] == 0 and body["max_tokens"] == 16 for body in server.bodies)

@@ -19,6 +19,8 @@ READ = {
         "A, because it answers the question.", "Output (a) because it is accurate", "Response (a): it is shorter",
         "A\n\nResponse A is more accurate than Response B.", "A.\nB invents a fact.",
         "Answer: A\nExplanation: Response A is better than Response B.", "<think>\nB? no\n</think>\n\nA",
+        "B? no\n</think>\nA", "<think>" + "Is B better?\n" * 9000 + "</think>A", "\u0130" * 9 + "</think>A", "\ufeffA", "A\u200b",
+        "\uff21", "Answer\uff1aA", "<answer>A</answer>", "<answer>\nA\n</answer>",
     ],
     "B": ["B", "b", "(b)", "Output (b)", "**(b)**", "Answer: B", "B because it is true", "B\n\nA is wrong about the date."],
     "tie": ["tie", "Tie.", "**tie**", "TIE", "Answer: tie", "It's a tie.", "It is a tie", "a tie", "Verdict: Tie"],

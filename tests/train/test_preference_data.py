@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import jpo
 from jpo.data.readers import write_records
@@ -196,6 +197,16 @@ def test_foreign_and_damaged_reference_files_are_refused_by_name(tmp_path):
     other = jpo.load("tiny", storage="bfloat16")
     with pytest.raises(FormatError, match="ref.safetensors: holds log-likelihoods of another model, storage"):
         jpo.PreferenceTrainer(other, PAIRS, options(ref_logps=str(path))).precompute()
+    jpo.load("tiny").merge(tmp_path / "edited")
+    weights = tmp_path / "edited" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["model.embed_tokens.weight"][100, 0] += 1  # one value, far from either end and from the middle
+    safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+    jpo.load("tiny").merge(tmp_path / "whole")
+    here = str(tmp_path / "f.safetensors")
+    jpo.PreferenceTrainer(jpo.load(tmp_path / "whole"), PAIRS, options(ref_logps=here)).precompute()
+    with pytest.raises(FormatError, match="f.safetensors: holds log-likelihoods of another model"):
+        jpo.PreferenceTrainer(jpo.load(tmp_path / "edited"), PAIRS, options(ref_logps=here)).precompute()
     size = int.from_bytes(whole[:8], "little")
     for damaged in (
         whole[:-3],
