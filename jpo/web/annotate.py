@@ -11,6 +11,8 @@ import functools
 import hmac
 import io
 import os
+import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +107,7 @@ class Pages:
         self.project, self.output, self.key, self.links, self.prefix = project, output, key, dict(links or {}), prefix
         self.secret = project.store.secret("cookies")
         self.entries = Bucket(rate=0.2, burst=10)  # wrong names and passcodes that may be tried
-        self.written, self.when_done = -1, when_done
+        self.written, self.when_done, self.fault = -1, when_done, ""
         self.gathered = Gathered(project.together)
         self.shown = functools.lru_cache(_TEXTS)(self._shown)
         self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
@@ -328,6 +330,16 @@ class Pages:
             self.project.write(self.output)
             self.written = version
 
+    def try_save(self) -> None:
+        """The same; a fault of the disk is said once and tried again: verdicts are kept elsewhere, and go on coming."""
+        try:
+            self.save()
+            self.fault = ""
+        except JpoError as error:
+            if self.fault != str(error):
+                self.fault = str(error)
+                print(f"jpo annotate: {self.fault}", file=sys.stderr)
+
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         """Writes the output file from time to time and once more at the end."""
@@ -335,7 +347,7 @@ class Pages:
         async def now_and_then() -> None:
             while True:
                 await anyio.sleep(_WRITE_SECONDS)
-                await anyio.to_thread.run_sync(self.save)
+                await anyio.to_thread.run_sync(self.try_save)
 
         async def until_done() -> None:
             while self.when_done is not None:
@@ -352,7 +364,7 @@ class Pages:
                 yield
             finally:
                 group.cancel_scope.cancel()
-        self.save()
+        self.try_save()
 
 
 def _svg(interplay: dict[str, Any]) -> bytes:
@@ -367,6 +379,10 @@ def _svg(interplay: dict[str, Any]) -> bytes:
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 400
     return PlainTextResponse(str(getattr(error, "detail", error)), status)
+
+
+async def _not_kept(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"nothing was kept, the server's disk failed ({error}); send it again", 503)
 
 
 def build(pages: Pages, hosts: list[str]) -> Starlette:
@@ -387,7 +403,7 @@ def build(pages: Pages, hosts: list[str]) -> Starlette:
     inner = Starlette(
         routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
         lifespan=pages.lifespan,
-        exception_handlers={HTTPException: _refused, JpoError: _refused},
+        exception_handlers={HTTPException: _refused, JpoError: _refused, sqlite3.Error: _not_kept, OSError: _not_kept},
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, who=pages.who)],
     )
     return inner

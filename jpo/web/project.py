@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.disk import write_atomic
+from jpo.disk import naming_faults, write_atomic
 from jpo.errors import JpoError, MissingExtra
 from jpo.web.assignment import Choice, Desk, Rules
 from jpo.web.exchange import VERDICT, exported
@@ -163,7 +163,10 @@ class Project:
             with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
 
-        write_atomic(os.fspath(path), put)
+        with naming_faults(
+            os.fspath(path), f"the verdicts are in {self.store.path}; mend this and run the command again"
+        ):
+            write_atomic(os.fspath(path), put)
         return len(rows)
 
     # what the overview shows

@@ -70,6 +70,16 @@ class Answer:
         return int((self.verdict == "right") != self.showing.swapped)
 
 
+@contextlib.contextmanager
+def naming_faults(path: str) -> Iterator[None]:
+    """Inside the block a fault of the store at `path` becomes a JpoError that names it, with the remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        remedy = "what was acknowledged is in it; mend this and run the command again"
+        raise JpoError(f"{path}: {error}; {remedy}") from None
+
+
 class Store:
     """The project's memory, one process at a time. Safe to call from several threads."""
 

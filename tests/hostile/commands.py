@@ -21,9 +21,11 @@ class Commands:
             [sys.executable, str(Path(__file__))], cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True
         )
 
-    def run(self, argv, folder, variables=None, **faults):
+    def run(self, argv, folder, variables=None, annotator=None, **faults):
+        """annotator: the file in which a person at the command's page notes what was acknowledged."""
         request = {"argv": [str(part) for part in argv], "log": str(self.log)}
         request["environment"] = {"JPO_CRASH_DIR": str(folder), **(variables or {})}
+        request |= {"annotator": str(annotator)} if annotator else {}
         request["environment"] |= {f"JPO_CRASH_{key.upper()}": str(value) for key, value in faults.items()}
         print(json.dumps(request), file=self.server.stdin, flush=True)
         status, calls = json.loads(self.server.stdout.readline())
@@ -48,9 +50,15 @@ def child(request, counter):
     shim.jpo_crash_calls.restype = ctypes.c_long
     shim.jpo_crash_reset()
     os.environ.update(request["environment"])
-    status = 99
+    argv, status = request["argv"], 99
+    if "annotator" in request:
+        from tests.hostile import annotator
+
+        port = annotator.free_port()
+        annotator.start(port, request["annotator"])
+        argv = [*argv, "--port", str(port)]
     try:
-        status = main(request["argv"])
+        status = main(argv)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 - the test reads the traceback as a failure

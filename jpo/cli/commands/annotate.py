@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Optional
 
@@ -87,14 +88,12 @@ def annotate(
 
     need_web("jpo annotate")
     from jpo.web.project import Project
-    from jpo.web.store import Store
+    from jpo.web.store import Store, naming_faults
 
-    store = Store(f"{output}.annotations.sqlite")
-    try:
+    path = f"{output}.annotations.sqlite"
+    with naming_faults(path), contextlib.closing(Store(path)) as store:
         project = Project(items, store, rules, _guideline(guideline), format)
         _serve(project, output, host, port, prefix, annotator or (), until_done)
-    finally:
-        store.close()
 
 
 def _convert(input: str, output: str, form: Format) -> None:
