@@ -48,14 +48,21 @@ def over_executor(executor: str, shards: int | None, output: str, journal: str |
     """Runs this command's shards over the executor and joins them into `output`, their journals into the whole's; False
     on a rank that only worked. The command then goes on as one process does, with nothing left to compute or to ask."""
     from jpo.cli.progress import bar
-    from jpo.parallel.executors import is_worker, run
+    from jpo.parallel.executors import opened
     from jpo.parallel.shards import join
 
-    arguments = without_own(given.get())
-    if is_worker(executor):
-        run(executor, arguments, shards)
-        return False
-    with bar("shards") as progress:
-        count = run(executor, arguments, shards, progress)
+    with opened(executor) as pool:
+        if pool.serving:
+            return False
+        with bar("shards") as progress:
+            count = pool.run(without_own(given.get()), shards, progress)
     join(output, count, journal=journal)
     return True
+
+
+def check_alone(command: str, executor: str | None, shard: str | None) -> None:
+    """JpoError where a launcher has started several of a command that neither deals its work nor is told its part."""
+    from jpo.parallel.launch import alone
+
+    if not executor and not shard:
+        alone(command)

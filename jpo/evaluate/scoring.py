@@ -14,6 +14,7 @@ from jpo.data.readers import Record
 from jpo.data.records import Example, Pair, preference_pairs, sft_examples
 from jpo.data.report import Report
 from jpo.errors import DataError, JpoError
+from jpo.parallel.shards import Shard
 
 SCOPES = ("joint", "response")
 _BLOCK = 64  # sequences between two rows given back
@@ -41,8 +42,10 @@ def score(
     beta: float = 0.1,
     report: Report | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    shard: Shard | None = None,
 ) -> Iterator[Row]:
-    """A row for each record that fits, in order; `record` is its place in `records`.
+    """A row for each record that fits, in order; `record` is its place in `records`. Of a shard, its run of blocks
+    alone: what is computed together does not depend on the number of shards.
 
     Pairs: logps/chosen, logps/rejected (sums over the tokens of `scope`: "joint" all but a sequence's first, "response"
     the response and EOS), tokens/chosen, tokens/rejected and, where the model carries an adapter, ref_logps/* of the
@@ -59,7 +62,8 @@ def score(
     places = {r.where if isinstance(r, Record) else f"records[{place}]": place for place, r in enumerate(records)}
     adapted = lm.lora is not None
     step = max(1, _BLOCK // (2 if pairs else 1))
-    for start in range(0, len(encoded), step):
+    starts = range(0, len(encoded), step)
+    for start in starts if shard is None else starts[slice(*shard.range(len(starts)))]:
         block = encoded[start : start + step]
         ids: list[Ids] = [(s.prompt_ids, s.response_ids) for _, sequences in block for s in sequences]
         policy = lm.sequence_logps_ids(ids, scope=scope)
@@ -67,9 +71,8 @@ def score(
         counts = [scored_tokens(prompt, response, scope) for prompt, response in ids]
         values = list(zip(policy, reference, counts, strict=True))
         for place, (number, _) in enumerate(block):
-            yield {"record": places[given[number].where]} | (
-                _pair(*values[2 * place : 2 * place + 2], beta) if pairs else _example(*values[place])
-            )
+            row = _pair(values[2 * place], values[2 * place + 1], beta) if pairs else _example(*values[place])
+            yield {"record": places[given[number].where]} | row
         if progress is not None:
             progress(min(start + step, len(encoded)), len(encoded))
 
@@ -121,7 +124,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     result: dict[str, float] = {"records": len(rows)}
     sides = ("/chosen", "/rejected") if "logps/chosen" in rows[0] else ("",)
     if "/chosen" in sides:
-        margins = [row.get("rewards/margins", row.get("margin")) for row in rows]
+        margins = [float(row["rewards/margins" if "rewards/margins" in row else "margin"]) for row in rows]
         result["accuracy"] = sum(margin > 0 for margin in margins) / len(rows)
         result["mean margin"] = sum(margins) / len(rows)
     for side in sides:

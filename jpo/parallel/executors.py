@@ -26,6 +26,7 @@ _EACH = 2  # shards a worker, so that an even end is likely
 _KINDS = "processes:N, mpi, dask:ADDRESS or ray:ADDRESS"
 _LAUNCHED = ("PMI_", "PMIX_", "OMPI_", "MPI_", "HYDI_", "SLURM_STEP_NUM_TASKS")  # what makes a process look like a rank
 _PR_SET_PDEATHSIG = 1
+Progress = Callable[[int, "int | None"], None]  # (done, total)
 
 
 @dataclass(frozen=True)
@@ -154,40 +155,30 @@ def _kind(spec: str) -> tuple[str, str]:
     return kind, rest
 
 
-def is_worker(spec: str) -> bool:
-    """Whether this process is an MPI rank that only works, and has nothing to say or to join afterwards."""
-    if _kind(spec)[0] != "mpi":
-        return False
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        return False
-    return bool(MPI.COMM_WORLD.Get_rank())
+class Pool:
+    """An executor that is open, and how many workers it has; `serving` on a rank that has worked for another."""
 
+    def __init__(self, pool: Any, workers: int, shared: Sequence[tuple[str, str]] = ()):
+        self._pool, self.workers, self._shared = pool, workers, tuple(shared)
 
-def run(
-    spec: str,
-    arguments: Sequence[str],
-    shards: int | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> int:
-    """Runs `jpo ARGUMENTS --shard i/n` for every i over the executor; n (0 on a rank that works for another).
+    @property
+    def serving(self) -> bool:
+        """Whether this process is a rank that only works, and has nothing to say or to join afterwards."""
+        return self._pool is None
 
-    shards: n; default: two for each worker. JpoError, in the words of the first shard that failed; finished ones
-    stay."""
-    kind, rest = _kind(spec)
-    if shards is not None and shards < 1:
-        raise JpoError(f"--shards: expected a positive whole number, got {shards}")
-    with _FOUND[kind](spec, rest) as (pool, workers):
-        if pool is None:
+    def run(self, arguments: Sequence[str], shards: int | None = None, progress: Progress | None = None) -> int:
+        """Runs `jpo ARGUMENTS --shard i/n` for every i; n (0 on a rank that works for another).
+
+        shards: n; default: two for each worker. JpoError, in the words of the first shard that failed; finished ones
+        stay."""
+        if self._pool is None:
             return 0
-        count = shards or _EACH * workers
-        shared: tuple[tuple[str, str], ...] = ()
-        if kind == "processes" and workers > 1:  # they share this machine's processors
-            own = max(1, len(os.sched_getaffinity(0)) // workers)
-            shared = tuple({"JPO_NUM_THREADS": str(own), "JPO_PIN": "0", **_asked()}.items())
-        jobs = [Job((*arguments, "--shard", str(Shard(index, count))), os.getcwd(), shared) for index in range(count)]
-        futures = [pool.submit(run_job, job) for job in jobs]
+        if shards is not None and shards < 1:
+            raise JpoError(f"--shards: expected a positive whole number, got {shards}")
+        count = shards or _EACH * self.workers
+        places = [str(Shard(index, count)) for index in range(count)]
+        jobs = [Job((*arguments, "--shard", place), os.getcwd(), self._shared) for place in places]
+        futures = [self._pool.submit(run_job, job) for job in jobs]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 _result(future)
@@ -198,6 +189,19 @@ def run(
                 future.cancel()
             raise
         return count
+
+
+@contextmanager
+def opened(spec: str) -> Iterator[Pool]:
+    """The executor of --executor; JpoError for what is none, or where nobody answers. An MPI rank other than the first
+    works for that one before the block begins."""
+    kind, rest = _kind(spec)
+    with _FOUND[kind](spec, rest) as (pool, workers):
+        shared: dict[str, str] = {}
+        if kind == "processes" and workers > 1:  # they share this machine's processors
+            own = max(1, len(os.sched_getaffinity(0)) // workers)
+            shared = {"JPO_NUM_THREADS": str(own), "JPO_PIN": "0", **_asked()}
+        yield Pool(pool, workers, tuple(shared.items()))
 
 
 def _result(future: Any) -> Any:

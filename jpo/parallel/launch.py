@@ -51,7 +51,7 @@ def alone(command: str) -> None:
     if (announced() or 1) > 1:
         raise JpoError(
             f"{command} is one process, and a launcher has started {announced()}: start it without one; jpo train and sft "
-            "work over ranks, generate, feedback and evaluate with --executor"
+            "work over ranks, generate, score, feedback, reference and evaluate with --executor"
         )
 
 

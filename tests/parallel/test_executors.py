@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jpo.cli.main import main
 from jpo.cli.sharding import without_own
 from jpo.errors import JpoError
 from jpo.feedback.journal import Journal
@@ -102,8 +103,8 @@ def test_what_a_shard_repeats():
 
 @pytest.mark.parametrize("spec", ["threads:2", "processes:0", "processes:x", "mpi:2", "dask", "ray", ""])
 def test_what_is_no_executor_is_refused(spec):
-    with pytest.raises(JpoError, match="--executor"):
-        executors.run(spec, ["generate"])
+    with pytest.raises(JpoError, match="--executor"), executors.opened(spec):
+        pass
 
 
 # ---- generate -------------------------------------------------------------------------------------------------------
@@ -226,3 +227,35 @@ def test_evaluate_over_processes(instructions, tmp_path):
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
     assert one.splitlines()[1:] == two.splitlines()[1:]
+
+
+# ---- score ----------------------------------------------------------------------------------------------------------
+
+
+def test_score_over_processes_and_as_an_array(tmp_path, capsys, monkeypatch):
+    """40 pairs are two blocks, the second shorter; the file is that of one process, and the figures are."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"ask {i}", "chosen": f"{i}", "rejected": "No."} for i in range(40)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["score", str(pairs), "--model", "tiny", "--compute", "float32", "--output"]
+
+    def told(name, *more):
+        assert main([*command, str(tmp_path / name), *more]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    one = told("one.jsonl")
+    dealt = told("two.jsonl", "--executor", "processes:2", "--shards", "2")
+    assert dealt[:-1] == one[-len(dealt) : -1] and len(dealt) > 4
+    for index in (1, 0):
+        told("three.jsonl", "--shard", f"{index}/2")
+    assert main(["join", "--output", str(tmp_path / "three.jsonl")]) == 0
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "three.jsonl").read_bytes()
+
+
+def test_several_of_a_command_that_deals_nothing_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    given = ["generate", "--model", "tiny", "--prompt", "x", "--output", str(tmp_path / "out.jsonl")]
+    assert main(given) == 1 and "jpo generate is one process" in capsys.readouterr().err
+    assert main([*given, "--shard", "0/1", "--max-new-tokens", "1"]) == 0  # srun -n 16 jpo ... --shard $SLURM_PROCID/16

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli import judge_options as flags
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 
 
 @flags.with_judging
@@ -80,6 +80,7 @@ def evaluate(
     sources = {"--verdicts": verdicts, "--generations": generations, "--judged": judged,
                "--alpaca-eval-annotations": alpaca_eval_annotations}  # fmt: skip
     _check_one(sources)
+    check_alone("jpo evaluate", executor, shard)
     if (executor or shard) and not judge:
         from jpo.errors import JpoError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli import judge_options as flags
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 
 
 @flags.with_judging
@@ -57,6 +57,7 @@ def feedback(
     if dry_run:
         typer.echo(f"{plan(input, output, judging.named(judge), **judging.known())}")
         return
+    check_alone("jpo feedback", executor, shard)
     if executor and not over_executor(executor, shards, output, judging.values["journal"]):
         return
     source: Any = input

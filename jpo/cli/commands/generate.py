@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli.options import Check
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 from jpo.defaults import MAX_NEW_TOKENS
 
 
@@ -105,6 +105,7 @@ def generate(
     from jpo.evaluate.sampling import Sampling, remaining
     from jpo.parallel.shards import Shard, aside
 
+    check_alone("jpo generate", executor, shard)
     if output and input:
         check_apart(output, [input])
     records = _records(input, prompt, limit)

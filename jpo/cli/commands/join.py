@@ -17,7 +17,7 @@ def join(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the shards where they are.")] = False,
 ) -> None:
-    """Put the shards together that jpo generate, feedback or evaluate left with --shard i/n.
+    """Put the shards together that jpo generate, score, feedback or evaluate left with --shard i/n.
 
     The result is what one process would have written. A missing shard is named, and nothing is written.
 

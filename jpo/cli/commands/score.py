@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from jpo.cli.options import Check
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 
 
 def score(
@@ -28,33 +29,78 @@ def score(
         str, typer.Option("--compute", help="Number type of products; jpo doctor compares them.")
     ] = "float32",
     check: Check = True,
+    executor: ExecutorName = None,
+    shards: ShardCount = None,
+    shard: ShardText = None,
 ) -> None:
     """Score records: a table of accuracy, mean margin and perplexity, and with --output a row for each record.
 
     jpo score pairs.jsonl --model smollm2-135m --adapter out --output scores.jsonl
     """
+    from jpo.data import read_records
+    from jpo.errors import JpoError
+    from jpo.evaluate.scoring import summary
+    from jpo.formats.files import write_text
+    from jpo.parallel.shards import Shard, aside
+
+    if (executor or shard) and not output:
+        raise JpoError("--executor and --shard write files: give --output FILE")
+    check_alone("jpo score", executor, shard)
+    own: dict[str, Any] = {"adapter": adapter, "scope": scope, "beta": beta, "template": template, "check": check}
+    if executor:
+        if over_executor(executor, shards, str(output)):
+            _told(summary(read_records(output)), output)
+        return
+    part = Shard.parse(shard) if shard else None
+    rows = _scored(input, model, compute, part, **own)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if part is None:
+        if output is not None:
+            write_text(output, text)
+        _told(summary(rows), output)
+        return
+    with aside(part.path(str(output))) as path:
+        write_text(path, text)
+    typer.echo(f"{len(rows)} rows in shard {part} of the whole; jpo join puts the shards together")
+
+
+def _scored(
+    input: str,
+    model: str,
+    compute: Any,  # which type it may be is the model's to say
+    part: Any,
+    *,
+    adapter: str | None,
+    scope: str,
+    beta: float,
+    template: str | None,
+    check: bool,
+) -> list[dict[str, Any]]:
+    """The rows of the records, or of a shard of them; what became of the records is said."""
     import jpo
     from jpo.cli.progress import bar
     from jpo.data import read_records
     from jpo.data.report import Report
     from jpo.evaluate.sampling import encoder_of
-    from jpo.evaluate.scoring import records_of, score, summary
-    from jpo.formats.files import write_text
+    from jpo.evaluate.scoring import records_of, score
 
     records = read_records(input)
     lm = jpo.load(model, compute=compute, check=check)
     own = lm.load_adapter(adapter) if adapter else {}
-    report = Report()
     talks = any(given.conversational for given in records_of(records, Report()))
-    encoder = encoder_of(lm, own, template, talks)
+    encoder, report = encoder_of(lm, own, template, talks), Report()
+    options: dict[str, Any] = {"encoder": encoder, "scope": scope, "beta": beta, "report": report, "shard": part}
     with bar("records") as progress:
-        rows = list(score(lm, records, encoder=encoder, scope=scope, beta=beta, report=report, progress=progress))
+        rows = list(score(lm, records, progress=progress, **options))
     typer.echo(encoder.report() if not report.dropped else report.then(encoder.report()))
-    for name, value in summary(rows).items():
+    return rows
+
+
+def _told(figures: dict[str, float], output: str | None) -> None:
+    for name, value in figures.items():
         typer.echo(f"{name:>22}  {value:.6g}")
     if output is not None:
-        write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
-        typer.echo(f"{len(rows)} rows in {output}")
+        typer.echo(f"{figures['records']} rows in {output}")
 
 
 def register(app: typer.Typer) -> None:
