@@ -7,6 +7,7 @@ little at its head, so that `jpo --help` stays quick.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -47,6 +48,18 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+def _flowing(text: str) -> str:
+    """A docstring as help: its long lines run on, so that the terminal's width breaks them; short ones stay lines."""
+    found, runs_on = [], False
+    for line in inspect.cleandoc(text).splitlines():
+        if runs_on and line:
+            found[-1] += f" {line.strip()}"
+        else:
+            found.append(line)
+        runs_on = len(line) > 76
+    return "\n".join(found)
+
+
 def build_app() -> typer.Typer:
     """The typer application with every command, sorted by module name."""
     app = typer.Typer(
@@ -70,6 +83,8 @@ def build_app() -> typer.Typer:
 
     for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
         importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
+    for command in app.registered_commands:
+        command.help = _flowing(command.help or (command.callback and command.callback.__doc__) or "")
     return app
 
 

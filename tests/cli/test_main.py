@@ -20,6 +20,16 @@ def test_help_lists_the_commands(capsys):
     assert "doctor" in text and "pairs" in text
 
 
+def test_help_breaks_its_prose_at_the_terminals_width(monkeypatch, capsys):
+    """Not where its docstring's lines end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["serve", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    prose = lines[next(place for place, line in enumerate(lines) if line.startswith("Any OpenAI client")) :]
+    prose = prose[: prose.index("")]
+    assert len(prose) > 3 and all(len(line) > 60 for line in prose[:-1]), prose
+
+
 def test_doctor_as_json(capsys):
     assert main(["doctor", "--json", "--no-measure"]) == 0
     assert json.loads(capsys.readouterr().out)["threads"] >= 1
