@@ -170,6 +170,7 @@ class Pages:
             "guideline": self.project.guideline,
             "done": now.done,
             "total": now.total,
+            "seconds": now.seconds,
             "minutes": None if now.seconds is None else max(1, round((now.total - now.done) * now.seconds / 60)),
             "showing": showing,
             "before": now.undone,

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from jpo.errors import JpoError
 from jpo.web.items import Item
@@ -27,11 +28,13 @@ _LEASE = 1800.0  # seconds after which an unanswered item may go to somebody els
 
 @dataclass(frozen=True)
 class Rules:
-    """overlap: annotators of each item; repeat: share of an annotator's items that comes again with sides exchanged."""
+    """overlap: annotators of each item; repeat: share of an annotator's items that comes again with sides exchanged;
+    apart: all conditional items come before the joint ones."""
 
     overlap: int = 1
     repeat: float = 0.0
     seed: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.overlap < 1:
@@ -93,9 +96,12 @@ class Desk:
     def _person(self, annotator: str) -> _Person:
         found = self._people.get(annotator)
         if found is None:
-            order = sorted(self.items, key=lambda key: _draw(self.rules.seed, "order", annotator, key))
-            found = self._people[annotator] = _Person(order=order)
+            found = self._people[annotator] = _Person(order=sorted(self.items, key=partial(self._place, annotator)))
         return found
+
+    def _place(self, annotator: str, item: str) -> tuple[bool, float]:
+        """What an annotator's items are sorted by."""
+        return self.rules.apart and self.items[item].joint, _draw(self.rules.seed, "order", annotator, item)
 
     # what happens
 

@@ -147,7 +147,7 @@ def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
         result.append({"id": identity, "from_name": name, "to_name": to, "type": kind, "value": value})
 
     if row.get("feedback") in (0, 1):
-        add("preference", "preference", "pairwise", {"selected": _SIDES[row["feedback"]]})
+        add("preference", "left", "pairwise", {"selected": _SIDES[row["feedback"]]})
     elif row.get("feedback") == 2:
         add("tie", "left", "choices", {"choices": ["equal"]})
     if row.get("rationale"):

@@ -24,6 +24,7 @@ GUIDELINE = (
     "Which side is better? Weigh accuracy first, then coherence, then harmlessness. Length alone is no merit. Where the two "
     "sides answer different instructions, judge which response serves its own instruction better."
 )
+_FEW, _CARELESS = 4, 0.7  # gold items or repetitions from which on a share below this is marked
 _LIMITS = {"rationale": 4000, "tag": 40, "tags": 12}  # characters, characters, number
 
 
@@ -172,7 +173,8 @@ class Project:
     # what the overview shows
 
     def quality(self) -> list[dict[str, Any]]:
-        """Each annotator: verdicts, skipped, median seconds, gold {right, of}, self-consistency {same, of}."""
+        """Each annotator: verdicts, skipped, median seconds, gold {right, of}, self-consistency {same, of}; careless:
+        whether either is low, where enough of them are known."""
         answers = self.answers()
         return [
             self._quality(name, [a for a in answers if a.showing.annotator == name]) for name in self.store.annotators()
@@ -184,13 +186,20 @@ class Project:
         gold = [(self.items.by_key[key].gold, answer.feedback) for key, answer in first.items()]
         gold = [pair for pair in gold if pair[0] is not None]
         seconds = [answer.seconds for answer in answers if answer.seconds > 0]
+        right, same = (
+            sum(known == given for known, given in gold),
+            sum(a.feedback == first[a.showing.item].feedback for a in again),
+        )
         return {
             "annotator": name,
+            "careless": any(
+                of >= _FEW and good < _CARELESS * of for good, of in ((right, len(gold)), (same, len(again)))
+            ),
             "verdicts": len(first),
             "skipped": sum(answer.verdict == "skip" for answer in first.values()),
             "seconds": statistics.median(seconds) if seconds else None,
-            "gold": {"right": sum(known == given for known, given in gold), "of": len(gold)},
-            "consistency": {"same": sum(a.feedback == first[a.showing.item].feedback for a in again), "of": len(again)},
+            "gold": {"right": right, "of": len(gold)},
+            "consistency": {"same": same, "of": len(again)},
         }
 
     def agreement(self) -> dict[str, Any]:

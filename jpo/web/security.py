@@ -148,11 +148,13 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 
 def from_elsewhere(request: Request) -> bool:
-    """Whether a page of another origin sends this: browsers say so, programs say nothing."""
+    """Whether a page of another origin sends this: browsers say so, programs say nothing. Behind a proxy the host is
+    another than the origin's; what the browser itself says of the two then counts."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("none", "same-origin")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
-        return True
-    return request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
 
 
 async def _bounded(receive: Any, limit: int) -> bytes | None:

@@ -76,6 +76,14 @@ def test_the_order_and_the_sides_are_a_function_of_the_seed_and_the_annotator():
     assert all(3 < share < 17 for share in shares), "neither side is preferred"
 
 
+def test_conditional_items_may_stand_apart():
+    joint = [{"instruction_0": f"J {i}", "response_0": "a", "instruction_1": "K", "response_1": "b"} for i in range(6)]
+    for apart in (False, True):
+        world = World([*joint, *records(6)], Rules(apart=apart))
+        kinds = [world.items[showing.item].joint for showing in world.run("anna")]
+        assert (kinds == sorted(kinds)) is apart
+
+
 def test_an_open_item_stands_until_it_is_answered():
     world = World(records(3), Rules())
     first = world.ask("anna")

@@ -2,6 +2,7 @@
 packages."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,6 +83,14 @@ def test_what_others_wrote_is_read():
         list(verdicts({"data": task["data"], "annotations": ["x"]}))
 
 
+def test_every_region_stands_on_a_text_of_the_configuration():
+    controls = {tag.get("name"): tag.get("toName").split(",") for tag in ElementTree.fromstring(LABEL_STUDIO).iter()
+                if tag.get("toName")}  # fmt: skip
+    tasks = json.loads(exported(ROWS, "label-studio"))
+    regions = [region for task in tasks for annotation in task["annotations"] for region in annotation["result"]]
+    assert len(regions) == 5 and all(region["to_name"] in controls[region["from_name"]] for region in regions)
+
+
 def test_their_own_packages_read_it():
     argilla = pytest.importorskip("argilla")
     for given in json.loads(exported(ROWS, "argilla")):
@@ -93,7 +102,7 @@ def test_their_own_packages_read_it():
 def test_label_studio_validates_it():
     interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface(LABEL_STUDIO)
     for task in json.loads(exported(ROWS, "label-studio")):
-        interface.validate_task(task)
+        assert interface.validate_task({"data": task["data"]})
         for annotation in task["annotations"]:
             assert interface.validate_annotation(annotation), annotation
 

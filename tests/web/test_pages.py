@@ -135,6 +135,7 @@ def test_two_people_at_once_and_the_overview(tmp_path):
     assert {name: row["verdicts"] for name, row in quality.items()} == {"anna": 8, "ben": 8}
     assert all(row["gold"]["of"] == 1 and row["consistency"]["of"] > 0 for row in quality.values())
     assert all(row["consistency"]["same"] == 0 for row in quality.values()), "always left is never consistent"
+    assert all(row["careless"] for row in quality.values())
     rows = list(site.project.rows())
     assert len(rows) == 14 and not any("gold" in row for row in rows), "gold and repetitions are not records"
     overview = site.browser().get("/overview").text

@@ -197,6 +197,8 @@ def test_other_ways_to_ask_wrongly(server):
     assert httpx2.post(url, json=body, headers=elsewhere).status_code == 403
     assert httpx2.post(url, json=body, headers={"sec-fetch-site": "cross-site"}).status_code == 403
     assert httpx2.post(url, json=body, headers={"origin": server.url}).status_code == 200
+    behind_a_proxy = {"origin": "https://models.example", "sec-fetch-site": "same-origin"}
+    assert httpx2.post(url, json=body, headers=behind_a_proxy).status_code == 200
     reply = httpx2.get(f"{server.url}/health")
     assert reply.json() == {"status": "ok"} and "default-src 'self'" in reply.headers["content-security-policy"]
 

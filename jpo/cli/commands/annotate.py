@@ -40,6 +40,9 @@ def annotate(
     repeat: Annotated[
         float, typer.Option("--repeat", help="Share of items that come again with sides exchanged.")
     ] = 0.0,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Conditional items first, then joint ones; else mixed.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of items and of which side stands left.")] = 0,
     guideline: Annotated[
         Optional[str],  # noqa: UP045
@@ -73,7 +76,7 @@ def annotate(
     if convert:
         _convert(input, output, format)
         return
-    rules = Rules(overlap, repeat, seed)
+    rules = Rules(overlap, repeat, seed, apart)
     check_prefix(prefix)
     items = read_items(input)
     _say_items(items)
