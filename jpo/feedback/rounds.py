@@ -24,7 +24,7 @@ from jpo.train.config import PreferenceConfig
 
 Progress = Callable[[int, int | None], None]
 _ITEMS_PER_PASS = 16
-_CHOSEN = {0: 1.0, 1: 0.0, 2: 0.5}  # feedback -> how far the first item was chosen
+CHOSEN = {0: 1.0, 1: 0.0, 2: 0.5}  # feedback -> how far the first item was chosen
 
 
 @dataclass
@@ -123,7 +123,7 @@ def score(
         margins = changes[sides[:, 0]] - changes[sides[:, 1]]
     else:
         first = len(pool.asked)
-        margins = features @ fit_head(features[first:], [_CHOSEN[int(pair.feedback or 0)] for pair in pool.answered])
+        margins = features @ fit_head(features[first:], [CHOSEN[int(pair.feedback or 0)] for pair in pool.answered])
     for pair, row in zip(pool.pairs, ~np.isfinite(margins), strict=True):
         if row:
             raise DataError(

@@ -86,13 +86,15 @@ class Before:
     done: int
     total: int
     seconds: float | None
+    more: bool  # another round follows
     undone: Answer | None = None
 
 
 class Pages:
     """The application over one project. key: what the link must carry (None: nothing, loopback); links: annotators with
     links of their own, to whom entering is then limited; output: written while verdicts come and at the end; when_done:
-    called once when nobody has anything left to do."""
+    called once when nobody has anything left to do; choose: keys of the next round's items (jpo.web.rounds). Where that
+    fails, `failure` holds it and when_failed is called."""
 
     def __init__(
         self,
@@ -103,11 +105,14 @@ class Pages:
         links: dict[str, str] | None = None,
         prefix: str = "",
         when_done: Callable[[], None] | None = None,
+        choose: Callable[[], Sequence[str]] | None = None,
     ):
         self.project, self.output, self.key, self.links, self.prefix = project, output, key, dict(links or {}), prefix
         self.secret = project.store.secret("cookies")
         self.entries = Bucket(rate=0.2, burst=10)  # wrong names and passcodes that may be tried
-        self.written, self.when_done, self.fault = -1, when_done, ""
+        self.written, self.when_done, self.choose, self.fault = -1, when_done, choose, ""
+        self.failure: BaseException | None = None
+        self.when_failed: Callable[[], None] = lambda: None
         self.gathered = Gathered(project.together)
         self.shown = functools.lru_cache(_TEXTS)(self._shown)
         self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
@@ -159,7 +164,8 @@ class Pages:
 
     def before(self, name: str, undone: Answer | None = None) -> Before:
         """What stands before this annotator now."""
-        return Before(self.project.showing(name), *self.project.progress(name), undone)
+        showing = self.project.showing(name)
+        return Before(showing, *self.project.progress(name), self.project.more_to_ask(), undone)
 
     def state(self, name: str, now: Before) -> dict[str, Any]:
         """What the page of this annotator shows now."""
@@ -173,6 +179,7 @@ class Pages:
             "seconds": now.seconds,
             "minutes": None if now.seconds is None else max(1, round((now.total - now.done) * now.seconds / 60)),
             "showing": showing,
+            "waiting": showing is None and now.more,
             "before": now.undone,
         }
         if showing is not None:
@@ -358,8 +365,21 @@ class Pages:
                     self.when_done()
                     break
 
+        async def rounds() -> None:
+            while self.choose is not None:
+                await anyio.sleep(_LOOK_SECONDS)
+                if await anyio.to_thread.run_sync(self.project.round_is_over):
+                    try:
+                        keys = await anyio.to_thread.run_sync(self.choose, abandon_on_cancel=True)
+                        await anyio.to_thread.run_sync(self.project.release, keys)
+                    except Exception as error:
+                        self.failure = error
+                        self.when_failed()
+                        break
+
         async with anyio.create_task_group() as group:
             group.start_soon(now_and_then)
+            group.start_soon(rounds)
             group.start_soon(until_done)
             try:
                 yield

@@ -192,14 +192,17 @@ class Desk:
 
     # how far it is
 
+    def answered_all(self) -> bool:
+        """Whether every item has its answers."""
+        return all(
+            sum(since == math.inf for since in self._holders.get(key, {}).values()) >= self.rules.overlap
+            for key, item in self.items.items()
+            if item.gold is None
+        )
+
     def finished(self) -> bool:
         """Whether every item has its answers and nobody who has entered has anything left to do."""
-        wanted = [key for key, item in self.items.items() if item.gold is None]
-        answered = all(
-            sum(since == math.inf for since in self._holders.get(key, {}).values()) >= self.rules.overlap
-            for key in wanted
-        )
-        return answered and all(self.next(name) is None for name in self._people)
+        return self.answered_all() and all(self.next(name) is None for name in self._people)
 
     def answers_of(self, annotator: str) -> list[Answer]:
         """The annotator's standing verdicts, repetitions too, in the order of their showings."""

@@ -30,13 +30,15 @@ _LIMITS = {"rationale": 4000, "tag": 40, "tags": 12}  # characters, characters, 
 
 @dataclass
 class Project:
-    """One annotation project. Safe to call from several threads."""
+    """One annotation project. in_rounds: an item is asked when `release` has named it (gold ones at once). Safe to call
+    from several threads."""
 
     items: Items
     store: Store
     rules: Rules = field(default_factory=Rules)
     guideline: str = GUIDELINE
     form: Format = "feedback"  # of the output file
+    in_rounds: bool = False
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -46,8 +48,33 @@ class Project:
     def _remember(self) -> None:
         """Reads the store: what is in memory is then what is on disk."""
         self._answers: dict[int, Answer] = {answer.showing.id: answer for answer in self.store.answers()}
-        self._desk = Desk(self.rules, self.items.by_key, self.store.showings(), self._answers.values())
+        items = self.items.by_key
+        if self.in_rounds:
+            asked = self.store.asked()
+            items = {key: item for key, item in items.items() if key in asked or item.gold is not None}
+        self._desk = Desk(self.rules, items, self.store.showings(), self._answers.values())
         self.version += 1
+
+    # rounds
+
+    def asked(self) -> list[str]:
+        """Keys of the items that have been asked so far, round by round."""
+        return list(self.store.asked())
+
+    def round_is_over(self) -> bool:
+        """Whether everything that is asked has its answers, and there is more to ask."""
+        with self._lock:
+            return self.more_to_ask() and self._desk.answered_all()
+
+    def more_to_ask(self) -> bool:
+        """Whether another round can follow."""
+        return self.in_rounds and any(key not in self._desk.items for key in self.items.by_key)
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Asks these items from now on."""
+        with self._lock:
+            self.store.ask(keys)
+            self._remember()
 
     def together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """What each call gives, or the exception that it raised: all of them on disk by one sync."""
@@ -120,7 +147,7 @@ class Project:
     def finished(self) -> bool:
         """Whether nobody has anything left to do."""
         with self._lock:
-            return self._desk.finished()
+            return not self.more_to_ask() and self._desk.finished()
 
     # what comes out
 

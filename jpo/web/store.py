@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
 CREATE TABLE IF NOT EXISTS changes (
     showing INTEGER NOT NULL, verdict TEXT, rationale TEXT NOT NULL, tags TEXT NOT NULL, at REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS asked (item TEXT PRIMARY KEY, round INTEGER NOT NULL);
 """
 
 
@@ -147,6 +148,19 @@ class Store:
         """Everybody who ever entered, in that order."""
         with self._lock:
             return [row[0] for row in self._db.execute("SELECT name FROM annotators ORDER BY at, name")]
+
+    # rounds
+
+    def ask(self, items: Sequence[str]) -> None:
+        """Notes that these items are asked from now on: one round."""
+        with self.together():
+            number = self._db.execute("SELECT coalesce(max(round), 0) + 1 FROM asked").fetchone()[0]
+            self._db.executemany("INSERT OR IGNORE INTO asked VALUES (?, ?)", [(item, number) for item in items])
+
+    def asked(self) -> dict[str, int]:
+        """item -> the round that it was first asked in, in that order."""
+        with self._lock:
+            return dict(self._db.execute("SELECT item, round FROM asked ORDER BY round, rowid").fetchall())
 
     # showings and verdicts
 

@@ -25,9 +25,9 @@ JOINT = [
 
 
 class Site:
-    def __init__(self, folder, records, rules=None, **options):
+    def __init__(self, folder, records, rules=None, in_rounds=False, **options):
         self.store = Store(folder / "s.sqlite")
-        self.project = Project(read_items(records), self.store, rules or Rules())
+        self.project = Project(read_items(records), self.store, rules or Rules(), in_rounds=in_rounds)
         self.output = folder / "out.jsonl"
         self.pages = Pages(self.project, output=str(self.output), **options)
         self.app = build(self.pages, ["testserver"])

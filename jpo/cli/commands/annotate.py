@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from jpo.cli.options import Host, Port
 from jpo.web.forms import Format
+
+_ROUNDS = "Which to ask next"
+Strategy = Literal["random", "margin", "dopt"]  # these two stand in jpo.feedback.selection and jpo.web.rounds, which
+Refit = Literal["linear", "adapter"]  # load more than a command's head should
 
 
 def annotate(
@@ -51,6 +55,36 @@ def annotate(
             help="A text file with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
         ),
     ] = None,
+    select: Annotated[
+        Optional[Strategy],  # noqa: UP045
+        typer.Option(
+            "--select",
+            help="Ask in rounds of --count items: answers in, refit, next round. By chance; the smallest margins; a D-optimal "
+            "design.",
+            rich_help_panel=_ROUNDS,
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Items of a round.", rich_help_panel=_ROUNDS)] = 20,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=_ROUNDS),
+    ] = None,
+    adapter: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--adapter", help="Its margins choose the first round.", rich_help_panel=_ROUNDS),
+    ] = None,
+    template: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=_ROUNDS),
+    ] = None,
+    refit: Annotated[
+        Refit,
+        typer.Option(
+            "--refit",
+            help="linear: a reward over the hidden states, at once; adapter: a new one trained after each round.",
+            rich_help_panel=_ROUNDS,
+        ),
+    ] = "linear",
     prefix: Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")] = "",
     until_done: Annotated[
         bool, typer.Option("--until-done", help="End when every item has its answers, so that a script goes on.")
@@ -77,6 +111,7 @@ def annotate(
         _convert(input, output, format)
         return
     rules = Rules(overlap, repeat, seed, apart)
+    _check_rounds(select, model, adapter, template)
     check_prefix(prefix)
     items = read_items(input)
     _say_items(items)
@@ -95,8 +130,11 @@ def annotate(
 
     path = f"{output}.annotations.sqlite"
     with naming_faults(path), contextlib.closing(Store(path)) as store:
-        project = Project(items, store, rules, _guideline(guideline), format)
-        _serve(project, output, host, port, prefix, annotator or (), until_done)
+        project = Project(items, store, rules, _guideline(guideline), format, in_rounds=select is not None)
+        rounds = None
+        if select is not None:
+            rounds = _rounds(project, select, count, (model, adapter, template), refit)
+        _serve(project, rounds, output, (host, port, prefix), annotator or (), until_done)
 
 
 def _convert(input: str, output: str, form: Format) -> None:
@@ -129,18 +167,24 @@ def _guideline(path: str | None) -> str:
 
 
 def _serve(
-    project: Any, output: str, host: str, port: int, prefix: str, names: Sequence[str], until_done: bool
+    project: Any,
+    rounds: Any,
+    output: str,
+    where: tuple[str, int, str],
+    names: Sequence[str],
+    until_done: bool,
 ) -> None:
     """Serves until Ctrl-C, SIGTERM or the end; the records are written at the end whatever happens."""
     from jpo.web.annotate import Pages, build
     from jpo.web.listen import Listener, hosts, loopback
 
-    store = project.store
+    (host, port, prefix), store = where, project.store
     key = None if loopback(host) else store.secret("key")
     links = {name: store.secret(f"link:{name}") for name in names}
-    pages = Pages(project, output=output, key=key, links=links, prefix=prefix)
+    choose = None if rounds is None else rounds.choose
+    pages = Pages(project, output=output, key=key, links=links, prefix=prefix, choose=choose)
     listener = Listener(build(pages, hosts(host)), host, port, prefix)
-    pages.when_done = listener.end if until_done else None
+    pages.when_done, pages.when_failed = listener.end if until_done else None, listener.end
     _say_links(listener.url, host, key, links)
     typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
     try:
@@ -148,6 +192,40 @@ def _serve(
     finally:
         count = project.write(output)
         typer.echo(f"{count} records in {output}")
+    if pages.failure is not None:
+        raise pages.failure
+
+
+def _check_rounds(select: str | None, model: str | None, adapter: str | None, template: str | None) -> None:
+    from jpo.errors import JpoError
+
+    if select is None and (model or adapter or template):
+        raise JpoError("--model, --adapter and --template: only --select knows them")
+    if select not in (None, "random") and model is None:
+        raise JpoError(f"--select {select}: a model is needed; give --model M (a directory, a GGUF file, smollm2-135m)")
+
+
+def _rounds(project: Any, strategy: Strategy, count: int, scoring: tuple[str | None, ...], refit: Refit) -> Any:
+    """What chooses the rounds; the first one is asked already. scoring: model, adapter, template."""
+    from jpo.web.rounds import Rounds
+
+    model, adapter, template = scoring
+    lm = encoder = stored = None
+    if strategy != "random":
+        import jpo
+        from jpo.evaluate.sampling import encoder_of
+
+        lm = jpo.load(str(model), compute="auto")
+        stored = lm.load_adapter(adapter) if adapter else None
+        talks = any(not isinstance(item.candidate.instruction_0, str) for item in project.items)
+        encoder = encoder_of(lm, stored, template, talks)
+    rounds = Rounds(project, strategy, count, lm, encoder, stored, refit)
+    if project.round_is_over():
+        project.release(rounds.choose())
+    typer.echo(
+        f"rounds of {count} by {strategy}; {len(project.asked())} of {len(project.items)} items are asked so far"
+    )
+    return rounds
 
 
 def _say_links(url: str, host: str, key: str | None, links: Mapping[str, str]) -> None:

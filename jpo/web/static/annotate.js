@@ -30,6 +30,7 @@ async function post(path, body) {
 function begin(html) {
     if (html !== undefined) work.innerHTML = html;
     since = performance.now(); away = 0;
+    if (work.querySelector("[data-waiting]")) setTimeout(() => location.reload(), 2000);
     const open = form();
     if (!open) return;
     const draft = JSON.parse(localStorage.getItem(store + "draft") || "null");
