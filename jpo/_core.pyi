@@ -95,8 +95,8 @@ class Model:
     def logits(self, rows: _Array, /) -> _F32: ...
     def decode(
         self,
-        k: _F32,
-        v: _F32,
+        k: _Array,
+        v: _Array,
         tokens: _Array,
         positions: _Array,
         kv_rows: _Array,
@@ -105,6 +105,7 @@ class Model:
         rows: _Array,
         adapter: bool,
         reach: int = 0,
+        dtype: str = "F32",
         /,
     ) -> _F32: ...
     def set_lora(

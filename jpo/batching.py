@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jpo import _core
-from jpo.cache import PAGE, Cache, Piece, Range, pages_of, row_bytes
+from jpo.cache import PAGE, Cache, CacheType, Piece, Range, pages_of, row_bytes
 from jpo.errors import JpoError
 from jpo.generation import sample_generator
 from jpo.memory import free_bytes
@@ -182,14 +182,14 @@ class Counts:
     cancelled: int = 0
 
 
-def cache_pages(lm: Any, tokens: int | None) -> int:
+def cache_pages(lm: Any, tokens: int | None, dtype: str = "float32") -> int:
     """Pages for so many tokens; by default 1 GiB, at most a quarter of what is free, but one whole text of the model
     where that fits a quarter."""
     if tokens is not None:
         if tokens < 4 * PAGE:
             raise JpoError(f"cache_tokens: expected at least {4 * PAGE}, got {tokens}")
         return pages_of(tokens)
-    each = PAGE * row_bytes(lm.config)
+    each = PAGE * row_bytes(lm.config, dtype)
     whole = pages_of(int(lm.config["max_position_embeddings"]))
     most = max(4, free_bytes() // 4 // each)
     return int(min(max(_CACHE_BYTES // each, min(whole, most)), most))
@@ -197,7 +197,8 @@ def cache_pages(lm: Any, tokens: int | None) -> int:
 
 class Batcher:
     """One thread that decodes. adapters: name -> adapter (None: the base itself). streams: rows a token; queue:
-    requests that may wait beside those at work."""
+    requests that may wait beside those at work. cache_tokens, cache_dtype: how many tokens' keys and values stand in
+    memory, and how (jpo.cache)."""
 
     def __init__(
         self,
@@ -207,13 +208,14 @@ class Batcher:
         streams: int = 64,
         queue: int = 256,
         cache_tokens: int | None = None,
+        cache_dtype: CacheType = "float32",
     ):
         for name, value, least in (("streams", streams, 1), ("queue", queue, 0)):
             if value < least:
                 raise JpoError(f"{name}: expected a whole number of at least {least}, got {value}")
         self.lm, self.adapters = lm, dict(adapters)
         self.streams, self.queue = streams, queue
-        self.cache = Cache(lm, cache_pages(lm, cache_tokens))
+        self.cache = Cache(lm, cache_pages(lm, cache_tokens, cache_dtype), cache_dtype)
         self.counts = Counts()
         self._rotaries = [r["original"] for r in lm.config.get("rotary", ()) if "long_inv_freq" in r]
         self._cut = self.cache.small if lm.compute == "float32" else streams

@@ -6,7 +6,7 @@ comes whatever else stands in the batch. Knows token ids and stop conditions; ne
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jpo import _core
+from jpo.cache import PAGE, Cache, CacheType, pages_of
 from jpo.defaults import MAX_NEW_TOKENS
 from jpo.errors import JpoError
 
@@ -38,6 +39,7 @@ class _Stream:
     sample: int
     generator: np.random.Generator
     room: int  # for tokens of its own
+    place: int = -1  # in the decoder
     tokens: list[int] = field(default_factory=list)
     logp: float = 0.0
     reason: str = ""
@@ -74,12 +76,14 @@ def generate(
     stop_token_ids: Sequence[int] = (),
     ids: Sequence[int] | None = None,
     on_token: Callable[[int, int, int], None] | None = None,
+    cache_dtype: CacheType = "float32",
 ) -> list[list[Completion]]:
     """n completions of each prompt (plain strings; no template is added).
 
     temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; a completion ends at the tokenizer's end tokens,
     stop_token_ids, a stop string, or max_new_tokens. ids: the prompts' numbers for the seeds (default: their places),
-    so that a resumed run draws the same. on_token(prompt, sample, token id) is called as tokens come.
+    so that a resumed run draws the same. on_token(prompt, sample, token id) is called as tokens come. cache_dtype: how
+    keys and values are stored (jpo.cache); "bfloat16" and "float16" halve their memory, "q8_0" takes 0.27 of it.
     """
     if isinstance(prompts, str):
         raise JpoError("prompts: expected a list of strings, got one string")
@@ -93,108 +97,170 @@ def generate(
             raise JpoError(f"prompts[{place}] is empty and the tokenizer adds no BOS: there is nothing to continue")
         if len(tokens) >= longest:
             raise JpoError(f"prompts[{place}] has {len(tokens)} tokens, but the model knows {longest} positions")
-    out: list[list[Completion]] = [[] for _ in prompts]
     numbers = list(range(len(prompts))) if ids is None else list(ids)
-    work = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
-    for start in range(0, len(work), _STREAMS):
-        batch = _Batch(lm, encoded, work[start : start + _STREAMS], numbers, seed, max_new_tokens, longest)
-        batch.run(temperature, top_p, top_k, stops, ends, on_token)
-        for stream in batch.streams:
-            out[stream.prompt].append(Completion(stream.text, stream.tokens, stream.logp, stream.reason))
-    return out
+    if not encoded:
+        return []
+    decoder = _Decoder(lm, encoded, n, max_new_tokens, longest, cache_dtype)
+    waiting = deque(
+        _Stream(prompt, sample, sample_generator(seed, numbers[prompt], sample), decoder.rooms[prompt])
+        for prompt in range(len(prompts))
+        for sample in range(n)
+    )
+    rule = _Rule(lm, encoded, temperature, top_p, top_k, stops, ends, on_token)
+    out: list[list[Completion | None]] = [[None] * n for _ in prompts]
+    active = list[_Stream]()
+    while waiting or active:
+        if decoder.free and waiting:
+            drawing = [waiting.popleft() for _ in range(min(len(decoder.free), len(waiting)))]
+            rule.draw(decoder.begin(drawing), drawing)
+            active += drawing
+        else:
+            rule.draw(decoder.next(active), active)
+        for stream in active:
+            if stream.reason:
+                decoder.end(stream)
+                out[stream.prompt][stream.sample] = Completion(stream.text, stream.tokens, stream.logp, stream.reason)
+        active = [stream for stream in active if not stream.reason]
+    return out  # type: ignore[return-value]
 
 
-class _Batch:
-    """Streams that decode side by side over one cache."""
+class _Prompt:
+    """A prompt that streams read: its pages, and the logits behind it until all its samples have begun."""
+
+    def __init__(self, tokens: Sequence[int], samples: int):
+        self.tokens, self.unbegun, self.open = tokens, samples, samples
+        self.pages: list[int] = []
+        self.last: np.ndarray[Any, Any] | None = None  # (V,)
+
+
+class _Decoder:
+    """Streams that decode side by side over one cache of pages; as one ends, its pages and its place serve the next.
+
+    A place holds the path of its stream: the prompt's pages, shared by the samples of a prompt, then its own."""
 
     def __init__(
-        self,
-        lm: Any,
-        encoded: Any,
-        work: list[tuple[int, int]],
-        numbers: list[int],
-        seed: int,
-        new_tokens: int,
-        longest: int,
+        self, lm: Any, encoded: Sequence[Sequence[int]], n: int, new_tokens: int, longest: int, cache_dtype: str
     ):
-        self.lm, self.encoded = lm, encoded
-        places: dict[int, tuple[int, int]] = {}
-        rows = 0
-        for prompt, _ in work:
-            if prompt not in places:
-                places[prompt] = (rows, len(encoded[prompt]))
-                rows += len(encoded[prompt])
-        self.places = places
-        self.streams = []
-        ranges = []  # of each stream: the prompt's first cache row and length, its own first row
-        for prompt, sample in work:
-            room = min(new_tokens, longest - len(encoded[prompt]))
-            stream = _Stream(prompt, sample, sample_generator(seed, numbers[prompt], sample), room)
-            self.streams.append(stream)
-            ranges.append((*places[prompt], rows))
-            rows += stream.room
-        self.ranges = np.array(ranges, dtype=np.int32)
-        place = np.arange(len(work), dtype=np.int32)
-        self.segments = np.stack([place, np.ones_like(place), 2 * place, np.full_like(place, 2)], axis=1)
+        self.lm = lm
+        self.prompts = [_Prompt(tokens, n) for tokens in encoded]
+        self.rooms = [min(new_tokens, longest - len(tokens)) for tokens in encoded]
         # longest text that a stream may come to: longrope has frequencies for short and for long texts
-        self.reach = max(len(encoded[stream.prompt]) + stream.room for stream in self.streams)
-        c = lm.config
-        shape = (c["num_hidden_layers"], rows, c["num_key_value_heads"] * c["head_dim"])
-        self.k, self.v = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        self.reach = max(len(tokens) + room for tokens, room in zip(encoded, self.rooms, strict=True))
+        places = min(_STREAMS, n * len(encoded))
+        shared = sorted((pages_of(len(tokens)) for tokens in encoded), reverse=True)
+        own = [pages_of(room - 1) for room in self.rooms]
+        # whoever decodes side by side fits: a prompt needs its pages once
+        pages = sum(shared[:places]) + sum(sorted(own * min(n, places), reverse=True)[:places])
+        self.cache = Cache(lm, pages, cache_dtype)
+        self.free = list(range(places))[::-1]
+        self.first = np.zeros((places, shared[0] + max(own)), dtype=np.int32)  # pages of each place's path
+        self.filled = np.zeros_like(self.first)  # and their rows that hold keys
+        self.at = np.zeros((places, 2), dtype=np.int32)  # the prompt's tokens, and the stream's own that hold keys
 
-    def _decode(
-        self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any
-    ) -> np.ndarray[Any, Any]:
-        arrays = [np.asarray(part, dtype=np.int32) for part in (tokens, positions, rows, segments, ranges, wanted)]
-        self.lm._checkpoint.check_files()
-        return self.lm._core.decode(self.k, self.v, *arrays, self.lm._adapter_on, self.reach)  # type: ignore[no-any-return]
+    def decode(self, tokens: Any, positions: Any, rows: Any, segments: Any, ranges: Any, wanted: Any) -> Any:
+        """One pass; see Cache.decode."""
+        adapter = self.lm._adapter_on
+        return self.cache.decode(tokens, positions, rows, segments, ranges, wanted, adapter, self.reach)
 
-    def run(
-        self, temperature: float, top_p: float, top_k: int, stops: list[str], ends: set[int], on_token: Any
-    ) -> None:
-        """Until every stream has ended."""
-        rows = {prompt: row for row, prompt in enumerate(self.places)}
-        logits = self._prompts()[[rows[stream.prompt] for stream in self.streams]]
-        active = list(range(len(self.streams)))
-        for count in itertools.count(1):  # tokens of each stream that is active
-            streams = [self.streams[place] for place in active]
-            tokens, logps = _draw(logits, streams, temperature, top_p, top_k)
-            for stream, token, logp in zip(streams, tokens.tolist(), logps.tolist(), strict=True):
-                stream.logp += logp
-                if on_token:
-                    on_token(stream.prompt, stream.sample, token)
-                self._take(stream, token, stops, ends)
-            going = [i for i, stream in enumerate(streams) if not stream.reason]
-            if not going:
-                return
-            active = [active[i] for i in going]
-            logits = self._next(active, tokens[going], count)
+    def begin(self, streams: Sequence[_Stream]) -> np.ndarray[Any, Any]:
+        """Logits (n, V) behind the prompts of new streams, no more than there are free places; one pass over the
+        prompts that nobody has read."""
+        prompts = {stream.prompt: self.prompts[stream.prompt] for stream in streams}
+        self._read([prompt for prompt in prompts.values() if prompt.last is None])
+        logits = np.stack([prompts[stream.prompt].last for stream in streams])
+        for stream in streams:
+            prompt, place = prompts[stream.prompt], self.free.pop()
+            stream.place = place
+            count, length = len(prompt.pages), len(prompt.tokens)
+            self.at[place] = length, 0
+            self.first[place, :count] = prompt.pages
+            self.filled[place, :count] = PAGE
+            self.filled[place, count - 1] = length - PAGE * (count - 1)
+            prompt.unbegun -= 1
+            if not prompt.unbegun:
+                prompt.last = None
+        return logits
 
-    def _prompts(self) -> np.ndarray[Any, Any]:
-        """One pass over the distinct prompts: logits after each."""
-        tokens = [token for prompt in self.places for token in self.encoded[prompt]]
-        positions = [i for prompt in self.places for i in range(len(self.encoded[prompt]))]
-        ranges = list(self.places.values())
-        segments = [(first, length, place, 1) for place, (first, length) in enumerate(ranges)]
-        wanted = [first + length - 1 for first, length in ranges]
-        return self._decode(tokens, positions, np.arange(len(tokens)), segments, ranges, wanted)
+    def _read(self, prompts: Sequence[_Prompt]) -> None:
+        """One pass over the prompts."""
+        if not prompts:
+            return
+        rows, ranges, segments = [], list[tuple[int, int]](), []
+        for prompt in prompts:
+            length = len(prompt.tokens)
+            prompt.pages = [self.cache.take() for _ in range(pages_of(length))]
+            segments.append((len(rows), length, len(ranges), len(prompt.pages)))
+            ranges += [(page, min(PAGE, length - PAGE * i)) for i, page in enumerate(prompt.pages)]
+            rows += [prompt.pages[i // PAGE] + i % PAGE for i in range(length)]
+        tokens = np.concatenate([np.asarray(prompt.tokens, dtype=np.int32) for prompt in prompts])
+        positions = np.concatenate([np.arange(len(prompt.tokens)) for prompt in prompts])
+        wanted = [first + length - 1 for first, length, _, _ in segments]
+        for prompt, logits in zip(prompts, self.decode(tokens, positions, rows, segments, ranges, wanted), strict=True):
+            prompt.last = logits
 
-    def _next(self, active: list[int], tokens: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-        """One row of each active stream, which has `count` tokens: logits after its last."""
-        first, length, own = self.ranges[active].T
-        ranges = np.stack([first, length, own, np.full_like(own, count)], axis=1).reshape(-1, 2)
-        segments = self.segments[: len(active)]
-        return self._decode(tokens, length + (count - 1), own + (count - 1), segments, ranges, segments[:, 0])
+    def next(self, streams: Sequence[_Stream]) -> np.ndarray[Any, Any]:
+        """Logits (n, V) behind the last token of each stream."""
+        places = np.array([stream.place for stream in streams])
+        prompt, own = self.at[places].T
+        column = (prompt + PAGE - 1) // PAGE + own // PAGE
+        for i in np.flatnonzero(own % PAGE == 0):
+            self.first[places[i], column[i]] = self.cache.take()
+        rows = self.first[places, column] + own % PAGE
+        self.filled[places, column] = own % PAGE + 1
+        self.at[places, 1] += 1
+        first, filled = (part[places, : column.max() + 1] for part in (self.first, self.filled))
+        held = filled > 0
+        count = held.sum(axis=1)
+        number = np.arange(len(streams))
+        segments = np.stack([number, np.ones_like(number), np.cumsum(count) - count, count], axis=1)
+        tokens = [stream.tokens[-1] for stream in streams]
+        return self.decode(  # type: ignore[no-any-return]
+            tokens, prompt + own, rows, segments, np.stack([first[held], filled[held]], axis=1), number
+        )
 
-    def _take(self, stream: _Stream, token: int, stops: list[str], ends: set[int]) -> None:
+    def end(self, stream: _Stream) -> None:
+        """Gives back the stream's place and pages, and the prompt's where it was the last to read it."""
+        place, prompt = stream.place, self.prompts[stream.prompt]
+        own = slice(len(prompt.pages), len(prompt.pages) + pages_of(int(self.at[place, 1])))
+        self.cache.give_back(self.first[place, own].tolist())
+        self.filled[place] = 0
+        self.free.append(place)
+        prompt.open -= 1
+        if not prompt.open:
+            self.cache.give_back(prompt.pages)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How tokens are drawn and what ends a stream."""
+
+    lm: Any
+    encoded: Sequence[Sequence[int]]
+    temperature: float
+    top_p: float
+    top_k: int
+    stops: Sequence[str]
+    ends: set[int]
+    on_token: Callable[[int, int, int], None] | None
+
+    def draw(self, logits: np.ndarray[Any, Any], streams: Sequence[_Stream]) -> None:
+        """The next token of each stream from its row of logits."""
+        tokens, logps = _draw(logits, streams, self.temperature, self.top_p, self.top_k)
+        for stream, token, logp in zip(streams, tokens.tolist(), logps.tolist(), strict=True):
+            stream.logp += logp
+            if self.on_token:
+                self.on_token(stream.prompt, stream.sample, token)
+            self._append(stream, token)
+
+    def _append(self, stream: _Stream, token: int) -> None:
         stream.tokens.append(token)
-        if token in ends:
+        if token in self.ends:
             stream.reason = "stop"
             stream.text = self._text(stream, stream.tokens[:-1])
             return
-        if stops:
+        if self.stops:
             text = self._text(stream, stream.tokens)
-            found = [text.find(mark) for mark in stops if mark in text]
+            found = [text.find(mark) for mark in self.stops if mark in text]
             if found:
                 stream.reason, stream.text = "stop", text[: min(found)]
                 return
@@ -207,7 +273,7 @@ class _Batch:
 
 
 def _draw(
-    logits: np.ndarray[Any, Any], streams: list[_Stream], temperature: float, top_p: float, top_k: int
+    logits: np.ndarray[Any, Any], streams: Sequence[_Stream], temperature: float, top_p: float, top_k: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A token of each stream and its log-likelihood under the model; where it is random, for one number of its
     generator."""

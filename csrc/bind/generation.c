@@ -56,13 +56,26 @@ typedef struct {
     PyObject *k, *v, *tokens, *positions, *kv_rows, *segments, *ranges, *rows;
     int adapter;
     long long reach;
+    const char *dtype;
 } decode_arguments;
 
+/* Float32 values, or the bytes of another type's rows. */
 static bool read_cache(jpo_decode *d, const decode_arguments *from, const jpo_config *c) {
-    if (!arg_array(from->k, "k", NPY_FLOAT32, 3, true) || !arg_array(from->v, "v", NPY_FLOAT32, 3, true)) return false;
+    const int dtype = jpo_dtype_from_name(from->dtype);
+    if (dtype < 0 || !jpo_cache_serves((jpo_dtype)dtype, c))
+        return PyErr_Format(PyExc_ValueError, "keys and values of heads of %lld are not stored as %s",
+                            (long long)c->head_dim, from->dtype),
+               false;
+    const int type = dtype == JPO_F32 ? NPY_FLOAT32 : NPY_UINT8;
+    const int64_t values = c->kv_heads * c->head_dim;
+    const int64_t width = dtype == JPO_F32 ? values : (int64_t)jpo_dtype_row_bytes((jpo_dtype)dtype, values);
+    if (!arg_array(from->k, "k", type, 3, true) || !arg_array(from->v, "v", type, 3, true)) return false;
     PyArrayObject *k = (PyArrayObject *)from->k, *v = (PyArrayObject *)from->v;
-    if (!PyArray_SAMESHAPE(k, v) || PyArray_DIM(k, 0) != c->layers || PyArray_DIM(k, 2) != c->kv_heads * c->head_dim)
-        return PyErr_SetString(PyExc_ValueError, "k and v must be (layers, capacity, kv_heads * head_dim)"), false;
+    if (!PyArray_SAMESHAPE(k, v) || PyArray_DIM(k, 0) != c->layers || PyArray_DIM(k, 2) != width)
+        return PyErr_Format(PyExc_ValueError, "k and v must be (layers, capacity, %lld) of %s", (long long)width,
+                            dtype == JPO_F32 ? "float32" : "uint8"),
+               false;
+    d->dtype = (jpo_dtype)dtype;
     d->capacity = PyArray_DIM(k, 1), d->k = PyArray_DATA(k), d->v = PyArray_DATA(v);
     return true;
 }
@@ -93,9 +106,9 @@ static bool read_decode(jpo_decode *d, decode_arrays *a, const decode_arguments 
 }
 
 PyObject *model_decode(model_object *self, PyObject *args) {
-    decode_arguments from = {0};
-    if (!PyArg_ParseTuple(args, "OOOOOOOOp|L:decode", &from.k, &from.v, &from.tokens, &from.positions, &from.kv_rows,
-                          &from.segments, &from.ranges, &from.rows, &from.adapter, &from.reach) ||
+    decode_arguments from = {.dtype = "F32"};
+    if (!PyArg_ParseTuple(args, "OOOOOOOOp|Ls:decode", &from.k, &from.v, &from.tokens, &from.positions, &from.kv_rows,
+                          &from.segments, &from.ranges, &from.rows, &from.adapter, &from.reach, &from.dtype) ||
         !model_enter(self))
         return NULL;
     decode_arrays a = {0};

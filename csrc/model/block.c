@@ -9,6 +9,7 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "model/layer.h"
+#include "ops/quantize.h"
 
 /* What the functions of a block share. */
 typedef struct {
@@ -136,10 +137,11 @@ typedef struct {
 static void store_task(void *context, int64_t row, int thread) {
     (void)thread;
     store_job *job = context;
+    const jpo_kv_target *to = job->target;
     const float *k = job->qkv + row * (job->q + 2 * job->kv) + job->q;
-    size_t to = (size_t)((job->layer * job->target->capacity + job->target->kv_row[row]) * job->kv);
-    memcpy(job->target->k + to, k, (size_t)job->kv * sizeof(float));
-    memcpy(job->target->v + to, k + job->kv, (size_t)job->kv * sizeof(float));
+    const size_t at = (size_t)(job->layer * to->capacity + to->kv_row[row]) * jpo_dtype_row_bytes(to->dtype, job->kv);
+    jpo_quantize_row(to->k + at, k, to->dtype, job->kv);
+    jpo_quantize_row(to->v + at, k + job->kv, to->dtype, job->kv);
 }
 
 /* The pass' attention plan as this layer sees it. */
@@ -154,16 +156,16 @@ static jpo_status attend(const block *b, const jpo_attention *plan, const jpo_kv
     const jpo_attention at = layer_attention(b, plan);
     const jpo_saved_layer *s = b->saved;
     jpo_pass *pass = b->pass;
-    float *lse = pass->options.keep ? s->lse : NULL, *k = s->qkv + b->q, *v = k + b->kv;
-    int64_t ldk = b->ld;
+    float *lse = pass->options.keep ? s->lse : NULL;
+    jpo_key_rows keys = {s->qkv + b->q, s->qkv + b->q + b->kv, JPO_F32, b->ld};
     double start = jpo_profile_start(&pass->profile);
     if (target) {
         store_job job = {target, s->qkv, b->layer, b->q, b->kv};
         jpo_parallel(b->rows, store_task, &job);
-        size_t base = (size_t)(b->layer * target->capacity * b->kv);
-        k = target->k + base, v = target->v + base, ldk = b->kv;
+        const size_t base = (size_t)(b->layer * target->capacity) * jpo_dtype_row_bytes(target->dtype, b->kv);
+        keys = (jpo_key_rows){target->k + base, target->v + base, target->dtype, b->kv};
     }
-    JPO_TRY(jpo_attention_forward(s->attn, lse, s->qkv, b->ld, k, v, ldk, &at, &pass->scratch, err));
+    JPO_TRY(jpo_attention_forward(s->attn, lse, s->qkv, b->ld, &keys, &at, &pass->scratch, err));
     if (pass->profile.on)
         jpo_profile_add(&pass->profile, JPO_OP_ATTENTION, start, 4.0 * (double)b->q * jpo_attention_pairs(&at));
     return JPO_OK;

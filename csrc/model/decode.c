@@ -4,6 +4,11 @@
 #include "base/size.h"
 #include "base/threads.h"
 #include "model/layer.h"
+#include "ops/quantize.h"
+
+bool jpo_cache_serves(jpo_dtype dtype, const jpo_config *config) {
+    return jpo_quantizes(dtype) && config->head_dim % jpo_dtype_block(dtype) == 0;
+}
 
 /* The attention plan over the cache, in a block of its own: the pass' index keeps what the pass itself plans. */
 static jpo_status plan_attention(jpo_pass *pass, jpo_attention *attention, const jpo_decode *d, jpo_error *err) {
@@ -45,7 +50,7 @@ static jpo_status decode(jpo_pass *pass, float *logits, const jpo_decode *d, jpo
     int64_t last = 0;
     for (int64_t i = 0; i < d->rows; i++) last = jpo_max64(last, d->positions[i]);
     JPO_TRY(jpo_angles_reserve(pass, last + 1, jpo_max64(d->reach, last + 1), err));
-    jpo_kv_target target = {d->k, d->v, d->capacity, d->kv_row};
+    jpo_kv_target target = {d->k, d->v, d->dtype, d->capacity, d->kv_row};
     jpo_saved_layer saved = jpo_saved_get(pass, 0);
     jpo_pass_embed(pass, saved.x, d->tokens, d->positions, d->rows);
     for (int64_t layer = 0; layer < c->layers; layer++) {

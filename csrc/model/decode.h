@@ -11,10 +11,14 @@ typedef struct {
     const int32_t *segments;                    /* (S, 4): first row, length, first range, ranges */
     const jpo_key_range *ranges;                /* rows of the cache, the segment's own included */
     const int32_t *out_row;                     /* (n): rows whose logits are asked for */
-    float *k, *v;                               /* (layers, capacity, G * D) */
+    char *k, *v;                                /* (layers, capacity) rows of G * D values */
+    jpo_dtype dtype;                            /* that they are stored in: one that jpo_cache_serves */
     bool adapter;
     int64_t reach; /* positions that the streams may come to: chooses longrope's frequencies; 0: those of this pass */
 } jpo_decode;
+
+/* Whether keys and values can be stored so: a type that is written as well as read, heads of whole blocks. */
+bool jpo_cache_serves(jpo_dtype dtype, const jpo_config *config);
 
 /* logits (n, V). Overwrites what the last forward pass kept. */
 jpo_status jpo_pass_decode(jpo_pass *pass, float *logits, const jpo_decode *decode, jpo_error *err);

@@ -31,7 +31,8 @@ typedef struct {
 /* Keys and values that outlive a forward pass (generation): row kv_row[i] receives the forest's row i, and the
  * attention plan's ranges name rows of the cache. */
 typedef struct {
-    float *k, *v; /* (layers, capacity, G * D) */
+    char *k, *v; /* (layers, capacity) rows of G * D values */
+    jpo_dtype dtype;
     int64_t capacity;
     const int32_t *kv_row; /* (T) */
 } jpo_kv_target;

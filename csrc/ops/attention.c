@@ -7,6 +7,7 @@
 
 #include "base/size.h"
 #include "base/threads.h"
+#include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "ops/operands.h"
 
@@ -14,8 +15,9 @@ enum { QUERY_BLOCK = 32, KEY_BLOCK = 256, SCORE_LD = KEY_BLOCK + 16 };
 
 typedef struct {
     float *out, *lse, *dq, *dk, *dv;
-    const float *q, *k, *v, *dout, *saved_out, *saved_lse;
-    int64_t ldq, ldk, ldd;
+    const float *q, *dout, *saved_out, *saved_lse;
+    jpo_key_rows keys;
+    int64_t ldq, ldd;
     const jpo_attention *at;
     const int64_t *block; /* (tasks, 2): segment, first query of the block in it */
     const int64_t *tree;  /* (trees + 1): first segment of each */
@@ -24,6 +26,7 @@ typedef struct {
     int64_t group; /* heads that one task takes: all that share keys, or a part of them */
     const jpo_kernels *kernels;
     const jpo_gemm_kernel *product; /* of queries, keys and values; NULL: float32 */
+    const jpo_gemv_kernel *gemv;    /* widens stored keys */
 } attention_job;
 
 /* One block of queries of the heads of a task, and the tiles it works in. M = group * queries rows, head-major. */
@@ -34,6 +37,7 @@ typedef struct {
     float *s, *ds, *slope; /* (M, keys of a tile; lds) each; slope: of the soft-cap, where there is one */
     int64_t lds;           /* near the tile's keys and no power of two, so that rows stay in the first cache */
     float *row;            /* (M, 2) */
+    float *wide;           /* (KEY_BLOCK, dim): keys or values that are not stored as float32 */
     float *buffer;         /* (JPO_OPERAND_ROWS, M): for transposed operands */
     /* Prepared operands (ops/operands.h): of the whole block, and memory for one of a tile's keys or values and for one
      * of its scores. */
@@ -71,6 +75,7 @@ static size_t lay_out(query_block *b, const attention_job *job, char *base) {
     b->s = allot_floats(&at, m, SCORE_LD), b->ds = allot_floats(&at, m, SCORE_LD);
     b->slope = job->at->softcap > 0 ? allot_floats(&at, m, SCORE_LD) : NULL;
     b->row = allot_floats(&at, m, 2);
+    b->wide = job->keys.dtype == JPO_F32 ? NULL : allot_floats(&at, KEY_BLOCK, dim);
     const jpo_gemm_kernel *kernel = job->product;
     if (!kernel) return at.used;
     const size_t rows = jpo_operand_bytes(kernel, m, dim), columns = jpo_operand_bytes(kernel, dim, m);
@@ -191,14 +196,31 @@ static void cap_scores(const attention_job *job, const query_block *b, const key
 /* Rows of a head are as long as tiles store them. */
 static bool whole_heads(const query_block *b) { return b->dim % JPO_OPERAND_WHOLE == 0; }
 
+/* The tile's rows (N, dim; *ld) of `stored`, the job's keys or values, in float32: in place where they are stored so,
+ * else widened into the thread's scratch, until the next call. */
+static const float *tile_rows(const attention_job *job, const query_block *b, const key_tile *tile, const void *stored,
+                              int64_t *ld) {
+    const jpo_key_rows *keys = &job->keys;
+    const int64_t column = b->kv_head * b->dim;
+    *ld = keys->ld;
+    if (keys->dtype == JPO_F32) return (const float *)stored + tile->row * keys->ld + column;
+    *ld = b->dim;
+    const size_t bytes = jpo_dtype_row_bytes(keys->dtype, keys->ld);
+    const char *row = (const char *)stored + (size_t)tile->row * bytes;
+    for (int64_t i = 0; i < tile->count; i++, row += bytes)
+        job->gemv->widen(b->wide + i * b->dim, keys->dtype, row, column, b->dim);
+    return b->wide;
+}
+
 /* S (M, keys) = Q K^T in b->s, capped and masked. */
 static void scores(const attention_job *job, const query_block *b, const key_tile *tile, bool slopes) {
-    const float *k = job->k + tile->row * job->ldk + b->kv_head * b->dim;
+    int64_t ldk;
+    const float *k = tile_rows(job, b, tile, job->keys.k, &ldk);
     if (b->queries == 1) { /* decoding: a panel of keys would serve one row */
         for (int64_t r = 0; r < b->m; r++)
-            job->kernels->dot_rows(b->s + r * b->lds, b->q + r * b->dim, k, job->ldk, tile->count, b->dim);
+            job->kernels->dot_rows(b->s + r * b->lds, b->q + r * b->dim, k, ldk, tile->count, b->dim);
     } else {
-        const jpo_operand keys = right(job, k, job->ldk, true, tile->count, b->dim, b->keys);
+        const jpo_operand keys = right(job, k, ldk, true, tile->count, b->dim, b->keys);
         jpo_operands_multiply(b->s, b->lds, &b->q_rows, &keys, false, true);
     }
     if (job->at->softcap > 0) cap_scores(job, b, tile, slopes);
@@ -207,16 +229,17 @@ static void scores(const attention_job *job, const query_block *b, const key_til
 
 /* O (M, dim) = or += P V: P (M, keys) in b->s, V the tile's values. */
 static void weigh_values(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
-    const float *v = job->v + tile->row * job->ldk + b->kv_head * b->dim;
+    int64_t ldv;
+    const float *v = tile_rows(job, b, tile, job->keys.v, &ldv);
     if (b->queries > 1) {
         const jpo_operand p = left(job, b, b->s, b->lds, false, b->m, tile->count, b->scores);
-        const jpo_operand values = right(job, v, job->ldk, false, b->dim, tile->count, b->keys);
+        const jpo_operand values = right(job, v, ldv, false, b->dim, tile->count, b->keys);
         jpo_operands_multiply(b->o, b->dim, &p, &values, !first, whole_heads(b));
         return;
     }
     if (first) memset(b->o, 0, (size_t)(b->m * b->dim) * sizeof(float));
     for (int64_t r = 0; r < b->m; r++)
-        job->kernels->add_rows(b->o + r * b->dim, b->s + r * b->lds, v, job->ldk, tile->count, b->dim);
+        job->kernels->add_rows(b->o + r * b->dim, b->s + r * b->lds, v, ldv, tile->count, b->dim);
 }
 
 /* Online softmax over one tile: row[2r] is the running maximum, row[2r+1] the running sum; o is rescaled. */
@@ -292,12 +315,13 @@ static jpo_status plan_threads(attention_job *job, jpo_scratch *scratch, jpo_err
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     job->scratch = scratch->thread.data;
     job->kernels = jpo_kernels_get();
+    job->gemv = jpo_gemv_find();
     return JPO_OK;
 }
 
-jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t ldq, const float *k, const float *v,
-                                 int64_t ldk, const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err) {
-    attention_job job = {.out = out, .lse = lse, .q = q, .ldq = ldq, .k = k, .v = v, .ldk = ldk, .at = attention};
+jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t ldq, const jpo_key_rows *keys,
+                                 const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err) {
+    attention_job job = {.out = out, .lse = lse, .q = q, .ldq = ldq, .keys = *keys, .at = attention};
     int64_t blocks;
     JPO_TRY(plan_blocks(&job, &blocks, scratch, err));
     JPO_TRY(plan_threads(&job, scratch, err));
@@ -328,9 +352,10 @@ static void score_gradients(const attention_job *job, const query_block *b, cons
 /* One tile of N keys K and values V (N, dim) of the backward pass. Q (M, dim) are the block's queries, already scaled,
  * dO (M, dim) its output's gradients; delta = dO . O of each row. */
 static void backward_tile(const attention_job *job, const query_block *b, const key_tile *tile, bool first) {
-    const int64_t column = b->kv_head * b->dim, in = tile->row * job->ldk + column, out = tile->row * job->ldd + column;
+    const int64_t column = b->kv_head * b->dim, out = tile->row * job->ldd + column;
     const int64_t m = b->m, n = tile->count, dim = b->dim;
-    const float *k = job->k + in, *v = job->v + in;
+    int64_t ldk;
+    const float *k = tile_rows(job, b, tile, job->keys.k, &ldk), *v = tile_rows(job, b, tile, job->keys.v, &ldk);
     float *p = b->s, *ds = b->ds, *dk = job->dk + out, *dv = job->dv + out;
     jpo_operand a, c;
     /* P = exp(Q K^T - L) */
@@ -339,7 +364,7 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
     a = left(job, b, p, b->lds, true, n, m, b->scores);
     jpo_operands_multiply(dv, job->ldd, &a, &b->d_o_columns, true, false);
     /* dP = dO V^T */
-    c = right(job, v, job->ldk, true, n, dim, b->keys);
+    c = right(job, v, ldk, true, n, dim, b->keys);
     jpo_operands_multiply(ds, b->lds, &b->d_o_rows, &c, false, true);
     /* dS = P (dP - delta) */
     score_gradients(job, b, tile);
@@ -348,7 +373,7 @@ static void backward_tile(const attention_job *job, const query_block *b, const 
     jpo_operands_multiply(dk, job->ldd, &a, &b->q_columns, true, false);
     /* dQ = or += dS K */
     a = left(job, b, ds, b->lds, false, m, n, b->scores);
-    c = right(job, k, job->ldk, false, dim, n, b->keys);
+    c = right(job, k, ldk, false, dim, n, b->keys);
     jpo_operands_multiply(b->dq, dim, &a, &c, !first, whole_heads(b));
 }
 
@@ -406,10 +431,8 @@ jpo_status jpo_attention_backward(float *dq, float *dk, float *dv, int64_t ldd, 
                          .saved_out = out,
                          .saved_lse = lse,
                          .q = q,
-                         .k = k,
-                         .v = v,
+                         .keys = {k, v, JPO_F32, ld},
                          .ldq = ld,
-                         .ldk = ld,
                          .at = attention};
     JPO_TRY(jpo_block_reserve(&scratch->shared, (size_t)(attention->trees + 1) * sizeof(int64_t), err));
     int64_t *tree = scratch->shared.data;

@@ -31,9 +31,17 @@ typedef struct {
     jpo_compute compute;                       /* of the model's products: tiles serve these too (ops/operands.h) */
 } jpo_attention;
 
-/* out (R, heads*head_dim), lse (R, heads; NULL: not saved); q (R, ldq); k, v (rows of the key buffer, ldk). */
-jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t ldq, const float *k, const float *v,
-                                 int64_t ldk, const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err);
+/* Keys and values (rows of the key buffer, kv_heads*head_dim of `ld` values) as `dtype` stores them; in blocks: ld and
+ * head_dim are multiples of 32. Whatever the type, products are float32's over the exactly widened values. */
+typedef struct {
+    const void *k, *v;
+    jpo_dtype dtype;
+    int64_t ld;
+} jpo_key_rows;
+
+/* out (R, heads*head_dim), lse (R, heads; NULL: not saved); q (R, ldq). */
+jpo_status jpo_attention_forward(float *out, float *lse, const float *q, int64_t ldq, const jpo_key_rows *keys,
+                                 const jpo_attention *attention, jpo_scratch *scratch, jpo_error *err);
 /* dq (R, ldd) =; dk, dv (R, ldd) = : gradients of every key gather from all its descendants. */
 jpo_status jpo_attention_backward(float *dq, float *dk, float *dv, int64_t ldd, const float *dout, const float *out,
                                   const float *lse, const float *q, const float *k, const float *v, int64_t ld,

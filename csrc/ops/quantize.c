@@ -374,6 +374,10 @@ static void quantize_task(void *context, int64_t task, int thread) {
                        job->values + first * jpo_dtype_block(job->dtype), count);
 }
 
+void jpo_quantize_row(void *out, const float *values, jpo_dtype dtype, int64_t count) {
+    STORES[dtype](out, values, count / jpo_dtype_block(dtype));
+}
+
 void jpo_quantize(uint8_t *out, const float *values, jpo_dtype dtype, int64_t count) {
     const int64_t block = jpo_dtype_block(dtype);
     quantization job = {out, values, dtype, count / block, TASK_VALUES / block};

@@ -15,5 +15,7 @@ bool jpo_quantizes(jpo_dtype dtype);
  * Q5_1: the gguf package's too); scalars round to nearest, ties to even. One block's bits depend on its values alone.
  */
 void jpo_quantize(uint8_t *out, const float *values, /* (count) */ jpo_dtype dtype, int64_t count);
+/* The same in the calling thread, inside a task. */
+void jpo_quantize_row(void *out, const float *values, /* (count) */ jpo_dtype dtype, int64_t count);
 
 #endif

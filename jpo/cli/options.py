@@ -24,6 +24,13 @@ BaseModel = Annotated[str, typer.Option("--model", help="The base model: a name,
 BaseAdapter = Annotated[str, typer.Option("--adapter", help="The adapter's directory (PEFT's format).")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")]
 Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")]
+CacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--cache-dtype",
+        help="How keys and values are stored: float32; bfloat16, float16 (half the memory); q8_0 (a quarter).",
+    ),
+]
 C = TypeVar("C", bound=TrainingConfig)
 FIRST = "Options"  # what most people need; then the groups that --help shows, in this order
 GROUPS = {

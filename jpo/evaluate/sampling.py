@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jpo.cache import CacheType, check_type, row_bytes
 from jpo.data import Encoder, Template
 from jpo.data.records import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
@@ -47,6 +48,7 @@ class Sampling:
     top_k: int = 0
     max_new_tokens: int = MAX_NEW_TOKENS
     stop: Sequence[str] = ()
+    cache_dtype: CacheType = "float32"  # of keys and values, see jpo.generation
 
     def __post_init__(self) -> None:
         for name in ("temperatures", "seeds"):
@@ -55,6 +57,7 @@ class Sampling:
                 raise JpoError(f"{name}: expected one or more different ones, got {values}")
         if any(isinstance(t, bool) or not 0 <= t < float("inf") for t in self.temperatures):
             raise JpoError(f"temperatures: expected numbers of at least 0 (0 is greedy), got {list(self.temperatures)}")
+        check_type(self.cache_dtype)
         if isinstance(self.n, bool) or not 1 <= self.n < 1 << 20:
             raise JpoError(f"n: expected a positive whole number, got {self.n!r}")
 
@@ -158,6 +161,7 @@ def iter_samples(
         "top_p": settings.top_p,
         "top_k": settings.top_k,
         "max_new_tokens": settings.max_new_tokens,
+        **({} if settings.cache_dtype == "float32" else {"cache_dtype": settings.cache_dtype}),
         "fingerprint": fingerprint(lm, encoder, settings.stop),
     }
     path = None if output is None else os.fspath(output)
@@ -212,8 +216,7 @@ def _block_size(lm: Any, encoder: Encoder, settings: Sampling) -> int:
     c = lm.config
     room = min(settings.max_new_tokens, int(c["max_position_embeddings"]))
     rows = encoder.max_prompt_length + min(settings.n, _STREAMS) * room
-    row_bytes = 8 * c["num_hidden_layers"] * c["num_key_value_heads"] * c["head_dim"]  # keys and values, float32
-    return max(1, min(_STREAMS // settings.n, _CACHE_BYTES // (rows * row_bytes)))
+    return max(1, min(_STREAMS // settings.n, _CACHE_BYTES // (rows * row_bytes(c, settings.cache_dtype))))
 
 
 def _blocks(items: Sequence[Item], settings: Sampling, size: int) -> Iterator[tuple[float, int, Sequence[Item]]]:
@@ -247,6 +250,7 @@ def _block_rows(
         seed=seed,
         stop=tuple(settings.stop),
         ids=[item.number for item in block],
+        cache_dtype=settings.cache_dtype,
     )
     rows = []
     for item, completions in zip(block, drawn, strict=True):

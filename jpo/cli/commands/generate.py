@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import Check
+from jpo.cli.options import CacheDtype, Check
 from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 from jpo.defaults import MAX_NEW_TOKENS
 
@@ -82,6 +82,7 @@ def generate(
             "--compute", help="float32, int16, bfloat16, bfloat16x2, bfloat16x3; auto: the fastest of small error."
         ),
     ] = "auto",
+    cache_dtype: CacheDtype = "float32",
     check: Check = True,
     executor: ExecutorName = None,
     shards: ShardCount = None,
@@ -109,7 +110,7 @@ def generate(
     if output and input:
         check_apart(output, [input])
     records = _records(input, prompt, limit)
-    settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or ())
+    settings = Sampling(temperature or [1.0], seed or [0], n, top_p, top_k, max_new_tokens, stop or (), cache_dtype)  # type: ignore[arg-type]
     if dry_run:
         total = len(settings.temperatures) * len(settings.seeds) * n * len(items_of(records, input or "--prompt"))
         left = total if output is None else remaining(f"{output}.part" if overwrite else output, total)

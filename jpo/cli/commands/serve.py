@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import Check, Host, Port
+from jpo.cli.options import CacheDtype, Check, Host, Port
 from jpo.defaults import MAX_NEW_TOKENS
 
 
@@ -53,6 +53,7 @@ def serve(
         Optional[int],  # noqa: UP045
         typer.Option("--cache-tokens", help="Tokens of all texts at once. (default: 1 GiB of keys and values)"),
     ] = None,
+    cache_dtype: CacheDtype = "float32",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Of a chat answer that does not say.")
     ] = MAX_NEW_TOKENS,
@@ -69,12 +70,14 @@ def serve(
     answer does not depend on what else is served, bit for bit; the other compute types are faster, and there the number
     of streams may change a last digit. SIGTERM or Ctrl-C lets answers that are under way end for ten seconds.
     """
+    from jpo.cache import check_type
     from jpo.errors import JpoError
     from jpo.web.listen import check_prefix, need_web
     from jpo.web.models import named_adapters
 
     need_web("jpo serve")
     check_prefix(prefix)
+    check_type(cache_dtype)
     if max_new_tokens < 1:
         raise JpoError(f"--max-new-tokens: expected a positive whole number, got {max_new_tokens}")
     base = name or os.path.basename(os.path.normpath(model))
@@ -87,7 +90,7 @@ def serve(
     from jpo.web.models import Models
 
     lm = jpo.load(model, storage=storage, compute=compute, check=check)  # type: ignore[arg-type]
-    options = {"streams": streams, "queue": queue, "cache_tokens": cache_tokens}
+    options = {"streams": streams, "queue": queue, "cache_tokens": cache_tokens, "cache_dtype": cache_dtype}
     models = Models(lm, base, adapters, template=template, **options)
     try:
         _serve(models, host, port, api_key, prefix, max_new_tokens, records)
