@@ -1,7 +1,8 @@
 """How keys and values are stored while tokens come: `python -m tests.benchmarks.key_cache [--model smollm2-135m]`.
 
 For each type: the greedy tokens that stand before the first one that differs from float32's, tokens/s of 1, 16 and 64
-streams in turns (best of --rounds; "in one piece": without pages), and the memory of 64 streams of different lengths."""
+streams in turns (best of --rounds; "in one piece": without pages), and the memory of 64 streams of different
+lengths."""
 
 from __future__ import annotations
 
