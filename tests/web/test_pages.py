@@ -242,8 +242,8 @@ def test_a_disk_that_fails_has_kept_nothing(site, monkeypatch):
         patch.setattr(site.store, "together", full)
         results = project.together([lambda: project.answer("anna", showing, "left"), lambda: project.showing("ben")])
         assert [type(result) for result in results] == [sqlite3.OperationalError] * 2
-        with pytest.raises(sqlite3.OperationalError):
-            anna.say("left")
+        reply = anna.post("/verdict", {"showing": showing, "verdict": "left"})
+        assert reply.status_code == 503 and "nothing was kept" in reply.text
     assert project.answers() == [] == site.store.answers() and project.showing("anna").id == showing
     assert anna.say("left") and ben.say("left") and len(site.store.answers()) == 2
 
