@@ -13,6 +13,9 @@
 #include "kernels/panels.inc"
 
 #include "kernels/blocks_x86.inc"
+#include "kernels/k_scales.inc"
+
+#include "kernels/k_blocks.inc"
 
 #define VEC __m256
 #define LANES 8
@@ -34,10 +37,9 @@ typedef struct {
     __m256 v[4]; /* 32 values in their order */
 } wide32;
 
+/* The float16 at p, behind which six bytes more can be read. */
 INLINE __m256 half_scalar(const uint8_t *p) {
-    uint16_t bits;
-    memcpy(&bits, p, 2);
-    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p)));
 }
 
 /* Two halves side by side, each in all lanes. */
@@ -79,6 +81,19 @@ INLINE wide32 decode_piece(const jpo_dtype dtype, const uint8_t *row, int64_t co
         const __m128i bytes = i % 2 ? _mm_unpackhi_epi64(quarter[i / 2], quarter[i / 2]) : quarter[i / 2];
         const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
         x.v[i] = _mm256_fmadd_ps(value, _mm256_set1_ps(d[i / 2]), _mm256_set1_ps(m[i / 2]));
+    }
+    return x;
+}
+
+/* Values 32 part.. of a run. */
+INLINE wide32 k_part(const jpo_dtype dtype, const k_block *run, int part) {
+    wide32 x;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const int place = k_place(dtype, 2 * part + i / 2);
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(run->q + 32 * part + 8 * i));
+        x.v[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_set1_ps(run->d[place]),
+                                 _mm256_set1_ps(run->m[place]));
     }
     return x;
 }
@@ -157,8 +172,21 @@ static const uint8_t *source_row(const jpo_gemm_source *s, size_t stride, int64_
 }
 INLINE int left(int64_t total, int64_t done) { return total - done < 32 ? (int)(total - done) : 32; }
 
-INLINE void widen_of(const jpo_dtype dtype, float *out, const void *row, int64_t column0, int64_t count) {
+/* The runs of kernels/k_blocks.inc among them, from the first value on: how many values they are. */
+INLINE int64_t widen_runs(const jpo_dtype dtype, float *out, const uint8_t *row, int64_t column0, int64_t count) {
+    const int values = k_signs_zero(dtype) ? k_values(dtype) : 0;
     int64_t i = 0;
+    if (!values || column0 % jpo_dtype_block(dtype)) return 0;
+    for (; i + values <= count; i += values) {
+        k_block run;
+        k_read(dtype, &run, row + jpo_dtype_row_bytes(dtype, column0 + i));
+        for (int part = 0; part < values / 32; part++) put32(out + i + 32 * part, k_part(dtype, &run, part));
+    }
+    return i;
+}
+
+INLINE void widen_of(const jpo_dtype dtype, float *out, const void *row, int64_t column0, int64_t count) {
+    int64_t i = widen_runs(dtype, out, row, column0, count);
     for (; i + 32 <= count; i += 32) put32(out + i, decode32(dtype, row, column0 + i, 32));
     if (i < count) widen_row(out + i, dtype, row, column0 + i, count - i);
 }

@@ -24,10 +24,27 @@
 
 #include "kernels/decode_avx512.inc"
 
+/* The runs of kernels/k_blocks.inc among them, from the first value on: how many values they are. */
+INLINE int64_t widen_runs(const jpo_dtype dtype, float *out, const uint8_t *row, int64_t column0, int64_t count) {
+    const int values = k_signs_zero(dtype) ? k_values(dtype) : 0;
+    int64_t i = 0;
+    if (!values || column0 % jpo_dtype_block(dtype)) return 0;
+    for (; i + values <= count; i += values) {
+        k_block run;
+        k_read(dtype, &run, row + jpo_dtype_row_bytes(dtype, column0 + i));
+        for (int part = 0; part < values / 32; part++) {
+            const wide32 x = k_part(dtype, &run, part);
+            _mm512_storeu_ps(out + i + 32 * part, x.low), _mm512_storeu_ps(out + i + 32 * part + 16, x.high);
+        }
+    }
+    return i;
+}
+
 static void widen(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
     int64_t i = 0;
     wide32 x;
 #define CALL(dtype)                                                               \
+    i = widen_runs(dtype, out, row, column0, count);                              \
     for (; i + 32 <= count; i += 32) {                                            \
         x = decode32(dtype, row, column0 + i, 32);                                \
         _mm512_storeu_ps(out + i, x.low), _mm512_storeu_ps(out + i + 16, x.high); \

@@ -216,7 +216,7 @@ INLINE block_pair pair_at(const jpo_dtype dtype, const uint8_t *row, int64_t qua
     const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype), last = blocks - 1;
     if (jpo_dtype_block(dtype) > JPO_GEMM_BLOCK) {
         const uint8_t *block = row + quad / 2 * bytes;
-        if (quad % 2 == 0 && half == 0) k_scales(dtype, scales, block);
+        if (quad % 2 == 0 && half == 0) k_scales(dtype, scales[0], scales[1], block);
         return take_k_pair(dtype, block, (int)(quad % 2) * 2 + half, (const float(*)[8])scales);
     }
     const int64_t a = QUAD * quad + 2 * half, b = a + 1; /* past the end the last block again: beside zeros of x */

@@ -165,7 +165,7 @@ INLINE block_quad quad_at(const jpo_dtype dtype, const uint8_t *row, int64_t qua
     const int64_t bytes = (int64_t)jpo_dtype_block_bytes(dtype);
     if (jpo_dtype_block(dtype) > JPO_GEMM_BLOCK) {
         const uint8_t *block = row + quad / 2 * bytes;
-        if (quad % 2 == 0) k_scales(dtype, scales, block);
+        if (quad % 2 == 0) k_scales(dtype, scales[0], scales[1], block);
         return take_k_quad(dtype, block, (int)(quad % 2), (const float(*)[8])scales);
     }
     const int64_t left = blocks - QUAD * quad - 1; /* past the end the last block again: beside zeros of x */
