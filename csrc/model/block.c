@@ -208,15 +208,30 @@ static jpo_status attention_core_backward(const block *b, float **dq, int64_t *l
 
 /* ---- a branch's last product and its way into the residual stream ---- */
 
+/* y (T, H) = x, beside the rows that the product added to it reads: by the same tasks, 32 rows at a time. */
+typedef struct {
+    const jpo_linear_rows *input;
+    float *y;
+    const float *x;
+    int64_t width;
+} copied;
+
+static void prepare_copy(const void *context, int64_t row0, int64_t count) {
+    const copied *p = context;
+    if (p->input->prepare) p->input->prepare(p->input->context, row0, count);
+    memcpy(p->y + row0 * p->width, p->x + row0 * p->width, (size_t)(count * p->width) * sizeof(float));
+}
+
 /* y = x + r norm(module(input)); y may be x. Without norm and factor the product is added as it is computed. */
 static jpo_status branch_forward(const block *b, jpo_tensor module, jpo_tensor norm, float *y, const float *x,
                                  const jpo_linear_rows *input, float *out, float *stat, jpo_error *err) {
     jpo_pass *pass = b->pass;
     const int64_t h = b->c->hidden, count = b->rows * h;
     if (!norm_of(b, norm)->w && b->c->residual_multiplier == 1) {
-        if (y != x) memcpy(y, x, (size_t)count * sizeof(float));
+        const copied copy = {input, y, x, h};
+        const jpo_linear_rows both = {input->x, input->ldx, prepare_copy, &copy};
         const jpo_module_output sum = {module, y, h};
-        return jpo_modules_forward(pass, b->layer, &sum, 1, input, b->saved, b->rows, true, err);
+        return jpo_modules_forward(pass, b->layer, &sum, 1, y == x ? input : &both, b->saved, b->rows, true, err);
     }
     const jpo_module_output branch = {module, norm_of(b, norm)->w ? out : pass->work.branch, h};
     JPO_TRY(jpo_modules_forward(pass, b->layer, &branch, 1, input, b->saved, b->rows, false, err));
