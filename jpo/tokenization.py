@@ -129,24 +129,45 @@ class Tokenizer:
         """Token ids of `text`, no special token added. JpoError for anything but a str of valid Unicode."""
         return self._encoded(self.backend, text)
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """What encode gives of each text, over the threads of the tokenizers package where no text is long."""
+        from jpo.formats.bounded_tokens import LONG
+
+        if self.bounded or any(len(text) > LONG for text in texts):
+            return [self.encode(text) for text in texts]
+        try:
+            with _panics():
+                found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):  # one of them is no valid Unicode: encode says which
+            return [self.encode(text) for text in texts]
+        return [entry.ids for entry in found]
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt, which sampling continues: BOS where the model was trained with it, then the text's."""
-        ids = self.encode(prompt)
+        return self.with_bos(self.encode(prompt))
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """Token ids of a text's beginning, behind BOS where the model was trained with it."""
         return [self.bos_token_id, *ids] if self.adds_bos and self.bos_token_id is not None else ids
 
     def response_ids(
-        self, prompt: str, response: str, prompt_ids: Sequence[int] | None = None
+        self,
+        prompt: str,
+        response: str,
+        prompt_ids: Sequence[int] | None = None,
+        joined_ids: Sequence[int] | None = None,
     ) -> tuple[list[int], bool]:
         """(ids of `response` behind `prompt`, whether a merge crosses the boundary between them); no EOS is added.
 
         The ids are the rest of the joined text's where that begins with the prompt's own. Otherwise, so that equal
         prompts stay equal, the response is encoded as a continuation: by itself, without the mark that SentencePiece
-        tokenizers put before a text ("\u2581"). prompt_ids: what prompt_ids(prompt) gave, where it is known.
+        tokenizers put before a text ("\u2581"). prompt_ids: what prompt_ids(prompt) gave,
+        joined_ids: what encode(prompt + response) gave, where they are known.
         """
         before = self.prompt_ids(prompt) if prompt_ids is None else list(prompt_ids)
         if self.adds_bos:
             before = before[1:]
-        whole = self.encode(prompt + response)
+        whole = self.encode(prompt + response) if joined_ids is None else list(joined_ids)
         if whole[: len(before)] == before:
             return whole[len(before) :], False
         return self._encoded(self._without_mark(), response), True

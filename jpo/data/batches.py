@@ -7,25 +7,17 @@ is what makes resumption exact and results independent of threads and processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jpo.data.encoding import Encoded
+from jpo.data.shuffle import Shuffle
+from jpo.data.words import raw_words
 from jpo.errors import JpoError
 
-_MASK = (1 << 64) - 1
-
-
-def raw_words(count: int, seed: int, *stream: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """(count,) uint64 words of the counter-based generator Philox at (seed, stream): the same on every NumPy version,
-    which promises that for the words of its generators but not for its shuffles."""
-    counter = [0, *(part & _MASK for part in stream)]
-    if len(counter) > 4:
-        raise JpoError(f"stream: expected at most 3 numbers, got {len(stream)}")
-    counter += [0] * (4 - len(counter))
-    key = np.array([seed & _MASK, (seed >> 64) & _MASK], dtype=np.uint64)
-    return np.random.Philox(counter=np.array(counter, dtype=np.uint64), key=key).random_raw(count)
+Way = Literal["argsort", "feistel"]
+LARGE = 1 << 18  # records; above, an order is computed place by place (jpo.data.shuffle), below it is held
 
 
 def permutation(count: int, seed: int, *stream: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -34,13 +26,17 @@ def permutation(count: int, seed: int, *stream: int) -> np.ndarray[Any, np.dtype
 
 
 class Order:
-    """Which records make up each optimizer step: a new permutation for each epoch, its last step may be smaller."""
+    """Which records make up each optimizer step: a new permutation for each epoch, its last step may be smaller.
+
+    `way`: how a permutation comes about. Up to LARGE records it is sorted out and held (argsort), as in every version;
+    above, it is computed place by place and nothing is held (feistel)."""
 
     def __init__(self, count: int, batch_size: int, seed: int):
         for name, value in (("count", count), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise JpoError(f"{name}: expected a positive integer, got {value!r}")
         self.count, self.batch_size, self.seed = int(count), int(batch_size), int(seed)
+        self.way: Way = "feistel" if count > LARGE else "argsort"
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     @property
@@ -57,9 +53,11 @@ class Order:
         if step < 0:
             raise JpoError(f"step: expected 0 or more, got {step}")
         epoch, within = divmod(step, self.steps_per_epoch)
+        first = within * self.batch_size
+        if self.way == "feistel":
+            return Shuffle(self.count, self.seed, epoch).places(first, first + self.batch_size).tolist()  # type: ignore[no-any-return]
         if epoch != self._epoch:
             self._permutation, self._epoch = permutation(self.count, self.seed, epoch), epoch
-        first = within * self.batch_size
         return [int(index) for index in self._permutation[first : first + self.batch_size]]
 
 
@@ -73,6 +71,15 @@ class GroupedOrder:
         records = sum(map(len, self.groups))
         self._order = Order(len(self.groups), max(1, round(batch_size * len(self.groups) / max(1, records))), seed)
         self.steps_per_epoch = self._order.steps_per_epoch
+
+    @property
+    def way(self) -> Way:
+        """How the groups' permutation comes about (Order.way)."""
+        return self._order.way
+
+    @way.setter
+    def way(self, way: Way) -> None:
+        self._order.way = way
 
     def batch(self, step: int) -> list[int]:
         """Indices of the records of optimizer step `step`, from 0."""

@@ -8,7 +8,7 @@ response gets the rest. Knows the template and the tokenizer; never batches or t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from jpo.errors import DataError, JpoError
 
 TRUNCATION = ("keep_start", "keep_end", "drop")
 _PROMPTS_KEPT = 1 << 16  # equal prompts are encoded once; the oldest is forgotten beyond this
+_CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # records of a stream that stand in memory together
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Encoded:
     def response_ids(self) -> tuple[int, ...]:
         """Token ids of the response."""
         return tuple(self.response)
+
+    def identity(self) -> list[array[int]]:
+        """What tells it from another."""
+        return [self.prompt, self.response]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -114,6 +119,8 @@ class Encoder:
         self.template.check(self.tokenizer)
         self._report = Report()
         self._prompts: dict[str, _Prompt] = {}
+        self._prompts_kept = _PROMPTS_KEPT
+        self._joined: dict[str, list[int]] = {}  # ids of texts that were encoded many at once
         if self.template.kind == "text":
             own = len(self.tokenizer.prompt_ids(self.template.prompt_text("")))
             if own >= self.max_prompt_length:
@@ -138,7 +145,7 @@ class Encoder:
         """One sequence. Under truncation "drop" nothing is cut, and `too_long` says what exceeds its bound."""
         prompt = self._prompt(instruction)
         text, end = self.template.response_text(prompt.instruction, response, self.tokenizer)
-        ids, crossed = self.tokenizer.response_ids(prompt.text, text, prompt.ids)
+        ids, crossed = self.tokenizer.response_ids(prompt.text, text, prompt.ids, self._joined.get(prompt.text + text))
         ids.append(self.tokenizer.eos_token_id if end is None else end)
         room = max(self.max_length - len(prompt.ids), 0)
         if self.truncation == "drop":
@@ -159,28 +166,66 @@ class Encoder:
     def pairs(self, pairs: Sequence[Pair | Judged]) -> list[EncodedPair]:
         """All pairs (or judged examples) that fit, in order; the others are counted in the report. DataError if none is
         left."""
-        result = []
         known: dict[tuple[str, str], Encoded] = {}  # an (I, R) that several pairs hold
-        for index, pair in enumerate(pairs):
-            if isinstance(pair, Judged):
-                sides: tuple[tuple[Text, Text], ...] = ((pair.instruction, pair.response),)
-            else:
-                sides = ((pair.i_chosen, pair.r_chosen), (pair.i_reject, pair.r_reject))
-            sequences = [self._known(known, instruction, response, pair.where) for instruction, response in sides]
-            if self._keep(sequences, pair.where):
-                result.append(_encoded_pair(pair, sequences, index))
-        self._check_left(result, len(pairs), "pairs")
+        made = (self._record(pair, index, known) for index, pair in enumerate(pairs))
+        result = [pair for pair in made if isinstance(pair, EncodedPair)]
+        self.check_left(len(result), len(pairs), "pairs")
         return result
 
     def examples(self, examples: Sequence[Example]) -> list[Encoded]:
         """All examples that fit, in order; the others are counted in the report. DataError if none is left."""
-        result = []
-        for example in examples:
-            encoded = self._located(example.instruction, example.response, example.where)
-            if self._keep([encoded], example.where):
-                result.append(encoded)
-        self._check_left(result, len(examples), "examples")
+        made = (self._record(example, index, {}) for index, example in enumerate(examples))
+        result = [example for example in made if isinstance(example, Encoded)]
+        self.check_left(len(result), len(examples), "examples")
         return result
+
+    def stream(self, records: Iterable[Pair | Judged | Example]) -> Iterator[EncodedPair | Encoded]:
+        """What `pairs` and `examples` make of the records, one by one; a chunk of them stands in memory at a time, and
+        its texts are encoded at once."""
+        self._prompts_kept = min(self._prompts_kept, 4 * _CHUNK)
+        index = 0
+        for chunk in _chunks(records):
+            self._encode_many(chunk)
+            known: dict[tuple[str, str], Encoded] = {}
+            for record in chunk:
+                made = self._record(record, index, known)
+                index += 1
+                if made is not None:
+                    yield made
+        self._joined.clear()
+
+    def _encode_many(self, records: Sequence[Pair | Judged | Example]) -> None:
+        """Encodes the texts that `_record` will ask for, many at once; what cannot be is left to it."""
+        self._joined.clear()
+        if self.template.kind != "text":
+            return
+        sides = [(i, r) for record in records for i, r in _sides(record) if isinstance(i, str) and isinstance(r, str)]
+        new = list(dict.fromkeys(i for i, _ in sides if i not in self._prompts))
+        texts = [self.template.prompt_text(instruction) for instruction in new]
+        try:
+            for instruction, text, ids in zip(new, texts, self.tokenizer.encode_many(texts), strict=True):
+                ids = self.tokenizer.with_bos(ids)
+                if len(ids) <= self.max_prompt_length:
+                    self._remember(instruction, _Prompt(instruction, text, array("i", ids), False, ""))
+            joined = list(
+                dict.fromkeys(
+                    self._prompts[i].text + self.template.response_text(i, r)[0] for i, r in sides if i in self._prompts
+                )
+            )
+            self._joined = dict(zip(joined, self.tokenizer.encode_many(joined), strict=True))
+        except JpoError:
+            return  # encoding the record itself will say where
+
+    def _record(
+        self, record: Pair | Judged | Example, index: int, known: dict[tuple[str, str], Encoded]
+    ) -> EncodedPair | Encoded | None:
+        """One record in tokens; None, counted, where it does not fit. `known`: sequences that several records hold."""
+        sequences = [
+            self._known(known, instruction, response, record.where) for instruction, response in _sides(record)
+        ]
+        if not self._keep(sequences, record.where):
+            return None
+        return sequences[0] if isinstance(record, Example) else _encoded_pair(record, sequences, index)
 
     def _known(self, known: dict[tuple[str, str], Encoded], instruction: Text, response: Text, where: str) -> Encoded:
         key = (text_key(instruction), text_key(response))
@@ -211,8 +256,9 @@ class Encoder:
             report.longest = max(report.longest, len(sequence))
         return True
 
-    def _check_left(self, result: Sequence[Any], count: int, noun: str) -> None:
-        if not result:
+    def check_left(self, left: int, count: int, noun: str) -> None:
+        """DataError where none of `count` records is left."""
+        if not left:
             reasons = "; ".join(f"{reason}: {times}" for reason, times in self._report.dropped.items())
             raise DataError(f"none of {count} {noun} is left to train on ({reasons or 'the data are empty'})")
 
@@ -221,10 +267,13 @@ class Encoder:
         found = self._prompts.get(key)
         if found is None:
             found = self._encode_prompt(instruction)
-            if len(self._prompts) >= _PROMPTS_KEPT:
-                del self._prompts[next(iter(self._prompts))]
-            self._prompts[key] = found
+            self._remember(key, found)
         return found
+
+    def _remember(self, key: str, prompt: _Prompt) -> None:
+        while len(self._prompts) >= self._prompts_kept:
+            del self._prompts[next(iter(self._prompts))]
+        self._prompts[key] = prompt
 
     def _encode_prompt(self, instruction: Text) -> _Prompt:
         text = self.template.prompt_text(instruction, self.tokenizer)
@@ -274,6 +323,27 @@ class Encoder:
                 return part
         size = len(text) * left // len(ids)  # a tokenizer that does not give its text back
         return text[:size] if start else text[len(text) - size :]
+
+
+def _sides(record: Pair | Judged | Example) -> tuple[tuple[Text, Text], ...]:
+    """The (instruction, response) of a record's sequences."""
+    if isinstance(record, Pair):
+        return (record.i_chosen, record.r_chosen), (record.i_reject, record.r_reject)
+    return ((record.instruction, record.response),)
+
+
+def _chunks(records: Iterable[Pair | Judged | Example]) -> Iterator[list[Pair | Judged | Example]]:
+    """Runs of at most _CHUNK records and, but for the last of them, _CHUNK_CHARACTERS of plain text."""
+    chunk: list[Pair | Judged | Example] = []
+    characters = 0
+    for record in records:
+        chunk.append(record)
+        characters += sum(len(text) for side in _sides(record) for text in side if isinstance(text, str))
+        if len(chunk) == _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def side_by_side(pairs: Sequence[EncodedPair]) -> list[Encoded]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import gzip
 import io
 import json
@@ -50,24 +51,64 @@ def read_records(source: Any) -> list[Record]:
     """All records of a file, of the embedded "example", of an iterable of mappings, or the union of a list of those.
 
     Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .csv and .tsv (with a
-    header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it. What is
-    no path may name a data set of the Hugging Face hub: USER/NAME, with :SPLIT or :FILE.jsonl behind it. Iterables
+    header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it. A folder
+    is all such files in it, by name, and so is a pattern (data/*.jsonl, ** for folders at any depth). What is no path may name a data set of the Hugging Face hub: USER/NAME, with :SPLIT or :FILE.jsonl behind it. Iterables
     include `datasets.Dataset`, `pandas.DataFrame` and `pyarrow.Table`. UTF-8 with or without a byte order mark.
     DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.
     """
-    if isinstance(source, (list, tuple)):
-        for item in source:
-            if isinstance(item, (str, os.PathLike)) and next(iter_records(item), None) is None:
-                raise DataError(_empty(item))
+    check_sources(source)
     records = list(iter_records(source))
     if not records:
-        raise DataError(_empty(source))
+        raise no_records(source)
     return records
 
 
-def _empty(source: Any) -> str:
+def check_sources(source: Any) -> None:
+    """DataError where one of several files holds no record."""
+    for item in source if isinstance(source, (list, tuple)) else ():
+        if isinstance(item, (str, os.PathLike)) and next(iter_records(item), None) is None:
+            raise no_records(item)
+
+
+def no_records(source: Any) -> DataError:
+    """What a source without a record is told."""
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
-    return f"{name}: holds no records; at least one is needed"
+    return DataError(f"{name}: holds no records; at least one is needed")
+
+
+def source_files(source: Any) -> list[str] | None:
+    """The files of a source that is a path or a list of paths, folders and patterns read, in the order in which their
+    records come; None where it is, or names, anything but files of this machine."""
+    if isinstance(source, (list, tuple)) and source:
+        parts = [source_files(entry) for entry in source]
+        return None if None in parts else [path for part in parts if part is not None for path in part]
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = os.fspath(source)
+    if path == EXAMPLE:
+        from jpo.data.example import example_path
+
+        return [example_path()]
+    many = _many(path)
+    return many if many is not None else [path] if os.path.isfile(path) else None
+
+
+def _many(path: str) -> list[str] | None:
+    """The record files of a folder or of a pattern (*, ?, [...]), by name; None for any other path. DataError where
+    there are none."""
+    if os.path.isdir(path):
+        names = sorted(name for name in os.listdir(path) if is_record_file(name) and not name.startswith("."))
+        found = [os.path.join(path, name) for name in names if os.path.isfile(os.path.join(path, name))]
+        what = "is a folder without a file"
+    elif glob.has_magic(path) and not os.path.exists(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        found = [name for name in matches if os.path.isfile(name) and is_record_file(os.path.basename(name))]
+        what = "no file matches"
+    else:
+        return None
+    if not found:
+        raise DataError(f"{path}: {what} whose name ends in {_NAMES}")
+    return found
 
 
 def iter_records(source: Any) -> Iterator[Record]:
@@ -152,6 +193,11 @@ def _read_file(path: str) -> Iterator[Record]:
 
         yield from _json_lines(example_path(), EXAMPLE)
         return
+    many = _many(path)
+    if many is not None:
+        for name in many:
+            yield from _read_file(name)
+        return
     on_hub = _on_hub(path)
     if on_hub is not None:
         yield from on_hub
@@ -159,8 +205,6 @@ def _read_file(path: str) -> Iterator[Record]:
     name = path.lower()
     packed = name.endswith(".gz")
     kind = _SUFFIXES.get(os.path.splitext(name.removesuffix(".gz"))[1])
-    if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder; give a file whose name ends in {_NAMES}")
     if kind is None or (packed and kind == "parquet"):
         raise DataError(
             f"{path}: expected a name that ends in {_NAMES}, {EXAMPLE!r}, or a data set of the hub (USER/NAME)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -172,21 +172,42 @@ def _collect(
     report: Report | None,
 ) -> list[T]:
     own = Report() if report is None else report
-    result = []
+    result = list(_converted(lambda _: convert, records, source, own))
+    if report is None:
+        own.warn()
+    return result
+
+
+def _converted(
+    choose: Callable[[Mapping[str, Any]], Callable[[dict[str, Any], str], T]],
+    records: Iterable[Mapping[str, Any]],
+    source: str,
+    report: Report,
+) -> Iterator[T]:
+    """One by one: what choose(record) makes of each record; those of no use are counted."""
     for index, record in enumerate(records):
         where = record.where if isinstance(record, Record) else f"{source}[{index}]"
         if not isinstance(record, Mapping):
             raise DataError(f"{where}: expected a mapping, got {type(record).__name__}")
-        own.records += 1
+        report.records += 1
         present = {key: value for key, value in record.items() if not _absent(value)}
         try:
-            result.append(convert(present, where))
+            made = choose(record)(present, where)
         except _Drop as reason:
-            own.drop(str(reason), where)
-    own.kept += len(result)
-    if report is None:
-        own.warn()
-    return result
+            report.drop(str(reason), where)
+        else:
+            report.kept += 1
+            yield made
+
+
+def stream_pairs(records: Iterable[Mapping[str, Any]], report: Report) -> Iterator[Pair | Judged]:
+    """Preference records and judged ones, each in its form, one by one and in their order."""
+    return _converted(lambda record: _judged if is_judged(record) else _pair, records, "records", report)
+
+
+def stream_examples(records: Iterable[Mapping[str, Any]], report: Report) -> Iterator[Example]:
+    """What sft_examples gives, one by one."""
+    return _converted(lambda _: _example, records, "records", report)
 
 
 def _absent(value: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _SHOWN = 3  # places named for each reason
@@ -32,6 +33,15 @@ class Report:
         shown = self.places.setdefault(reason, [])
         if where and len(shown) < _SHOWN:
             shown.append(where)
+
+    def stored(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return asdict(self) | {"dropped": dict(self.dropped)}
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Report:
+        """What `stored` gave."""
+        return cls(**{**stored, "dropped": Counter(stored["dropped"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

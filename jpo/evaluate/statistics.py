@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jpo.data.batches import raw_words
+from jpo.data.words import raw_words
 
 _Z95 = 1.959963984540054  # the normal's 97.5 % point
 

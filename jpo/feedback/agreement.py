@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jpo.data.batches import raw_words
 from jpo.data.records import Candidate, candidates, text_key
 from jpo.data.report import Report
+from jpo.data.words import raw_words
 from jpo.errors import DataError, MissingExtra
 
 KINDS = ("human_human", "human_model", "model_model")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jpo.data.batches import permutation, raw_words
+from jpo.data.batches import permutation
 from jpo.data.readers import Record
 from jpo.data.records import (
     Candidate,
@@ -28,6 +28,7 @@ from jpo.data.records import (
     text_key,
 )
 from jpo.data.report import Report
+from jpo.data.words import raw_words
 from jpo.errors import DataError, JpoError
 from jpo.feedback.agreement import majority as majority_of
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jpo.data.batches import raw_words
+from jpo.data.words import raw_words
 from jpo.errors import JpoError
 from jpo.feedback.prompts import sides_of
 

@@ -13,7 +13,7 @@ from jpo.train.config import TrainingConfig
 
 __all__ = ["data_names", "run_card"]
 
-_PLACES = ("output", "ref_logps", "rpo_embeddings", "check_memory", "report_to")  # say where, not what
+_PLACES = ("output", "cache_dir", "ref_logps", "rpo_embeddings", "check_memory", "report_to")  # say where, not what
 
 
 def _settings(config: TrainingConfig, template: Template) -> dict[str, Any]:

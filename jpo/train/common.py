@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from jpo.data.cache import CachedRecords, Recipe
+from jpo.data.encoding import Encoded, EncodedPair
 from jpo.data.forest import Forest
 from jpo.data.report import Report
+from jpo.data.store import Kind
 from jpo.data.templates import Template
 from jpo.errors import DataError, JpoError
 from jpo.memory import free_bytes
@@ -123,6 +126,30 @@ def quickest(work: Callable[[], Any], times: int = 2) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def recipe_of(kind: Kind, lm: LanguageModel, config: TrainingConfig) -> Recipe:
+    """What makes tokens of a run's records."""
+    longest = min(config.max_length, int(lm.config["max_position_embeddings"]))
+    prompt = min(config.max_prompt_length, longest - 1)
+    return Recipe(kind, lm.tokenizer, config.template, longest, prompt, config.truncation)
+
+
+def tokens_of(record: Encoded | EncodedPair) -> int:
+    """Tokens of all sequences of a record."""
+    return record.tokens if isinstance(record, EncodedPair) else len(record)
+
+
+def all_tokens(records: Sequence[Any]) -> int:
+    """Tokens of all sequences of all records, before any sharing."""
+    return records.all_tokens if isinstance(records, CachedRecords) else sum(map(tokens_of, records))
+
+
+def largest(records: Sequence[Any], count: int) -> list[int]:
+    """Tokens of the `count` records that have the most."""
+    if isinstance(records, CachedRecords):
+        return records.longest(count)
+    return sorted(map(tokens_of, records), reverse=True)[:count]
 
 
 def named_sets(given: Any) -> dict[str, Any]:

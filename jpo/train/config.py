@@ -59,6 +59,12 @@ class TrainingConfig:
         "for conversational records where the model has a chat template, else spaced.",
         "data",
     )
+    cache_dir: str | None = option(
+        None,
+        "Encode the records once, into this folder, and read them from there: data that do not fit into memory; "
+        "default: in memory, of large files in OUTPUT/cache.",
+        "data",
+    )
     token_budget: int = option(1024, "Rows of a micro-batch at most; bounds the memory.")
     save_steps: int = option(100, "Steps between checkpoints; 0: only at the end.", "output")
     save_total_limit: int | None = option(None, "Finished checkpoints that are kept; default: all.", "output")

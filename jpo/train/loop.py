@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import resource
 import sys
@@ -38,6 +37,7 @@ _FREE_ON_RESUME = {
     "gradient_checkpointing",
     "template",  # the tokens say it all, whatever it was called then
     "check_memory",
+    "cache_dir",  # a place where tokens are kept, which are the same without it
     "ref_logps",  # a place where numbers are kept, which are the same without it
 }
 _ADAPTER = {
@@ -73,14 +73,12 @@ class Task(Protocol):
         """The model card of a finished run."""
 
 
-def fingerprint(config: TrainingConfig, data: Sequence[Any]) -> dict[str, str]:
-    """What must not change between a run and its resumption."""
-    digest = hashlib.sha256()
-    for ids in data:
-        digest.update(ids.tobytes())
-        digest.update(b"|")
+def fingerprint(config: TrainingConfig, data: str, order: Any) -> dict[str, str]:
+    """What must not change between a run and its resumption. data: the records' digest; order: how they are shuffled is
+    named where it is not the way of all earlier versions."""
     kept = {key: value for key, value in config.to_dict().items() if key not in _FREE_ON_RESUME}
-    return {"data": digest.hexdigest()} | {key: json.dumps(value) for key, value in kept.items()}
+    way = {} if order.way == "argsort" else {"order": order.way}
+    return {"data": data} | way | {key: json.dumps(value) for key, value in kept.items()}
 
 
 class Loop:
@@ -253,11 +251,11 @@ class Loop:
         known = None
         if found is not None:
             state = found[2]
-            known = (state["step"], state["num_tokens"], state.get("baseline") or {}, self.warmup)
+            known = (state["step"], state["num_tokens"], state.get("baseline") or {}, self.warmup, self.order.way)
         known = ranks.bcast(known)
         if known is None:
             return 0
-        step, self.tokens, self.baseline, self.warmup = known
+        step, self.tokens, self.baseline, self.warmup, self.order.way = known
         self.optimizer.load({} if found is None else found[1], step)
         for row in ranks.bcast(None if self._metrics is None else self._metrics.open(step)):
             self._remember(row)
@@ -293,6 +291,9 @@ class Loop:
             if self.mark.get("warmup_steps") == "null" and stored.get("warmup_steps", "null") != "null":
                 free.add("warmup_steps")  # the default of that time was a number
                 self.warmup = int(stored["warmup_steps"]) or self.warmup
+        if "order" in self.mark and "order" not in stored:
+            self.order.way = "argsort"  # the only one of that time, whatever the number of records
+            self.mark = {key: value for key, value in self.mark.items() if key != "order"}
         # an option that a run of an earlier version did not know has no part in the comparison
         changed = sorted(key for key in stored.keys() - free if self.mark.get(key) != stored[key])
         if changed:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from jpo.data.batches import GroupedOrder, Order, micro_batches
-from jpo.data.encoding import EncodedPair, Encoder, iopo_groups, side_by_side
+from jpo.data.cache import CachedRecords, Recipe, open_cached
+from jpo.data.encoding import EncodedPair, iopo_groups, side_by_side
 from jpo.data.forest import Forest, build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, preference_pairs
 from jpo.data.report import Report
-from jpo.data.templates import Template
+from jpo.data.store import data_digest
 from jpo.errors import JpoError
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss
@@ -31,12 +32,15 @@ from jpo.train.callbacks import Callbacks
 from jpo.train.cards import data_names, run_card
 from jpo.train.common import (
     adapter_settings,
+    all_tokens,
     check_arguments,
     check_left,
     ensure_adapter,
+    largest,
     named_sets,
     probe,
     quickest,
+    recipe_of,
     settled,
     total_steps,
     warmup_steps,
@@ -95,31 +99,21 @@ class PreferenceTrainer:
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.embeddings = self._embeddings(embed)
         self.report, self.sources = Report(), data_names(pairs)
-        given = self._read(pairs)
-        check_left(given, self.report)
-        conversational = any(pair.conversational for pair in given)
-        self.template = Template.named(self.config.template, lm.tokenizer, conversational)
-        limit = int(lm.config["max_position_embeddings"])
-        self.encoder = Encoder(
-            lm.tokenizer,
-            self.template,
-            min(self.config.max_length, limit),
-            min(self.config.max_prompt_length, limit - 1, self.config.max_length - 1),
-            self.config.truncation,
-        )
+        self._recipe = recipe_of("pairs", lm, self.config)
         self._texts: dict[bytes, Text] = {}  # prompt's tokens -> instruction, where embeddings are asked for
-        self.pairs = self._encoded(given)
-        first = given[0]
-        texts = (first.i_chosen, first.r_chosen) if isinstance(first, Pair) else (first.instruction, first.response)
-        self.shown = self.encoder.example(*texts)  # what is trained, to print before a run
-        self.told = self.report.then(self.encoder.report())  # what became of the training records
-        self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_pairs).items()}
-        self.memory = memory.check(lm, self.config, [pair.tokens for pair in self.pairs])
+        self.pairs: Sequence[EncodedPair]
+        if self.config.cache_dir is None:
+            self._encode_all(pairs)
+        else:
+            self._open(self.config.cache_dir, pairs)
+        self.eval_sets = {name: self._held(data) for name, data in named_sets(eval_pairs).items()}
+        self.memory = memory.check(lm, self.config, largest(self.pairs, self.config.batch_size))
         ensure_adapter(lm, self.config)
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
         self.team = Team()
-        self._groups = iopo_groups(self.pairs)
+        self.grouped = any("groups" in info.reads for info in self.infos)
+        self._groups = iopo_groups(self.pairs) if self.grouped else {}
         self._logps = ReferenceLogps()
         self._hidden: dict[bytes, np.ndarray[Any, Any]] = {}
         if self.config.use_weighting and self.coupled:
@@ -132,6 +126,43 @@ class PreferenceTrainer:
         if source is not None and not any("rpo_weights" in info.reads for info in self.infos):
             raise JpoError(f"rpo_embeddings: loss {self.config.loss} would ignore them; they belong to rpo")
         return None if source is None else Embeddings(source)
+
+    def _encode_all(self, pairs: Any) -> None:
+        """The training pairs, in memory."""
+        given = self._read(pairs)
+        check_left(given, self.report)
+        self.template = self._recipe.template_of(any(pair.conversational for pair in given))
+        self.encoder = self._recipe.encoder(self.template)
+        self.pairs = self._encoded(given)
+        first = given[0]
+        texts = (first.i_chosen, first.r_chosen) if isinstance(first, Pair) else (first.instruction, first.response)
+        self.shown = self.encoder.example(*texts)  # what is trained, to print before a run
+        self.told = self.report.then(self.encoder.report())  # what became of the training records
+
+    def _open(self, folder: str, pairs: Any) -> None:
+        """The training pairs, in the cache."""
+        if self.embeddings is not None:
+            raise JpoError(
+                "rpo_embeddings: are looked up by the instructions' texts, which a cache of tokens does not hold; train "
+                "without cache_dir, or without rpo_embeddings (the reference model's mean hidden states)"
+            )
+        self.pairs = found = self._cached(folder, pairs, self._recipe)
+        self.template = found.template
+        self.encoder = self._recipe.encoder(self.template)
+        self.shown, self.report = found.facts.shown, found.reading
+        self.told = self.report.then(found.encoding)
+
+    def _held(self, pairs: Any) -> Sequence[EncodedPair]:
+        """Evaluation pairs, held as the training ones are."""
+        if self.config.cache_dir is None:
+            return self._encode(pairs)
+        return self._cached(self.config.cache_dir, pairs, dataclasses.replace(self._recipe, template=self.template))
+
+    def _cached(self, folder: str, pairs: Any, recipe: Recipe) -> CachedRecords:
+        found = open_cached(folder, pairs, recipe)
+        facts = found.facts
+        self._check_losses(facts.first_judged, facts.first_tie, facts.ties, facts.given)
+        return found
 
     def _encode(self, pairs: Any) -> list[EncodedPair]:
         return self._encoded(self._read(pairs))
@@ -148,19 +179,23 @@ class PreferenceTrainer:
         return encoded
 
     def _check_kinds(self, given: Sequence[Pair | Judged]) -> None:
-        """JpoError where the losses cannot learn from ties, or from responses without one to compare with."""
+        judged = [example.where or "records" for example in given if isinstance(example, Judged)]
+        ties = [pair.where or "records" for pair in given if isinstance(pair, Pair) and pair.tie]
+        self._check_losses(judged[0] if judged else "", ties[0] if ties else "", len(ties), len(given))
+
+    def _check_losses(self, judged: str, tie: str, ties: int, count: int) -> None:
+        """JpoError where the losses cannot learn from ties, or from responses without one to compare with. judged, tie:
+        where the first stands; "" where there is none."""
         loss = self.config.loss
-        judged = [example for example in given if isinstance(example, Judged)]
         if judged and self.config.losses != ["kto"]:
             raise JpoError(
-                f"{judged[0].where}: {{prompt, completion, label}} has no second response, and loss {loss} compares two; "
+                f"{judged}: {{prompt, completion, label}} has no second response, and loss {loss} compares two; "
                 "use loss kto"
             )
-        ties = [pair for pair in given if isinstance(pair, Pair) and pair.tie]
         deaf = [info.name for info in self.infos if "ties" not in info.reads]
         if ties and deaf:
             raise JpoError(
-                f"{ties[0].where}: is a tie (one of {len(ties)} in {len(given)} records), and loss {deaf[0]} knows none; "
+                f"{tie}: is a tie (one of {ties} in {count} records), and loss {deaf[0]} knows none; "
                 "use loss dpo_rk or dpo_davidson, or build the pairs without --keep-ties"
             )
 
@@ -324,7 +359,7 @@ class PreferenceTrainer:
 
     def _order(self) -> Order | GroupedOrder:
         """Random order; a loss over groups of pairs keeps each group in one step."""
-        if not any("groups" in info.reads for info in self.infos):
+        if not self.grouped:
             return Order(len(self.pairs), self.config.batch_size, self.config.seed)
         groups: dict[int, list[int]] = {}
         for place, pair in enumerate(self.pairs):
@@ -337,7 +372,7 @@ class PreferenceTrainer:
         """Add the gradients of these pairs' mean loss into lm.trainable.grads; the step's metrics."""
         return self._run([self.pairs[i] for i in indices], step, train=True)
 
-    def _run(self, pairs: list[EncodedPair], step: int, train: bool) -> dict[str, float]:
+    def _run(self, pairs: Sequence[EncodedPair], step: int, train: bool) -> dict[str, float]:
         """Over ranks: each computes its slots' pairs, and all are given the metrics of the whole."""
         self.team.tree.begin()
         dealt = self.team.deal([pair.sequences for pair in pairs])
@@ -353,7 +388,7 @@ class PreferenceTrainer:
         part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed)
         part.policy = part.forest.sequence_sums(part.scores.logps)
 
-    def _streamed(self, pairs: list[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found | None:
+    def _streamed(self, pairs: Sequence[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found | None:
         results = []
         for slot, own in parts.items():
             results += [(part, self._single(pairs, part, step, train)) for part in own]
@@ -367,7 +402,7 @@ class PreferenceTrainer:
         every = [part for part, _ in whole]
         return every, _joined([result for _, result in whole], [part.members for part in every])
 
-    def _single(self, pairs: list[EncodedPair], part: _Part, step: int, train: bool) -> PreferenceLoss:
+    def _single(self, pairs: Sequence[EncodedPair], part: _Part, step: int, train: bool) -> PreferenceLoss:
         """One micro-batch under a loss of single pairs, forward and backward."""
         chunk = [pairs[i] for i in part.members]
         part.reference = self._reference(part, chunk) if self.needs_reference else None
@@ -385,7 +420,7 @@ class PreferenceTrainer:
             assert self.lm.trainable is not None
             self.team.close(slot, self.lm.trainable.grads)
 
-    def _coupled(self, pairs: list[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found:
+    def _coupled(self, pairs: Sequence[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found:
         own = [part for those in parts.values() for part in those]
         for part in own:
             chunk = [pairs[i] for i in part.members]
@@ -414,7 +449,7 @@ class PreferenceTrainer:
         mean = part.forest.sequence_sums(part.scores.logps - part.scores.log_p2) / part.forest.lengths
         return np.exp(mean[: part.chosen] + mean[part.chosen :])
 
-    def _metrics(self, pairs: list[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
+    def _metrics(self, pairs: Sequence[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
         """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward
         has their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
         reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
@@ -486,8 +521,8 @@ class PreferenceTrainer:
         )  # what is missing is said before hours are spent
         order = self._order()
         total = self._total(order)
-        data = [ids for pair in self.pairs for ids in pair.identity()]
-        with working_together(self, resume, lambda config: fingerprint(config, data)) as mark:
+        data = data_digest(self.pairs)
+        with working_together(self, resume, lambda config: fingerprint(config, data, order)) as mark:
             if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
                 self.precompute()
             warmup = warmup_steps(self.config, total)
@@ -509,14 +544,14 @@ class PreferenceTrainer:
 
     def evaluate(self, pairs: Any = None) -> dict[str, float]:
         """Metrics on `pairs` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
-        sets = self.eval_sets if pairs is None else {"": self._encode(pairs)}
+        sets = self.eval_sets if pairs is None else {"": self._held(pairs)}
         metrics: dict[str, float] = {}
         for name, chosen in sets.items():
             prefix = f"eval_{name}_" if name else "eval_"
             metrics |= {f"{prefix}{key}": value for key, value in self._mean(chosen).items()}
         return metrics
 
-    def _mean(self, chosen: list[EncodedPair]) -> dict[str, float]:
+    def _mean(self, chosen: Sequence[EncodedPair]) -> dict[str, float]:
         """Metrics without training, averaged over pairs."""
         rows = []
         for start in range(0, len(chosen), self.config.batch_size):
@@ -546,12 +581,11 @@ class PreferenceTrainer:
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]
-        tokens = sum(pair.tokens for pair in self.pairs)
         found = probe(
             self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
         over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found)
-        return {"pairs": len(self.pairs), "tokens_per_epoch": tokens} | found | over
+        return {"pairs": len(self.pairs), "tokens_per_epoch": all_tokens(self.pairs)} | found | over
 
 
 def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jpo import _core
+from jpo.data.store import data_digest
 from jpo.parallel import cost
 from jpo.parallel.ranks import Alone
 from jpo.parallel.team import Team, begun, code_digest, default_slots
@@ -75,19 +76,8 @@ def _told(trainer: Any, mark: dict[str, str]) -> dict[str, str]:
         "code": code_digest(),
         "isa": _core.system_info()["isa"],
     }
-    sets = {f"evaluation data {name}": _digest(items) for name, items in trainer.eval_sets.items()}
+    sets = {f"evaluation data {name}": data_digest(items) for name, items in trainer.eval_sets.items()}
     return {f"option {key}" if key != "data" else key: value for key, value in mark.items()} | own | sets
-
-
-def _digest(items: Sequence[Any]) -> str:
-    """Of evaluation records: their tokens."""
-    import hashlib
-
-    sha = hashlib.sha256()
-    for item in items:
-        for sequence in getattr(item, "sequences", (item,)):
-            sha.update(sequence.prompt.tobytes() + b"|" + sequence.response.tobytes() + b"|")
-    return sha.hexdigest()
 
 
 @contextlib.contextmanager

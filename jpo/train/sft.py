@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jpo.data.batches import Order, micro_batches
-from jpo.data.encoding import Encoded, Encoder
+from jpo.data.cache import open_cached
+from jpo.data.encoding import Encoded
 from jpo.data.forest import build_forest
 from jpo.data.readers import read_records
 from jpo.data.records import Example, sft_examples
 from jpo.data.report import Report
-from jpo.data.templates import Template
+from jpo.data.store import data_digest
 from jpo.model import LanguageModel
 from jpo.parallel.ranks import joined
 from jpo.parallel.team import Team
@@ -22,18 +24,23 @@ from jpo.train.callbacks import Callbacks
 from jpo.train.cards import data_names, run_card
 from jpo.train.common import (
     adapter_settings,
+    all_tokens,
     check_arguments,
     check_left,
     ensure_adapter,
+    largest,
     named_sets,
     probe,
     quickest,
+    recipe_of,
     settled,
     total_steps,
 )
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.ranks import alone, planned, working_together
+
+_AT_ONCE = 1 << 14  # examples of an evaluation set that are looked at together
 
 
 class SFTTrainer:
@@ -48,29 +55,43 @@ class SFTTrainer:
         check_arguments(lm, config, SFTConfig)
         self.lm, self.config = lm, settled(lm, config or SFTConfig())
         self.report, self.sources = Report(), data_names(examples)
-        given = self._read(examples)
-        check_left(given, self.report)
-        conversational = any(example.conversational for example in given)
-        self.template = Template.named(self.config.template, lm.tokenizer, conversational)
-        limit = int(lm.config["max_position_embeddings"])
-        longest = min(self.config.max_length, limit)
-        self.encoder = Encoder(
-            lm.tokenizer,
-            self.template,
-            longest,
-            min(self.config.max_prompt_length, longest - 1),
-            self.config.truncation,
-        )
-        self.examples = self.encoder.examples(given)
-        self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
-        self.told = self.report.then(self.encoder.report())  # what became of the training records
-        self.eval_sets = {name: self._encode(data) for name, data in named_sets(eval_examples).items()}
+        self._recipe = recipe_of("examples", lm, self.config)
+        self.examples: Sequence[Encoded]
+        if self.config.cache_dir is None:
+            self._encode_all(examples)
+        else:
+            self._open(self.config.cache_dir, examples)
+        self.eval_sets = {name: self._held(data) for name, data in named_sets(eval_examples).items()}
         self.team = Team()
-        self.memory = memory.check(lm, self.config, [len(example) for example in self.examples])
+        self.memory = memory.check(lm, self.config, largest(self.examples, self.config.batch_size))
         if self.config.full:
             lm.enable_full()
         else:
             ensure_adapter(lm, self.config)
+
+    def _encode_all(self, examples: Any) -> None:
+        """The training examples, in memory."""
+        given = self._read(examples)
+        check_left(given, self.report)
+        self.template = self._recipe.template_of(any(example.conversational for example in given))
+        self.encoder = self._recipe.encoder(self.template)
+        self.examples = self.encoder.examples(given)
+        self.shown = self.encoder.example(given[0].instruction, given[0].response)  # to print before a run
+        self.told = self.report.then(self.encoder.report())  # what became of the training records
+
+    def _open(self, folder: str, examples: Any) -> None:
+        """The training examples, in the cache."""
+        self.examples = found = open_cached(folder, examples, self._recipe)
+        self.template = found.template
+        self.encoder = self._recipe.encoder(self.template)
+        self.shown, self.report = found.facts.shown, found.reading
+        self.told = self.report.then(found.encoding)
+
+    def _held(self, examples: Any) -> Sequence[Encoded]:
+        """Evaluation examples, held as the training ones are."""
+        if self.config.cache_dir is None:
+            return self._encode(examples)
+        return open_cached(self.config.cache_dir, examples, replace(self._recipe, template=self.template))
 
     def _encode(self, examples: Any) -> list[Encoded]:
         return self.encoder.examples(self._read(examples))
@@ -84,7 +105,7 @@ class SFTTrainer:
         """Add the gradients of these examples' token mean into lm.trainable.grads; the step's metrics."""
         return self._run([self.examples[i] for i in indices], step, train=True)
 
-    def _run(self, examples: list[Encoded], step: int, train: bool) -> dict[str, float]:
+    def _run(self, examples: Sequence[Encoded], step: int, train: bool) -> dict[str, float]:
         """Over ranks: each computes its slots' examples, and all are given the metrics of the whole."""
         self.team.tree.begin()
         tokens = sum(len(example.response) for example in examples)
@@ -148,8 +169,8 @@ class SFTTrainer:
         total = self._total(order)
         asked = self.config.warmup_steps
         warmup = asked if asked is not None else round(self.config.warmup_ratio * total)
-        data = [ids for example in self.examples for ids in (example.prompt, example.response)]
-        with working_together(self, resume, lambda config: fingerprint(config, data)) as mark:
+        data = data_digest(self.examples)
+        with working_together(self, resume, lambda config: fingerprint(config, data, order)) as mark:
             loop = Loop(self.lm, self, self.config, order, total, warmup, mark, self.team)
             return loop.run(resume, watching)
 
@@ -165,7 +186,7 @@ class SFTTrainer:
             self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
         )
         over = planned(self, ranks, order, lambda i: (self.examples[i],), found)
-        return {"examples": len(self.examples), "tokens_per_epoch": sum(map(len, self.examples))} | found | over
+        return {"examples": len(self.examples), "tokens_per_epoch": all_tokens(self.examples)} | found | over
 
     def save(self, folder: str) -> None:
         """The adapter in PEFT's format, or the whole model as a Hugging Face directory."""
@@ -181,10 +202,24 @@ class SFTTrainer:
 
     def evaluate(self, examples: Any = None) -> dict[str, float]:
         """Metrics on `examples` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
-        sets = self.eval_sets if examples is None else {"": self._encode(examples)}
+        sets = self.eval_sets if examples is None else {"": self._held(examples)}
         return {
             f"eval_{name}_{key}" if name else f"eval_{key}": value
             for name, chosen in sets.items()
             if chosen
-            for key, value in self._run(chosen, 0, train=False).items()
+            for key, value in self._mean(chosen).items()
+        }
+
+    def _mean(self, chosen: Sequence[Encoded]) -> dict[str, float]:
+        """Metrics without training over all tokens: at once, of large sets in parts."""
+        rows = []
+        for start in range(0, len(chosen), _AT_ONCE):
+            part = chosen[start : start + _AT_ONCE]
+            rows.append((sum(len(example.response) for example in part), self._run(part, 0, train=False)))
+        if len(rows) == 1:
+            return rows[0][1]
+        whole = sum(count for count, _ in rows)
+        sums = ("num_tokens", "rows_computed")
+        return {
+            key: sum(row[key] if key in sums else row[key] * count / whole for count, row in rows) for key in rows[0][1]
         }

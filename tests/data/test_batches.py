@@ -5,8 +5,9 @@ from array import array
 import numpy as np
 import pytest
 
-from jpo.data.batches import Order, forest_rows, micro_batches, permutation, raw_words
+from jpo.data.batches import Order, forest_rows, micro_batches, permutation
 from jpo.data.encoding import Encoded
+from jpo.data.words import raw_words
 from jpo.errors import JpoError
 
 
