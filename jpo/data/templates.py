@@ -6,6 +6,7 @@ differ. Knows texts and conversations; never token ids or lengths (jpo.data.enco
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ def _halves(text: Any, name: str, slot: str) -> tuple[str, str]:
     """What stands before and after the one `slot`; every other brace is an ordinary character."""
     if not isinstance(text, str):
         raise JpoError(f"template: {name}: expected a string, got {type(text).__name__}")
+    return _cut(text, name, slot)
+
+
+@functools.lru_cache(maxsize=64)  # a template is cut for each record
+def _cut(text: str, name: str, slot: str) -> tuple[str, str]:
     if text.count(slot) != 1:
         raise JpoError(f"template: {name}: expected {slot} exactly once, got it {text.count(slot)} times in {text!r}")
     before, after = text.split(slot)
