@@ -35,6 +35,7 @@ _FORMAT = "jpo encoded records 1"
 _FACTS = "cache.json"
 _NAME = 24  # characters of the key in a folder's name
 _PIECE = 1 << 20  # bytes of a file that are digested at a time
+_PER_LOOK, _SAY_SECONDS = 4096, 30.0  # records between looks at the clock; seconds between words about the progress
 _REMEDY = "free some space, or name another folder with --cache-dir (cache_dir)"
 _GIVEN = (Pair, Judged, Example)
 
@@ -155,9 +156,9 @@ class CachedRecords(Store):
 def open_cached(folder: str, source: Any, recipe: Recipe) -> CachedRecords:
     """The records of `source` in tokens, out of the cache in `folder`, where they are put first if they are not there.
 
-    source: as read_records understands it, or Pair, Judged and Example objects. What is no file is encoded at each call,
-    for its content is not known before. DataError and JpoError as of reading and encoding; JpoError where `folder` cannot
-    be written."""
+    source: as read_records understands it, or Pair, Judged and Example objects. What is no file is encoded at each
+    call, for its content is not known before. DataError and JpoError as of reading and encoding; JpoError where
+    `folder` cannot be written."""
     with _writing(folder):
         os.makedirs(folder, exist_ok=True)
     files = source_files(source)
@@ -209,11 +210,15 @@ def _encode(part: str, source: Any, recipe: Recipe) -> Facts:
                 facts.first_tie = facts.first_tie or record.where or "records"
             yield record
 
+    said = time.monotonic()
     with _writing(part):
         writer = Writer(part, judged_last=not _in_form(source))
         try:
             for record in encoder.stream(noted(recipe.records(source, reading))):
                 writer.add(record)
+                if not writer.count % _PER_LOOK and time.monotonic() - said > _SAY_SECONDS:
+                    said = time.monotonic()
+                    _say(f"{writer.count} records encoded so far")
             if not facts.given:
                 if not reading.records:
                     raise no_records(source)

@@ -1,5 +1,5 @@
-"""Encoded records on disk, read by index through a memory map: a sequence of EncodedPair or Encoded that takes no memory
-of its length.
+"""Encoded records on disk, read by index through a memory map: a sequence of EncodedPair or Encoded, however long, that
+takes no memory.
 
 tokens.npy holds the token ids of all records, int32, one after the other; records.npy a row for each: where its tokens
 begin, its place among the records read, the lengths of its prompts and responses, marks. Both are plain NumPy files.
@@ -166,7 +166,7 @@ class Store(Sequence[Any]):
         return ids, at + count
 
     def _give_back(self) -> None:
-        """Pages that were read count as this process's memory until they are given back; the system keeps them cached."""
+        """Pages that were read count as this process's memory until they are given back; the system keeps them."""
         self._read += 1
         if self._read >= _TOUCHED and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0

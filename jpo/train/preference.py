@@ -18,8 +18,7 @@ from jpo.data.batches import GroupedOrder, Order, micro_batches
 from jpo.data.cache import CachedRecords, Recipe, open_cached
 from jpo.data.encoding import EncodedPair, iopo_groups, side_by_side
 from jpo.data.forest import Forest, build_forest
-from jpo.data.readers import read_records
-from jpo.data.records import Judged, Pair, Text, is_judged, judged_examples, preference_pairs
+from jpo.data.records import Judged, Pair, Text
 from jpo.data.report import Report
 from jpo.data.store import data_digest
 from jpo.errors import JpoError
@@ -48,6 +47,7 @@ from jpo.train.common import (
 from jpo.train.config import DEFAULT_STEPS, PreferenceConfig
 from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
+from jpo.train.pairs import check_kinds, check_records, read_pairs
 from jpo.train.ranks import alone, planned, working_together
 from jpo.train.reference import ReferenceLogps, sequence_digest
 
@@ -129,7 +129,7 @@ class PreferenceTrainer:
 
     def _encode_all(self, pairs: Any) -> None:
         """The training pairs, in memory."""
-        given = self._read(pairs)
+        given = read_pairs(pairs, self.report)
         check_left(given, self.report)
         self.template = self._recipe.template_of(any(pair.conversational for pair in given))
         self.encoder = self._recipe.encoder(self.template)
@@ -161,14 +161,14 @@ class PreferenceTrainer:
     def _cached(self, folder: str, pairs: Any, recipe: Recipe) -> CachedRecords:
         found = open_cached(folder, pairs, recipe)
         facts = found.facts
-        self._check_losses(facts.first_judged, facts.first_tie, facts.ties, facts.given)
+        check_kinds(self.config, facts.first_judged, facts.first_tie, facts.ties, facts.given)
         return found
 
     def _encode(self, pairs: Any) -> list[EncodedPair]:
-        return self._encoded(self._read(pairs))
+        return self._encoded(read_pairs(pairs, self.report))
 
     def _encoded(self, given: Sequence[Pair | Judged]) -> list[EncodedPair]:
-        self._check_kinds(given)
+        check_records(self.config, given)
         encoded = self.encoder.pairs(given)
         if self.embeddings is not None:
             for pair in encoded:
@@ -177,42 +177,6 @@ class PreferenceTrainer:
                 self._texts[pair.chosen.prompt.tobytes()] = texts.i_chosen
                 self._texts[pair.rejected.prompt.tobytes()] = texts.i_reject
         return encoded
-
-    def _check_kinds(self, given: Sequence[Pair | Judged]) -> None:
-        judged = [example.where or "records" for example in given if isinstance(example, Judged)]
-        ties = [pair.where or "records" for pair in given if isinstance(pair, Pair) and pair.tie]
-        self._check_losses(judged[0] if judged else "", ties[0] if ties else "", len(ties), len(given))
-
-    def _check_losses(self, judged: str, tie: str, ties: int, count: int) -> None:
-        """JpoError where the losses cannot learn from ties, or from responses without one to compare with. judged, tie:
-        where the first stands; "" where there is none."""
-        loss = self.config.loss
-        if judged and self.config.losses != ["kto"]:
-            raise JpoError(
-                f"{judged}: {{prompt, completion, label}} has no second response, and loss {loss} compares two; "
-                "use loss kto"
-            )
-        deaf = [info.name for info in self.infos if "ties" not in info.reads]
-        if ties and deaf:
-            raise JpoError(
-                f"{tie}: is a tie (one of {ties} in {count} records), and loss {deaf[0]} knows none; "
-                "use loss dpo_rk or dpo_davidson, or build the pairs without --keep-ties"
-            )
-
-    def _read(self, pairs: Any) -> list[Pair | Judged]:
-        """Records of every source; pairs that are read already stay as they are, also beside others."""
-        if not (isinstance(pairs, (list, tuple)) and any(isinstance(entry, (Pair, Judged)) for entry in pairs)):
-            return self._from_records(read_records(pairs))
-        result: list[Pair | Judged] = []
-        for entry in pairs:
-            result += [entry] if isinstance(entry, (Pair, Judged)) else self._from_records(read_records([entry]))
-        return result
-
-    def _from_records(self, records: list[Any]) -> list[Pair | Judged]:
-        judged = [record for record in records if is_judged(record)]
-        pairs = [record for record in records if not is_judged(record)] if judged else records
-        result: list[Pair | Judged] = list(preference_pairs(pairs, report=self.report)) if pairs else []
-        return result + list(judged_examples(judged, report=self.report))
 
     # one batch of pairs
 

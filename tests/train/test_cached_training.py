@@ -1,4 +1,4 @@
-"""Training out of the cache: the same bits as in memory, whatever the loss; resumed with or without it; bounded memory."""
+"""Training out of the cache: the same bits as in memory, whatever the loss; resumed with or without it; flat memory."""
 
 import json
 import os
