@@ -28,8 +28,9 @@ from jpo.data.records import Example, Judged, Pair, stream_examples, stream_pair
 from jpo.data.report import Report
 from jpo.data.store import RECORDS, TOKENS, Kind, Store, Writer
 from jpo.data.templates import Template
+from jpo.disk import permitted, sync_folder
 from jpo.errors import DataError, FormatError, JpoError
-from jpo.formats.files import permitted, sync_folder, write_json
+from jpo.formats.files import write_json
 
 _FORMAT = "jpo encoded records 1"
 _FACTS = "cache.json"

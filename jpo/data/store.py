@@ -33,7 +33,7 @@ _CHOSEN, _REJECTED, _WEAK, _TIE, _ONE_PROMPT = (1 << bit for bit in range(5))  #
 _SIDE = (5, 8)  # first bit of the marks of the chosen and of the rejected sequence: cut_prompt, cut_response, crossed
 _HEADER = 256  # bytes of a .npy header, whatever its shape
 _WRITTEN = 1 << 20  # bytes that are gathered before they are written
-_TOUCHED = 64  # records read before the map's pages are given back: each may have brought 64 kB of either file
+_TOUCHED = 4  # records read before the maps' pages are given back: each read may have brought a megabyte of the file
 
 
 class Writer:
