@@ -50,7 +50,7 @@ def alone(command: str) -> None:
     """At the head of a command that is one process: JpoError where a launcher has started several of it."""
     if (announced() or 1) > 1:
         raise JpoError(
-            f"{command} is one process, and a launcher has started {announced()}: start it without one; jpo train and sft "
+            f"{command} is one process, and a launcher has started {announced()}: start it without one; train and sft "
             "work over ranks, generate, score, feedback, reference and evaluate with --executor"
         )
 

@@ -88,9 +88,27 @@ def counts(output: str) -> list[int]:
     return sorted({int(match[1]) for match in found if match})
 
 
+def _put_together(paths: list[str], output: str) -> None:
+    """Lines one after the other; log-likelihoods of a reference model in one file of theirs."""
+    from jpo.train.reference import holds_logps, join_logps
+
+    if all(map(holds_logps, paths)):
+        join_logps(paths, output)
+        return
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as whole:
+            for path in paths:
+                with open(path, "rb") as part:
+                    shutil.copyfileobj(part, whole)
+
+    write_atomic(output, write)
+
+
 def join(output: str, count: int | None = None, keep: bool = False, journal: str | None = None) -> int:
-    """Writes the shards of `output`, one after the other, into it: aside, synced, renamed; and what the journals of
-    their verdicts hold into the whole's (default: output + ".journal.sqlite"). The number of shards.
+    """Writes the shards of `output`, one after the other, into it: aside, synced, renamed; what it held goes, but for
+    log-likelihoods of a reference, which are added to it. What the journals of their verdicts hold goes into the
+    whole's (default: output + ".journal.sqlite"). The number of shards.
 
     count: of shards; default: by the files. The shards are removed unless `keep`. JpoError names what is missing."""
     found = counts(output)
@@ -104,13 +122,7 @@ def join(output: str, count: int | None = None, keep: bool = False, journal: str
     if missing:
         raise JpoError(f"{output}: {len(missing)} of {count} shards are missing, the first is {missing[0]}")
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as whole:
-            for path in paths:
-                with open(path, "rb") as part:
-                    shutil.copyfileobj(part, whole)
-
-    write_atomic(output, write)
+    _put_together(paths, output)
     shards = [Shard(index, count) for index in range(count)]
     books = [shard.path(journal) if journal else f"{shard.path(output)}.journal.sqlite" for shard in shards]
     books = [book for book in books if os.path.exists(book)]

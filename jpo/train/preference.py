@@ -7,7 +7,6 @@ one that couples the batch first gathers the log-likelihoods of all, then runs b
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from jpo.errors import JpoError
 from jpo.model import LanguageModel, Scores
 from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss
 from jpo.parallel.ranks import joined
+from jpo.parallel.shards import Shard
 from jpo.parallel.team import Team
 from jpo.train import memory
 from jpo.train.callbacks import Callbacks
@@ -49,9 +49,7 @@ from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.pairs import check_kinds, check_records, read_pairs
 from jpo.train.ranks import alone, planned, working_together
-from jpo.train.reference import ReferenceLogps, sequence_digest
-
-_SAVE_SECONDS = 30.0  # between writes of the reference file while it is computed
+from jpo.train.reference import ReferenceLogps, fill, fill_file, sequence_digest
 
 _NONE: np.ndarray[Any, np.dtype[np.float64]] = np.empty(0)
 
@@ -210,31 +208,36 @@ class PreferenceTrainer:
             return known
         return part.forest.sequence_sums(self.lm.forward(part.forest, adapter=False).logps)
 
-    def precompute(self) -> None:
+    def precompute(self, shard: Shard | None = None) -> int:
         """The reference's log-likelihoods of every pair (precompute_ref_log_probs), out of the file ref_logps where it
-        holds them; what it lacked is computed and written there."""
-        pairs = [*self.pairs, *(pair for found in self.eval_sets.values() for pair in found)]
-        ranks = self.team.ranks
-        if self.config.ref_logps is not None and self.team.root:
-            from jpo.evaluate.sampling import weights_digest
-
-            with self.lm.disable_adapter():
-                self._logps = ReferenceLogps(self.config.ref_logps, weights_digest(self.lm, whole=True))
+        holds them; what it lacked is computed and written there: of a shard, its run of micro-batches, into the shard's
+        own file. How many pairs the file lacked."""
+        ranks, path = self.team.ranks, self.config.ref_logps
+        if path is not None and self.team.root:
+            self._logps = ReferenceLogps(path, self._reference_model())
         if ranks.size > 1:
             self._logps.merge(ranks.bcast(self._logps.values()))
+        pairs = [*self.pairs, *(pair for found in self.eval_sets.values() for pair in found)]
         lacking = [pair for pair in pairs if not all(digest in self._logps for digest in self._digests([pair]))]
-        saved = time.monotonic()
         cut = micro_batches([pair.sequences for pair in lacking], 2 * self.config.token_budget)
-        for first in range(0, len(cut), ranks.size):  # a micro-batch a rank
-            own = cut[first : first + ranks.size][ranks.rank : ranks.rank + 1]
-            for found in ranks.allgather([self._reference_of([lacking[i] for i in members]) for members in own]):
-                for digests, values in found:
-                    self._logps.add(digests, values)
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                self._logps.save()
-                saved = time.monotonic()
-        if lacking:
-            self._logps.save()
+        batches = [[lacking[i] for i in members] for members in cut]
+        if shard is None:
+            fill(self._logps, batches, self._reference_of, ranks)
+            return len(lacking)
+        assert path is not None
+        mine = batches[slice(*shard.range(len(batches)))]
+        fill_file(shard.path(path), self._logps.model, mine, self._digests, self._reference_of)
+        return sum(map(len, mine))
+
+    def know_reference(self, path: str) -> None:
+        """Take the reference's log-likelihoods out of a file that precompute has left for some trainer."""
+        self._logps.merge(ReferenceLogps(path, self._reference_model()).values())
+
+    def _reference_model(self) -> str:
+        from jpo.evaluate.sampling import weights_digest
+
+        with self.lm.disable_adapter():
+            return weights_digest(self.lm, whole=True)
 
     def _reference_of(self, pairs: Sequence[EncodedPair]) -> tuple[list[bytes], np.ndarray[Any, Any]]:
         forest = self._forest(pairs)

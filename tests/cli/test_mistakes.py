@@ -12,7 +12,7 @@ PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "A boat."}
 # the command line's names, which design.md binds: a command that vanishes is a fault
 COMMANDS = {
     "annotate", "completion", "demo", "doctor", "evaluate", "export", "feedback", "generate", "inspect", "interplay", "join",
-    "merge", "pairs", "push", "score", "serve", "sft", "study", "train",
+    "merge", "pairs", "push", "reference", "score", "serve", "sft", "study", "train",
 }  # fmt: skip
 
 

@@ -259,3 +259,20 @@ def test_several_of_a_command_that_deals_nothing_are_refused(tmp_path, monkeypat
     given = ["generate", "--model", "tiny", "--prompt", "x", "--output", str(tmp_path / "out.jsonl")]
     assert main(given) == 1 and "jpo generate is one process" in capsys.readouterr().err
     assert main([*given, "--shard", "0/1", "--max-new-tokens", "1"]) == 0  # srun -n 16 jpo ... --shard $SLURM_PROCID/16
+
+
+def test_reference_over_processes(tmp_path, capsys, monkeypatch):
+    """jpo train finds in the joined file all that it needs; its file is that of one process."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    given = ["--model", "tiny", "--data", "example", "--compute", "float32", "--token-budget", "400", "--r", "2"]
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert main(["reference", *given, "--ref-logps", str(one)]) == 0
+    over = ["--executor", "processes:2", "--shards", "2"]
+    assert main(["reference", *given, "--ref-logps", str(two), *over]) == 0
+    assert "64 log-likelihoods in" in capsys.readouterr().out
+    assert one.read_bytes() == two.read_bytes() and sorted(os.listdir(tmp_path)) == [one.name, two.name]
+    assert main(["reference", *given, "--ref-logps", str(two)]) == 0
+    assert "log-likelihoods of 0 pairs computed now" in capsys.readouterr().out
+    assert main(["reference", *given]) == 1 and "--ref-logps is missing" in capsys.readouterr().err
+    assert main(["reference", *given, "--ref-logps", str(one), "--loss", "simpo"]) == 1
+    assert "loss simpo has no reference" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What the preference trainer learns from beside pairs: judged examples, ties, embeddings, stored references."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import jpo
 from jpo.data.readers import write_records
 from jpo.data.records import Judged, Pair
 from jpo.errors import FormatError, JpoError
+from jpo.parallel.shards import Shard, join
 
 JUDGED = [{"prompt": f"Question {i}?", "completion": f"Answer {i} {'yes ' * i}", "label": i % 3 != 0} for i in range(7)]
 PAIRS = [{"prompt": f"Question {i}?", "chosen": f"Answer {i}", "rejected": f"No {'no ' * i}"} for i in range(5)]
@@ -188,6 +190,32 @@ def test_references_are_kept_and_reused(tmp_path, scope):
     grown = jpo.PreferenceTrainer(model(), more, options(scope=scope, ref_logps=path))
     grown.precompute()
     assert len(grown._logps) == 2 * len(more)
+
+
+def test_reference_files_of_shards_are_that_of_one_process(tmp_path):
+    """Micro-batches are cut before they are dealt; of an interrupted shard what is there is kept; a prompt and response
+    that stand in two micro-batches have the value of the first."""
+    pairs = [{"prompt": f"Ask {i % 7}", "chosen": f"{i % 5}", "rejected": f"No {i}."} for i in range(24)]
+    one, many = str(tmp_path / "one.safetensors"), str(tmp_path / "many.safetensors")
+
+    def trainer(path):
+        return jpo.PreferenceTrainer(model(), pairs, options(ref_logps=path, token_budget=20), pairs[:3])
+
+    assert trainer(one).precompute() == 27
+    first = trainer(many)
+    kept, calls = first._reference_of, []
+    first._reference_of = lambda batch: calls.append(batch) or kept(batch)
+    assert first.precompute(Shard(0, 2)) > 4 and len(calls) > 2
+    os.rename(Shard(0, 2).path(many), Shard(0, 2).path(many) + ".part")  # as if it were killed before its end
+    calls.clear()
+    first.precompute(Shard(0, 2))
+    assert not calls
+    trainer(many).precompute(Shard(1, 2))
+    assert join(many) == 2
+    assert open(one, "rb").read() == open(many, "rb").read()
+    known = trainer(None)
+    known.know_reference(many)
+    assert known.precompute() == 0
 
 
 def test_foreign_and_damaged_reference_files_are_refused_by_name(tmp_path):
