@@ -1,15 +1,19 @@
 """What an installation consists of, from pip's own report.
 
-python .ci/lock.py lock REQUIREMENT...   prints requirements with hashes for `pip install --require-hashes -r`
+python .ci/lock.py lock REQUIREMENT...   prints requirements with hashes for `pip install --require-hashes -r`, all but
+                                         torch, whose file is another one for each kind of machine
 python .ci/lock.py sbom REQUIREMENT...   prints a CycloneDX 1.5 bill of materials
 The answer holds for this Python and this platform, which the first line names.
 """
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
+
+_APART = {"torch"}
 
 
 def resolved(requirements):
@@ -31,9 +35,8 @@ def resolved(requirements):
     for entry in report["install"]:
         metadata, archive = entry["metadata"], entry["download_info"].get("archive_info")
         if archive is not None:  # the project itself comes from a directory
-            rows.append(
-                (metadata["name"].lower().replace("_", "-"), metadata["version"], archive["hashes"]["sha256"], metadata)
-            )
+            name = re.sub(r"[-_.]+", "-", metadata["name"]).lower()
+            rows.append((name, metadata["version"], archive["hashes"]["sha256"], metadata))
     return sorted(rows, key=lambda row: row[:2])
 
 
@@ -64,7 +67,8 @@ def main():
         f"# Python {platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]} {sysconfig.get_platform()}"
     )
     for name, version, digest, _ in rows:
-        print(f"{name}=={version} --hash=sha256:{digest}")
+        if name not in _APART:
+            print(f"{name}=={version} --hash=sha256:{digest}")
 
 
 if __name__ == "__main__":

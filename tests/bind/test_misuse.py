@@ -82,6 +82,125 @@ def test_decode_refuses(model, parts, spoilt):
         decode(model, parts, **spoilt)
 
 
+# Each operand of each bound by itself: without it the call would pass, or another check would answer in other words.
+# The parts of a call that are not named are sound.
+DECODE_BOUNDS = [
+    ("decode needs", {"tokens": (), "positions": (), "kv": (), "segments": np.zeros((0, 4)), "rows": ()}),
+    ("at most as many rows", {"rows": (0, 1, 1)}),
+    *(("row 0: token", {"tokens": (token, 2)}) for token in (-1, 1 << 30)),
+    *(("row 0: token", {"positions": (position, 1)}) for position in (-1, 1 << 30)),
+    *(("row 0: token", {"kv": (row, 1)}) for row in (-1, 8)),
+    *((r"ranges\[1\] lies outside", {"ranges": ((0, 2), entry)}) for entry in ((-1, 1), (0, -1), (8, 1), (0, 9))),
+    *(
+        (r"segments\[0\] is out of range", {"segments": ((*segment,), (0, 2, 0, 1)), "ranges": ((0, 4),)})
+        for segment in (
+            (1, 1, 0, 1),
+            (0, 0, 0, 1),
+            (0, 3, 0, 1),
+            (0, 2, -1, 1),
+            (0, 2, 0, 0),
+            (0, 2, 0, 2),
+            (0, 2, 1, 1),
+        )
+    ),
+    (r"its ranges hold 1 keys, it reaches position 1", {"ranges": ((0, 1),)}),
+    *((r"rows\[0\] is out of range", {"rows": (row,)}) for row in (-1, 2)),
+    ("segments must cover all rows", {"segments": ((0, 1, 0, 1),)}),
+]
+
+
+@pytest.mark.parametrize(("message", "spoilt"), DECODE_BOUNDS, ids=lambda value: str(value)[:60])
+def test_each_bound_of_decode(model, parts, message, spoilt):
+    with pytest.raises(ValueError, match=message):
+        decode(model, parts, **spoilt)
+
+
+FOREST_BOUNDS = [
+    ("the forest is empty", {"tokens": (), "segments": ((0, 1, -1, 0),)}),
+    ("the forest is empty", {"segments": np.zeros((0, 4))}),
+    *((rf"tokens\[1\] = {token}", {"tokens": (1, token)}) for token in (-1, 1 << 30)),
+    *(
+        (r"segments\[0\]: rows .* do not follow", {"segments": (segment, (0, 2, -1, 0))})
+        for segment in ((1, 1, -1, 0), (-1, 1, -1, 0), (0, 0, -1, 0), (0, -1, -1, 0), (0, 3, -1, 0))
+    ),
+    *((rf"segments\[0\]: parent {parent} must", {"segments": ((0, 2, parent, 0),)}) for parent in (-2, 0, 1)),
+    (r"segments\[0\]: first_position must be 0", {"segments": ((0, 2, -1, 1),)}),
+    (r"segments\[1\]: first_position must be 1", {"segments": ((0, 1, -1, 0), (1, 1, 0, 0))}),
+    ("segments cover 1 of 2 rows", {"segments": ((0, 1, -1, 0),)}),
+    *((r"entry_row\[0\]", {"rows": (row,), "targets": (0,)}) for row in (-1, 2)),
+    (r"entry_row\[1\] = 0 must ascend", {"rows": (1, 0), "targets": (0, 0)}),
+    *((r"entry_target\[0\]", {"rows": (0,), "targets": (target,)}) for target in (-1, 1 << 30)),
+]
+
+
+def forward(model, *, tokens=(1, 2), segments=((0, 2, -1, 0),), rows=(), targets=()):
+    arrays = (np.array(part, dtype=INT) for part in (tokens, segments, rows, targets))
+    model.forward(*arrays, True, False, False, False, 0)
+
+
+@pytest.mark.parametrize(("message", "spoilt"), FOREST_BOUNDS, ids=lambda value: str(value)[:60])
+def test_each_bound_of_a_forest(model, message, spoilt):
+    forward(model)
+    with pytest.raises(ValueError, match=message):
+        forward(model, **spoilt)
+
+
+def test_a_forest_beyond_the_last_position(model, parts):
+    count = parts[0]["max_position_embeddings"]
+    forward(model, tokens=(1,) * count, segments=((0, count, -1, 0),))
+    with pytest.raises(ValueError, match=rf"reaches position {count + 1}, but the model knows {count}"):
+        forward(model, tokens=(1,) * (count + 1), segments=((0, count + 1, -1, 0),))
+
+
+@pytest.mark.parametrize("row", [-1, 2, 1 << 30])
+def test_rows_that_no_pass_left(model, row):
+    forward(model)
+    for read in (model.hidden, model.logits):
+        assert np.isfinite(read(np.array([1], dtype=INT))).all()
+        with pytest.raises(ValueError, match=rf"rows\[0\] = {row}: the last pass left 2 rows"):
+            read(np.array([row], dtype=INT))
+
+
+LORA = {"layer": 0, "module": 0, "r": 4, "scale": 1.0, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("layer", value) for value in (-1, 1 << 20)),
+        *(("module", value) for value in (-1, 1 << 20)),
+        *(("r", value) for value in (0, -1, (1 << 20) + 1)),
+        *(("scale", value) for value in (float("nan"), float("inf"))),
+        *(("dropout", value) for value in (-0.1, 1.0, float("nan"))),
+    ],
+)
+def test_each_bound_of_an_adapter(model, name, value):
+    params = np.zeros(512, np.float32)
+    model.set_lora(params, params.copy(), [(*LORA.values(), 0, 256)])
+    with pytest.raises(ValueError, match="out of range"):
+        model.set_lora(params, params.copy(), [(*{**LORA, name: value}.values(), 0, 256)])
+
+
+@pytest.mark.parametrize(
+    ("message", "spoilt"),
+    [
+        ("do not fit logits", {"logits": np.zeros((2, 0), np.float32)}),
+        *(("do not fit logits", {"uniforms": np.zeros(count)}) for count in (1, 3)),
+        *((r"uniforms\[1\]", {"uniforms": np.array([0.5, value])}) for value in (-1e-9, 1.0, float("nan"))),
+        *(("temperature", {"temperature": value}) for value in (-1.0, float("nan"), float("inf"))),
+        ("top_k", {"top_k": -1}),
+        *(("top_p", {"top_p": value}) for value in (0.0, -0.5, 1.1, float("nan"))),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_each_bound_of_a_draw(message, spoilt):
+    sound = {"logits": np.zeros((2, 5), np.float32), "uniforms": np.full(2, 0.5), "temperature": 1.0, "top_k": 0}
+    sound["top_p"] = 1.0
+    _core.draw(*sound.values())
+    with pytest.raises(ValueError, match=message):
+        _core.draw(*{**sound, **spoilt}.values())
+
+
 def test_decode_refuses_arrays_of_another_kind(model, parts):
     k, v = cache(parts[0], 8)
     rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]

@@ -1,10 +1,11 @@
-"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR] [--coverage]
+"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR] [--coverage] [--grow]
 
 Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends
 by a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100
 MB, or raises what is no answer (for files: anything but JpoError). Failing cases are written to --keep, one line each
 is printed, and the exit status is 1. --case I runs one case in this process: for the debugger. --coverage lets atheris
-choose the inputs by the branches that they reach, for --seconds (default 600).
+choose the inputs by the branches that they reach, for --seconds (default 600). Of the cases the first are the files of
+corpus/TARGET, one in eight of the others is one of them with further faults; --grow adds to it.
 """
 
 import argparse
@@ -31,11 +32,12 @@ STATE = struct.Struct("<qdd")  # case, its start by the clock and by processor t
 def options():
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.fuzz", description=__doc__.split("\n\n")[1])
     parser.add_argument("target")
-    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--cases", type=int, help="default 2000; with --coverage no end")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop a target after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int)
     parser.add_argument("--coverage", action="store_true")
+    parser.add_argument("--grow", action="store_true")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "jpo-fuzz")
     return parser.parse_args()
 
@@ -45,7 +47,7 @@ def run_case(target, seed, index, folder):
     from . import targets
 
     rng = targets.generator(seed, index)
-    case = target.make(rng)
+    case = target.case(rng, index)
     target.write(case, targets.emptied(folder))
     growth = Growth() if available() else None
     try:
@@ -71,7 +73,7 @@ def child(name, seed, first, last, state, folder, report):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    target = targets.TARGETS[name]()
+    target = targets.named(name)
     with open(report, "a", encoding="utf-8") as file:
         for index in range(first, last):
             state[: STATE.size] = STATE.pack(index, time.monotonic(), time.process_time())
@@ -140,8 +142,8 @@ def keep(name, arguments, index):
     from . import targets
 
     place = targets.emptied(arguments.keep / f"{name}-{arguments.seed}-{index}")
-    target = targets.TARGETS[name]()
-    case = target.make(targets.generator(arguments.seed, index))
+    target = targets.named(name)
+    case = target.case(targets.generator(arguments.seed, index), index)
     targets.Target.write(target, case, place)
 
 
@@ -158,13 +160,26 @@ def main():
             from .guided import run
 
             seconds = min(arguments.seconds, 600)
-            run(arguments.target, seconds, arguments.seed, arguments.keep, Path(scratch))
-        from . import targets
+            run(
+                arguments.target,
+                seconds,
+                -1 if arguments.cases is None else arguments.cases,
+                arguments.seed,
+                arguments.keep,
+                Path(scratch),
+            )
+        from . import corpus, targets
 
+        arguments.cases = 2000 if arguments.cases is None else arguments.cases
         names = list(targets.TARGETS) if arguments.target == "all" else [arguments.target]
         if arguments.case is not None:
-            found = run_case(targets.TARGETS[names[0]](), arguments.seed, arguments.case, Path(scratch) / "case")
+            found = run_case(targets.named(names[0]), arguments.seed, arguments.case, Path(scratch) / "case")
             sys.exit(f"{names[0]} {arguments.case}: {found}" if found else 0)
+        if arguments.grow:
+            for name in names:
+                added = corpus.grow(name, targets.named(name), arguments.cases, arguments.seed, Path(scratch) / "case")
+                print(f"{name}: {added} files added", flush=True)
+            return
         failed = 0
         for name in names:
             began = time.monotonic()

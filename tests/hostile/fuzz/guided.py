@@ -2,7 +2,7 @@
 
 Atheris (libFuzzer over Python's own branches) chooses which inputs to keep: our parsers are Python, of which a fuzzer
 of the C core alone would see nothing. An input is the file that a target spoils most often, the others stay as in its
-first case; the corpus begins with the target's own mutated cases. A failure ends the run and is written to --keep, as
+first case; it begins with the committed corpus and the target's own mutated cases. A failure ends the run and is written to --keep, as
 libFuzzer does.
 """
 
@@ -11,7 +11,7 @@ import sys
 STARTERS = 64
 
 
-def run(name, seconds, seed, keep, scratch):
+def run(name, seconds, runs, seed, keep, scratch):
     """Ends the process: libFuzzer's exit status, 77 after a failure."""
     try:
         import atheris
@@ -19,14 +19,12 @@ def run(name, seconds, seed, keep, scratch):
         sys.exit("--coverage needs the package atheris: pip install atheris")
     with atheris.instrument_imports(include=["jpo"]):
         from . import targets
-    target, folder, corpus = targets.TARGETS[name](), scratch / "case", targets.emptied(scratch / "corpus")
+    target, folder, starters = targets.named(name), scratch / "case", targets.emptied(scratch / "corpus")
     cases = [target.make(targets.generator(seed, index)) for index in range(STARTERS)]
-    if not all(isinstance(case, dict) for case in cases):
-        sys.exit(f"{name}: --coverage needs cases that are files")
     main = max(cases[0], key=lambda file: len({case[file] for case in cases if file in case}))
-    for index, case in enumerate(cases):
-        if main in case:
-            (corpus / str(index)).write_bytes(case[main])
+    data = [data for file, data in target.kept if file == main] + [case[main] for case in cases if main in case]
+    for index, piece in enumerate(data):
+        (starters / str(index)).write_bytes(piece)
 
     def one(data):
         case = {**cases[0], main: data}
@@ -37,7 +35,12 @@ def run(name, seconds, seed, keep, scratch):
             pass
 
     keep.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", f"-artifact_prefix={keep}/{name}-"]
+    options = [
+        f"-max_total_time={int(seconds)}",
+        f"-runs={runs}",
+        f"-seed={seed + 1}",
+        f"-artifact_prefix={keep}/{name}-",
+    ]
     options += ["-rss_limit_mb=4096", "-timeout=60", "-max_len=1000000", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    atheris.Setup([sys.argv[0], *options, str(starters)], one)
     atheris.Fuzz()

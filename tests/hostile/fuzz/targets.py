@@ -25,7 +25,7 @@ from jpo.formats.huggingface import load_tokenizer  # noqa: E402
 from jpo.formats.peft import read_adapter  # noqa: E402
 from jpo.train import checkpoint  # noqa: E402
 
-from . import mutate  # noqa: E402
+from . import corpus, mutate  # noqa: E402
 from .core import Calls  # noqa: E402
 
 TEXTS = ("Name a colour: blue, 12 of them.\n", " \u00e9\u4e16\U0001f600 don't\t", "a" * 200, "")
@@ -40,10 +40,22 @@ class Target:
     """Cases are bytes or {file name: bytes}; `write` puts one into a folder, `run` reads it there."""
 
     allowed: tuple[type[BaseException], ...] = (JpoError,)
+    kept: tuple[tuple[str, bytes], ...] = ()  # the target's corpus
+    sound: dict[str, bytes] = {}  # what its files stand among
 
     def write(self, case, folder):
         for name, data in case.items():
             (folder / name).write_bytes(data)
+
+    def case(self, rng, index):
+        """The committed files first, as they are; then made ones, and among them committed ones with further faults."""
+        if index < len(self.kept):
+            file, data = self.kept[index]
+            return {**self.sound, file: data}
+        if self.kept and rng.random() < 0.125:
+            file, data = rng.choice(self.kept)
+            return {**self.sound, file: mutate.of_bytes(rng, data)}
+        return self.make(rng)
 
     def size(self, case):
         return sum(map(len, case.values())) if isinstance(case, dict) else 0
@@ -361,6 +373,14 @@ class Core(Target):
 
 def configs():
     return Directory(("config.json", "generation_config.json", "sharded"))
+
+
+def named(name):
+    """A target with its corpus."""
+    target = TARGETS[name]()
+    target.kept = tuple(corpus.kept(name))
+    target.sound = corpus.sound(target, generator) if target.kept else {}
+    return target
 
 
 def emptied(folder):
