@@ -121,10 +121,13 @@ def test_a_handler_may_compute():
     """The pool is free while the handler runs: a computation inside it neither hangs nor spoils the one outside."""
     hidden, weight, labels = linear(700, 256, 30_000)
     want, inner = jpo.linear_logps(hidden, weight, labels), []
-    before = signal.signal(
-        signal.SIGALRM, lambda *_: inner.append(jpo.linear_logps(hidden[:, :90], weight, labels[:, :90]))
-    )
-    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.3)
+
+    def compute(*_):
+        inner.append(jpo.linear_logps(hidden[:, :90], weight, labels[:, :90]))
+        signal.setitimer(signal.ITIMER_REAL, 0.3)  # not before it is done: a slow machine would nest without end
+
+    before = signal.signal(signal.SIGALRM, compute)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         end = time.monotonic() + 1.5
         while time.monotonic() < end:

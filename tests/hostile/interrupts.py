@@ -1,8 +1,9 @@
 """python -m tests.hostile.interrupts [--trials 200] [--only NAME ...] [--model smollm2-135m] [--seconds S]
 
-How soon Ctrl-C is answered in each public operation that takes long: seconds from the signal to the end of the call, over
-trials that are interrupted at random moments; median, 99th percentile, longest. Exit status 1 where a 99th percentile is
-above 250 ms. On a busy machine the scheduler is measured, not jpo.
+How soon Ctrl-C is answered in each public operation that takes long: seconds from the signal to the end of the call,
+over
+trials that are interrupted at random moments; median, 99th percentile, longest. Exit status 1 where a 99th percentile
+is above 250 ms. On a busy machine the scheduler is measured, not jpo.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The interrupt sweep at a small size; its figures are taken by `python -m tests.hostile.interrupts` on a quiet machine."""
+"""The interrupt sweep at a small size; its figures are taken by `python -m tests.hostile.interrupts` on a quiet
+machine."""
 
 import sys
 

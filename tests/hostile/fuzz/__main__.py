@@ -1,4 +1,5 @@
-"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR] [--coverage] [--grow]
+"""python -m tests.hostile.fuzz TARGET|all [--cases N] [--seconds S] [--seed S] [--case I] [--keep DIR] [--coverage]
+[--grow]
 
 Runs mutated inputs through a target in a child process, which its parent watches. A case fails where the process ends
 by a signal, takes more than 10 s of processor time or 60 s of the clock, grows by more than 4 times its input plus 100

@@ -1,6 +1,7 @@
 """The committed corpus: for each target a few kB of small files of ours that reach different lines of jpo.
 
-corpus/TARGET/FILE/DIGEST holds what stands in FILE while the target's other files are sound; .gz where it is longer than READABLE.
+corpus/TARGET/FILE/DIGEST holds what stands in FILE while the target's other files are sound; .gz where it is longer
+than READABLE.
 `python -m tests.hostile.fuzz TARGET --grow --cases N --seed S` adds what reaches new lines, the smallest first.
 """
 

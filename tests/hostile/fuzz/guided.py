@@ -2,8 +2,8 @@
 
 Atheris (libFuzzer over Python's own branches) chooses which inputs to keep: our parsers are Python, of which a fuzzer
 of the C core alone would see nothing. An input is the file that a target spoils most often, the others stay as in its
-first case; it begins with the committed corpus and the target's own mutated cases. A failure ends the run and is written to --keep, as
-libFuzzer does.
+first case; it begins with the committed corpus and the target's own mutated cases. A failure ends the run and is
+written to --keep, as libFuzzer does.
 """
 
 import sys
