@@ -27,10 +27,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from jpo.errors import JpoError
+from jpo.web import openapi
 from jpo.web.exchange import exported
 from jpo.web.forms import FORMATS, MEDIA, SUFFIXES
 from jpo.web.project import Project, item_of
@@ -201,6 +202,8 @@ class Pages:
 
     async def enter(self, request: Request) -> Response:
         """POST /enter: name and passcode for a session."""
+        if request.headers.get("sec-fetch-site") == "cross-site":  # else it could enter people under a name of its own
+            raise HTTPException(403, "pages of other origins may not enter people here")
         form = await request.form()
         name, passcode = (str(form.get(field) or "").strip() for field in ("name", "passcode"))
         key = str(form.get("key") or "")
@@ -399,7 +402,8 @@ def _svg(interplay: dict[str, Any]) -> bytes:
 
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 400
-    return PlainTextResponse(str(getattr(error, "detail", error)), status)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return PlainTextResponse(str(getattr(error, "detail", error)), status, headers)
 
 
 async def _not_kept(request: Request, error: Exception) -> Response:
@@ -408,7 +412,7 @@ async def _not_kept(request: Request, error: Exception) -> Response:
 
 def build(pages: Pages, hosts: list[str]) -> Starlette:
     """The ASGI application; requests for other hosts than these are refused (DNS rebinding)."""
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/", pages.home),
         Route("/enter", pages.enter, methods=["POST"]),
         Route("/a/{link}", pages.link),
@@ -421,6 +425,7 @@ def build(pages: Pages, hosts: list[str]) -> Starlette:
         Route("/health", pages.health),
         Mount("/static", StaticFiles(directory=os.path.join(HERE, "static"))),
     ]
+    routes.append(openapi.route("jpo annotate", routes, pages.prefix))
     inner = Starlette(
         routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
         lifespan=pages.lifespan,

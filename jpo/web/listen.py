@@ -42,7 +42,7 @@ class Listener:
 
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=patience,
-            proxy_headers=False, limit_concurrency=connections,
+            proxy_headers=False, limit_concurrency=connections, access_log=False,  # addresses may carry a key
         )  # fmt: skip
         self.socket = _bound(host, port)
         self.server = uvicorn.Server(config)

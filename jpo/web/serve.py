@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 from jpo import batching
 from jpo.batching import Drawn, Event, Failed, Full, PromptRead
 from jpo.errors import JpoError
-from jpo.web import metrics, openai_forms
+from jpo.web import metrics, openai_forms, openapi
 from jpo.web.models import Models
 from jpo.web.openai_forms import ApiError, Asked, TokenText
 from jpo.web.security import Guard, from_elsewhere, json_object
@@ -406,9 +406,11 @@ def _refusal(error: Exception) -> ApiError:
 
 async def _refused(request: Request, error: Exception) -> Response:
     refusal = _refusal(error)
-    headers = {"retry-after": str(error.after)} if isinstance(error, Full) else None
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}  # 405: what is allowed
+    if isinstance(error, Full):
+        headers["retry-after"] = str(error.after)
     if refusal.status == 401:
-        headers = {"www-authenticate": "Bearer"}
+        headers["www-authenticate"] = "Bearer"
     return JSONResponse(refusal.body(), refusal.status, headers)
 
 
@@ -463,6 +465,7 @@ def build(api: Api, hosts: list[str], *, prefix: str = "", pages: Sequence[Route
             await anyio.to_thread.run_sync(api.models.batcher.close)
 
     routes: list[Any] = [*api_routes(api), *pages]
+    routes.append(openapi.route("jpo serve", routes, prefix))
     paths = [f"{prefix}{route.path}" for route in routes]
     handlers: dict[Any, Callable[..., Any]] = {error: _refused for error in (HTTPException, JpoError, Exception)}
     middleware = [

@@ -1,11 +1,15 @@
 """Throughput of `jpo serve`: `python -m tests.benchmarks.serving [--model smollm2-135m] [--compute int16]` asks with 1,
-4, 16 and 64 streams at once, in OpenAI's form, and prints tokens/s, time to the first token and memory."""
+4, 16 and 64 streams at once, in OpenAI's form, and prints tokens/s, time to the first token and memory. --peer asks
+llama.cpp's server the same instead, over the same GGUF file with as many threads (pip install xllamacpp, which is that
+server in a wheel; its continuous batching, a slot for each stream)."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -38,6 +42,38 @@ def stream(url, model, tokens, seed, out):
     out.append((first, used))
 
 
+PEER = """
+import sys, threading
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel, threads, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+params.n_ctx, params.port, params.warmup, params.cont_batching = context * params.n_parallel, 0, True, True
+server = xllamacpp.Server(params)
+print("serve:", server.listening_address, flush=True)
+threading.Event().wait()
+"""
+
+
+class Peer:
+    """llama.cpp's server with so many slots."""
+
+    def __init__(self, model, slots, context=512):
+        threads = str(len(os.sched_getaffinity(0)))
+        command = [sys.executable, "-c", PEER, model, str(slots), threads, str(context)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for line in self.process.stdout:
+            if found := re.match(r"serve: (\S+)", line):
+                self.url = found[1]
+                return
+        raise SystemExit("llama.cpp's server did not start: pip install xllamacpp")
+
+    def stop(self):
+        """Ends it."""
+        self.process.kill()
+        self.process.wait()
+
+
 def memory(pid):
     """Peak resident memory in GB of 2^30."""
     text = Path(f"/proc/{pid}/status").read_text()
@@ -65,12 +101,14 @@ def main():
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--peer", action="store_true", help="llama.cpp's server over the GGUF file --model")
     o = parser.parse_args()
-    server = Serve("--compute", o.compute, "--name", "m", model=o.model)
+    server = Peer(o.model, max(o.streams)) if o.peer else Serve("--compute", o.compute, "--name", "m", model=o.model)
     try:
         measure(server, "m", 1, 4)
         for streams in o.streams:
-            print(json.dumps({"compute": o.compute, **measure(server, "m", streams, o.tokens)}), flush=True)
+            row = measure(server, "m", streams, o.tokens)
+            print(json.dumps({"server": "llama.cpp" if o.peer else f"jpo, {o.compute}", **row}), flush=True)
     finally:
         server.stop()
 
