@@ -1,6 +1,8 @@
-"""OWASP's ten (2021), as far as other files do not test them; the table in .github/SECURITY.md names a test for each."""
+"""OWASP's ten (2021), as far as other files do not test them. The table in .github/SECURITY.md
+names a test of each."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from web.test_pages import CONDITIONAL, Person, Site
 from jpo.web import openapi
 from jpo.web.listen import Listener
 
+ROOT = Path(__file__).parents[2]
 WEB = Path(openapi.__file__).parent
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in WEB.glob("*.py")}
 HEADERS = {
@@ -137,3 +140,13 @@ def test_the_description_is_the_routes_and_their_fields(site, served):  # noqa: 
     for path, fields in (("/v1/completions", forms.COMPLETION_FIELDS), ("/v1/chat/completions", forms.CHAT_FIELDS)):
         assert set(openapi.BODIES[path]["properties"]) == set(fields)
     assert not ({*openapi.BODIES, *openapi.FORMS} - {*paths_of(site.browser()), *paths_of(served)})
+
+
+def test_the_table_names_tests_that_exist():
+    table = (
+        (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8").split("## The two servers")[1].split("\n## ")[0]
+    )
+    named = re.findall(r"`(test_\w+)\.(test_\w+)`", table)
+    assert len(named) >= 20 and all(f"A{number:02}" in table for number in range(1, 11))
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / "web" / f"{file}.py").read_text(encoding="utf-8"), (file, test)
