@@ -35,6 +35,7 @@ class Run:
     first: int = 0  # steps that an earlier run of the same output made
     step: int = 0  # steps done
     baseline: dict[str, float] = field(default_factory=dict)  # evaluation before the first step
+    samples: list[Row] = field(default_factory=list)  # of this evaluation, on their way to on_samples
     stop: bool = False
 
 
@@ -46,6 +47,15 @@ class Callback:
 
     def on_log(self, run: Run, row: Row) -> None:
         """After each optimizer step, with its line of metrics.jsonl."""
+
+    def measure(self, run: Run) -> Mapping[str, float]:
+        """Further metrics of an evaluation, under names of their own with the prefix eval_; they are written, reported
+        and followed like the others. Asked before the first step too."""
+        return {}
+
+    def on_samples(self, run: Run, rows: list[Row]) -> None:
+        """After an evaluation with eval_samples: {step, instruction, output, temperature}, and with eval_judge `other`
+        and `feedback`."""
 
     def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
         """After each evaluation; the keys have the prefix eval_."""
@@ -108,7 +118,8 @@ class Best(Callback):
         """Takes up what a resumed run has seen."""
         if not run.evaluation:
             raise JpoError(f"metric_for_best_model {self.metric}: needs evaluation data (--eval-data)")
-        if run.baseline and self.metric not in run.baseline:
+        judged = self.metric == "eval_win_rate" and run.config.eval_judge is not None  # there once it gives a verdict
+        if run.baseline and self.metric not in run.baseline and not judged:
             raise JpoError(f"metric_for_best_model: expected one of {', '.join(run.baseline)}, got {self.metric!r}")
         for value in run.history.get(self.metric, ()):
             if value is not None:
@@ -116,7 +127,10 @@ class Best(Callback):
 
     def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
         """Keeps or counts."""
-        if self._meet(metrics[self.metric]):
+        value = metrics.get(self.metric)
+        if value is None:  # a judge without a verdict
+            return
+        if self._meet(value):
             if self.keep and run.config.output:
                 self._keep(run, os.path.join(run.config.output, "best"))
         elif self.patience is not None and self.waited >= self.patience:

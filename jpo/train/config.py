@@ -20,6 +20,7 @@ from jpo.storage import COMPUTES, Compute, Storage
 T = TypeVar("T", bound="TrainingConfig")
 Schedule = Literal["cosine", "linear", "constant"]
 Truncation = Literal["keep_start", "keep_end", "drop"]
+Against = Literal["reference", "chosen"]
 Reporter = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 REPORTER_NAMES: tuple[Reporter, ...] = get_args(Reporter)
 Group = Literal["data", "optimization", "adapter", "objective", "output"]  # as --help shows the options
@@ -74,6 +75,25 @@ class TrainingConfig:
     )
     early_stopping_patience: int | None = option(
         None, "Stop after this many evaluations without a better metric_for_best_model (default: eval_loss).", "output"
+    )
+    eval_samples: int = option(
+        0,
+        "Instructions of --eval-data that are answered at each evaluation, into OUTPUT/samples.jsonl; 0: none.",
+        "output",
+    )
+    eval_temperature: float = option(0.0, "Temperature of these answers; 0: greedy.", "output")
+    eval_max_new_tokens: int = option(128, "Tokens of such an answer at most.", "output")
+    eval_judge: str | None = option(
+        None,
+        "Judge of these answers, for eval_win_rate: openai (key in OPENAI_API_KEY), local or module:function.",
+        "output",
+    )
+    eval_judge_model: str | None = option(None, "The judge's model: its name on the server, or one to load.", "output")
+    eval_judge_base_url: str | None = option(None, "The judge's server, e.g. http://localhost:8000/v1.", "output")
+    eval_against: Against = option(
+        "reference",
+        "What the judge compares answers with: the reference model's, or the data's chosen responses.",
+        "output",
     )
     seed: int = option(0, "Seed of data order, adapter and dropout.")
     r: int = option(LORA.r, "Rank of the LoRA adapter.", "adapter")
@@ -130,8 +150,13 @@ class TrainingConfig:
         for name in ("steps", "save_total_limit", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
-        for name in ("save_steps", "eval_steps"):
+        for name in ("save_steps", "eval_steps", "eval_samples"):
             self._whole(name, 0)
+        self._whole("eval_max_new_tokens", 1)
+        if not 0 <= self.eval_temperature < float("inf"):
+            raise JpoError(f"eval_temperature: expected a number of at least 0, got {self.eval_temperature!r}")
+        if self.eval_judge is not None and not self.eval_samples:
+            raise JpoError("eval_judge: judges the answers of --eval-samples N; give N, such as 16")
         if self.warmup_steps is not None:
             self._whole("warmup_steps", 0)
         if self.slots is not None:

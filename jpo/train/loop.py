@@ -31,6 +31,13 @@ _FREE_ON_RESUME = {
     "eval_steps",
     "metric_for_best_model",
     "early_stopping_patience",
+    "eval_samples",
+    "eval_temperature",
+    "eval_max_new_tokens",
+    "eval_judge",
+    "eval_judge_model",
+    "eval_judge_base_url",
+    "eval_against",
     "report_to",
     "tensorboard",
     "token_budget",
@@ -124,7 +131,7 @@ class Loop:
             watched = self._watched(first)
             try:
                 if not first:
-                    watched.baseline = self.baseline = self.task.evaluate()
+                    watched.baseline = self.baseline = self.task.evaluate() | self._measured(watched)
                 for callback in callbacks:
                     callback.on_train_begin(watched)
                 self._steps(first, watched)
@@ -204,13 +211,22 @@ class Loop:
     def _evaluate(self, row: dict[str, Any], watched: Run) -> None:
         metrics: dict[str, float] = {}
         try:
-            metrics = self.task.evaluate()
+            metrics = self.task.evaluate() | self._measured(watched)
         finally:  # an interrupt of the evaluation leaves the step's own line
             row |= metrics
             self._record(row, watched)
         if metrics:
             for callback in self._callbacks:
                 callback.on_evaluate(watched, metrics)
+
+    def _measured(self, watched: Run) -> dict[str, float]:
+        """What callbacks add to an evaluation."""
+        found = {key: value for callback in self._callbacks for key, value in callback.measure(watched).items()}
+        if watched.samples:
+            for callback in self._callbacks:
+                callback.on_samples(watched, watched.samples)
+            watched.samples = []
+        return found
 
     def _record(self, row: dict[str, Any], watched: Run) -> None:
         self._remember(row)

@@ -7,8 +7,7 @@ one that couples the batch first gathers the log-likelihoods of all, then runs b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from jpo.data.records import Judged, Pair, Text
 from jpo.data.report import Report
 from jpo.data.store import data_digest
 from jpo.errors import JpoError
-from jpo.model import LanguageModel, Scores
+from jpo.model import LanguageModel
 from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss
 from jpo.parallel.ranks import joined
 from jpo.parallel.shards import Shard
@@ -47,29 +46,11 @@ from jpo.train.common import (
 from jpo.train.config import DEFAULT_STEPS, PreferenceConfig
 from jpo.train.embeddings import Embed, Embeddings
 from jpo.train.loop import Loop, fingerprint
+from jpo.train.micro import Evaluation, Found, Part, Slots, coefficients_of, in_order, joined_results, sides_of
 from jpo.train.pairs import check_kinds, check_records, read_pairs
 from jpo.train.ranks import alone, planned, working_together
 from jpo.train.reference import ReferenceLogps, fill, fill_file, sequence_digest
-
-_NONE: np.ndarray[Any, np.dtype[np.float64]] = np.empty(0)
-
-
-@dataclass
-class _Part:
-    """A micro-batch: its pairs (places in the step), its forest of N sequences, and what forward passes gave."""
-
-    members: list[int]
-    forest: Forest
-    chosen: int  # of the sequences, which stand before the rejected
-    place: int = 0  # its number in the step, whoever computes it
-    reference: np.ndarray[Any, Any] | None = None  # (N,)
-    scores: Scores | None = None
-    policy: np.ndarray[Any, Any] | None = None  # (N,)
-
-    def measured(self) -> _Part:
-        """What the objective and the metrics read of it, without what only a pass over the model needs."""
-        scores = None if self.scores is None else dataclasses.replace(self.scores, logps=_NONE, log_p2=None)
-        return dataclasses.replace(self, forest=self.forest.measured(), scores=scores)
+from jpo.train.samples import asked_of, reread
 
 
 class PreferenceTrainer:
@@ -78,8 +59,9 @@ class PreferenceTrainer:
     pairs: path(s), records, or an iterable of mappings; for the loss kto also {prompt, completion, label}. eval_pairs:
     the same, or a mapping of names to such sets. embed: for the loss rpo, a function that gives instructions their
     vectors (config.rpo_embeddings names a file or a function instead; default: the reference model's mean hidden
-    states). An adapter that the model carries is trained, otherwise one is added. Constructing a trainer writes
-    nothing."""
+    states). compute_metrics: a function of an Evaluation that returns further metrics of each evaluation set by name;
+    they get the prefix eval_ and can be followed like the others. An adapter that the model carries is trained,
+    otherwise one is added. Constructing a trainer writes nothing."""
 
     unit = "pairs"
 
@@ -91,6 +73,7 @@ class PreferenceTrainer:
         eval_pairs: Any = None,
         *,
         embed: Embed | None = None,
+        compute_metrics: Callable[[Evaluation], Mapping[str, float]] | None = None,
     ):
         check_arguments(lm, config, PreferenceConfig)
         self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
@@ -104,12 +87,18 @@ class PreferenceTrainer:
             self._encode_all(pairs)
         else:
             self._open(self.config.cache_dir, pairs)
-        self.eval_sets = {name: self._held(data) for name, data in named_sets(eval_pairs).items()}
+        evaluated = reread(named_sets(eval_pairs))
+        self.eval_sets = {name: self._held(data) for name, data in evaluated.items()}
+        self.asked = asked_of(
+            evaluated, lambda entry: read_pairs([entry], Report()), self.encoder, self.config.eval_samples
+        )
         self.memory = memory.check(lm, self.config, largest(self.pairs, self.config.batch_size))
         ensure_adapter(lm, self.config)
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
         self.team = Team()
+        self.compute_metrics = compute_metrics
+        self._rewards: list[tuple[np.ndarray[Any, Any], ...]] = []  # of an evaluation, for compute_metrics
         self.grouped = any("groups" in info.reads for info in self.infos)
         self._groups = iopo_groups(self.pairs) if self.grouped else {}
         self._logps = ReferenceLogps()
@@ -178,11 +167,11 @@ class PreferenceTrainer:
 
     # one batch of pairs
 
-    def _part(self, pairs: Sequence[EncodedPair], members: list[int], place: int) -> _Part:
+    def _part(self, pairs: Sequence[EncodedPair], members: list[int], place: int) -> Part:
         chosen = sum(pairs[i].chosen is not None for i in members)
-        return _Part(members, self._forest([pairs[i] for i in members]), chosen, place)
+        return Part(members, self._forest([pairs[i] for i in members]), chosen, place)
 
-    def _parts(self, pairs: Sequence[EncodedPair], members: list[int], slot: int) -> list[_Part]:
+    def _parts(self, pairs: Sequence[EncodedPair], members: list[int], slot: int) -> list[Part]:
         """The micro-batches of a slot's pairs."""
         cut = micro_batches([pairs[i].sequences for i in members], self.config.token_budget)
         return [
@@ -202,7 +191,7 @@ class PreferenceTrainer:
     def _digests(self, pairs: Sequence[EncodedPair]) -> list[bytes]:
         return [sequence_digest(self.config.scope, s.prompt, s.response) for s in side_by_side(pairs)]
 
-    def _reference(self, part: _Part, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
+    def _reference(self, part: Part, pairs: Sequence[EncodedPair]) -> np.ndarray[Any, Any]:
         known = self._logps.get(self._digests(pairs)) if len(self._logps) else None
         if known is not None:
             return known
@@ -243,11 +232,11 @@ class PreferenceTrainer:
         forest = self._forest(pairs)
         return self._digests(pairs), forest.sequence_sums(self.lm.forward(forest, adapter=False).logps)
 
-    def _loss(self, pairs: Sequence[EncodedPair], parts: Sequence[_Part], weights: Any = None) -> PreferenceLoss:
+    def _loss(self, pairs: Sequence[EncodedPair], parts: Sequence[Part], weights: Any = None) -> PreferenceLoss:
         """The objective over the pairs of some micro-batches, in their order."""
         c, reads = self.config, frozenset().union(*(info.reads for info in self.infos))
-        policy = _sides(parts, [part.policy for part in parts])
-        lengths = _sides(parts, [part.forest.lengths for part in parts])
+        policy = sides_of(parts, [part.policy for part in parts])
+        lengths = sides_of(parts, [part.forest.lengths for part in parts])
         extra: dict[str, Any] = {"loss": c.losses if len(c.losses) > 1 or c.weights else c.losses[0], "beta": c.beta}
         if c.weights:
             extra["loss_weights"] = c.weights
@@ -279,7 +268,7 @@ class PreferenceTrainer:
         if "ties" in reads and c.nu is not None:
             extra["nu"] = c.nu
         if self.needs_reference:
-            reference = _sides(parts, [part.reference for part in parts])
+            reference = sides_of(parts, [part.reference for part in parts])
             extra |= {"ref_chosen": reference[0], "ref_rejected": reference[1]}
         return preference_loss(*policy, **extra)
 
@@ -345,17 +334,20 @@ class PreferenceTrainer:
         dealt = self.team.deal([pair.sequences for pair in pairs])
         parts = {slot: self._parts(pairs, dealt[slot], slot) for slot in self.team.own}
         found = self._coupled(pairs, parts, step, train) if self.coupled else self._streamed(pairs, parts, step, train)
+        if found is not None and not train and self.compute_metrics is not None:
+            places = [i for part in found[0] for i in part.members] if self.coupled else range(len(pairs))
+            self._rewards.append(in_order(places, found[1]))
         metrics: dict[str, float] = self.team.ranks.bcast(None if found is None else self._metrics(pairs, *found))
         return metrics
 
-    def _forward(self, part: _Part, step: int, keep: bool, train: bool) -> None:
+    def _forward(self, part: Part, step: int, keep: bool, train: bool) -> None:
         """Dropout is a pure function of (seed, step, the sequence's tokens), so a recomputed pass meets the same
         masks."""
         seed = self.config.dropout_seed(step) if train else None
         part.scores = self.lm.forward(part.forest, keep=keep, stats=True, dropout_seed=seed)
         part.policy = part.forest.sequence_sums(part.scores.logps)
 
-    def _streamed(self, pairs: Sequence[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found | None:
+    def _streamed(self, pairs: Sequence[EncodedPair], parts: Slots, step: int, train: bool) -> Found | None:
         results = []
         for slot, own in parts.items():
             results += [(part, self._single(pairs, part, step, train)) for part in own]
@@ -367,9 +359,9 @@ class PreferenceTrainer:
             return None
         whole = [row for rows in found for row in rows]
         every = [part for part, _ in whole]
-        return every, _joined([result for _, result in whole], [part.members for part in every])
+        return every, joined_results([result for _, result in whole], [part.members for part in every])
 
-    def _single(self, pairs: Sequence[EncodedPair], part: _Part, step: int, train: bool) -> PreferenceLoss:
+    def _single(self, pairs: Sequence[EncodedPair], part: Part, step: int, train: bool) -> PreferenceLoss:
         """One micro-batch under a loss of single pairs, forward and backward."""
         chunk = [pairs[i] for i in part.members]
         part.reference = self._reference(part, chunk) if self.needs_reference else None
@@ -387,7 +379,7 @@ class PreferenceTrainer:
             assert self.lm.trainable is not None
             self.team.close(slot, self.lm.trainable.grads)
 
-    def _coupled(self, pairs: Sequence[EncodedPair], parts: _Slots, step: int, train: bool) -> _Found:
+    def _coupled(self, pairs: Sequence[EncodedPair], parts: Slots, step: int, train: bool) -> Found:
         own = [part for those in parts.values() for part in those]
         for part in own:
             chunk = [pairs[i] for i in part.members]
@@ -401,7 +393,7 @@ class PreferenceTrainer:
             found = self.team.ranks.allgather([part.measured() for part in own])
             every = [part for those in found for part in those]
         result = self._loss([pairs[i] for part in every for i in part.members], every)
-        coefficients = _coefficients(every, result)
+        coefficients = coefficients_of(every, result)
         for slot, those in parts.items():
             for part in those if train else ():
                 if not kept:
@@ -410,21 +402,21 @@ class PreferenceTrainer:
             self._close(slot, train)
         return every, result
 
-    def _confidence(self, part: _Part) -> np.ndarray[Any, Any]:
+    def _confidence(self, part: Part) -> np.ndarray[Any, Any]:
         """WPO: exp of the mean over scored tokens of log p_t - log sum_v p_v^2, of both sides, detached."""
         assert part.scores is not None and part.scores.log_p2 is not None
         mean = part.forest.sequence_sums(part.scores.logps - part.scores.log_p2) / part.forest.lengths
         return np.exp(mean[: part.chosen] + mean[part.chosen :])
 
-    def _metrics(self, pairs: Sequence[EncodedPair], parts: list[_Part], result: PreferenceLoss) -> dict[str, float]:
+    def _metrics(self, pairs: Sequence[EncodedPair], parts: list[Part], result: PreferenceLoss) -> dict[str, float]:
         """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward
         has their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
         reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
         scores = [part.scores for part in parts if part.scores is not None]
-        policy = _sides(parts, [part.policy for part in parts])
+        policy = sides_of(parts, [part.policy for part in parts])
         means = [np.zeros(0) if s.mean_logit is None else s.mean_logit for s in scores]
-        logits = _sides(parts, [part.forest.sequence_sums(m) for part, m in zip(parts, means, strict=True)])
-        counts = [side.astype(float) for side in _sides(parts, [np.diff(p.forest.sequence_start) for p in parts])]
+        logits = sides_of(parts, [part.forest.sequence_sums(m) for part, m in zip(parts, means, strict=True)])
+        counts = [side.astype(float) for side in sides_of(parts, [np.diff(p.forest.sequence_start) for p in parts])]
         hits = np.concatenate([s.hit for s in scores if s.hit is not None])
         rewards = (result.rewards_chosen, result.rewards_rejected)
         sides: dict[str, float] = {}
@@ -484,7 +476,7 @@ class PreferenceTrainer:
         from jpo.train.progress import make_callbacks
 
         watching = (
-            make_callbacks(callbacks, self.config) if joined().root else []
+            make_callbacks(callbacks, self) if joined().root else []
         )  # what is missing is said before hours are spent
         order = self._order()
         total = self._total(order)
@@ -515,8 +507,21 @@ class PreferenceTrainer:
         metrics: dict[str, float] = {}
         for name, chosen in sets.items():
             prefix = f"eval_{name}_" if name else "eval_"
-            metrics |= {f"{prefix}{key}": value for key, value in self._mean(chosen).items()}
+            self._rewards = []
+            found = self._mean(chosen) | self._computed(name)
+            metrics |= {f"{prefix}{key}": value for key, value in found.items()}
         return metrics
+
+    def _computed(self, name: str) -> dict[str, float]:
+        """What compute_metrics says of the set that was evaluated last; the first rank asks it."""
+        if self.compute_metrics is None:
+            return {}
+        found = None
+        if self.team.root:
+            sides = [np.concatenate(side) for side in zip(*self._rewards, strict=True)]
+            found = {key: float(value) for key, value in self.compute_metrics(Evaluation(name, *sides)).items()}
+        computed: dict[str, float] = self.team.ranks.bcast(found)
+        return computed
 
     def _mean(self, chosen: Sequence[EncodedPair]) -> dict[str, float]:
         """Metrics without training, averaged over pairs."""
@@ -553,32 +558,3 @@ class PreferenceTrainer:
         )
         over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found)
         return {"pairs": len(self.pairs), "tokens_per_epoch": all_tokens(self.pairs)} | found | over
-
-
-def _sides(parts: Sequence[_Part], values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """One vector for each part's sequences -> (those of all chosen sequences, those of all rejected ones)."""
-    chosen = [np.asarray(value)[: part.chosen] for part, value in zip(parts, values, strict=True)]
-    rejected = [np.asarray(value)[part.chosen :] for part, value in zip(parts, values, strict=True)]
-    return np.concatenate(chosen), np.concatenate(rejected)
-
-
-def _coefficients(parts: Sequence[_Part], result: PreferenceLoss) -> dict[int, np.ndarray[Any, Any]]:
-    """A micro-batch's place -> (N,) d loss / d log p of its sequences, out of an objective over all of them."""
-    found, w, l = {}, 0, 0
-    for part in parts:
-        ends = w + part.chosen, l + part.forest.sequences - part.chosen
-        found[part.place] = np.concatenate([result.grad_chosen[w : ends[0]], result.grad_rejected[l : ends[1]]])
-        w, l = ends
-    return found
-
-
-def _joined(results: list[PreferenceLoss], members: list[list[int]]) -> PreferenceLoss:
-    """The micro-batches' results as one batch's, in the pairs' own order."""
-    order = np.argsort(np.concatenate(members), kind="stable")
-    joined = {name: np.concatenate([getattr(r, name) for r in results])[order] for name in _VECTORS}
-    return PreferenceLoss(float(joined["losses"].mean()), **joined)
-
-
-_Slots = dict[int, list[_Part]]  # a rank's slots and their micro-batches
-_Found = tuple[list[_Part], PreferenceLoss]  # all micro-batches of a step, and the objective over its pairs
-_VECTORS = ("losses", "rewards_chosen", "rewards_rejected", "margins", "accuracies", "grad_chosen", "grad_rejected")

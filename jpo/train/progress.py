@@ -14,9 +14,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from jpo.train.callbacks import Callback, Callbacks, Row, Run, as_callbacks, configured
-from jpo.train.config import DEFAULT_STEPS, TrainingConfig
+from jpo.train.config import DEFAULT_STEPS
 from jpo.train.optimizer import learning_rate
 from jpo.train.reports import reporters
+from jpo.train.samples import Samples
 
 _EVERY, _SHARE = 30.0, 0.05  # a line in a log file after so many seconds, or such a share of the run
 _LOW_FOR_ADAPTERS = 5e-6  # adapters are trained at 1e-5 to 5e-4
@@ -33,9 +34,12 @@ def hidden_bar() -> Iterator[None]:
         _hidden.reset(token)
 
 
-def make_callbacks(given: Callbacks | None, config: TrainingConfig) -> list[Callback]:
-    """The user's callbacks, those of the options, what shows the run and what reports it elsewhere."""
+def make_callbacks(given: Callbacks | None, trainer: Any) -> list[Callback]:
+    """The user's callbacks, those of the trainer's options, what shows the run and what reports it elsewhere."""
+    config = trainer.config
     active = as_callbacks(given) + configured(config) + reporters(config)
+    if config.eval_samples:
+        active.append(Samples(trainer.lm, trainer.asked, config))
     if not _hidden.get():
         notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
         active.append(Bar() if sys.stderr.isatty() or notebook else Log())
@@ -106,7 +110,10 @@ def evaluated(metrics: dict[str, float], start: dict[str, float]) -> str:
     sets: dict[str, None] = {
         key.removeprefix("eval_").removesuffix("loss"): None for key in metrics if key.endswith("loss")
     }
-    return "; ".join(_one_set(name, metrics, start) for name in sets)
+    told = [_one_set(name, metrics, start) for name in sets]
+    if "eval_win_rate" in metrics:
+        told.append(_one_value("eval_win_rate", _WINS, metrics, start))
+    return "; ".join(told)
 
 
 # metric -> word, factor, digits, unit, with a sign
@@ -116,18 +123,25 @@ _SHOWN = {
     "rewards/margins": ("margin", 1, 4, "", True),
     "mean_token_accuracy": ("token accuracy", 100, 1, " %", False),
 }
+_WINS = ("win-rate", 100, 1, " %", False)
+_SHOWN_OF_A_SAMPLE = 100  # characters
+
+
+def _one_value(
+    key: str, form: tuple[str, int, int, str, bool], metrics: dict[str, float], start: dict[str, float]
+) -> str:
+    word, factor, digits, unit, signed = form
+    change = f" ({factor * (metrics[key] - start[key]):+.{digits}f})" if key in start else ""
+    return f"{word} {factor * metrics[key]:{'+' if signed else ''}.{digits}f}{unit}{change}"
 
 
 def _one_set(name: str, metrics: dict[str, float], start: dict[str, float]) -> str:
     parts = []
     pairs = f"eval_{name}rewards/margins" in metrics
-    for key, (word, factor, digits, unit, signed) in _SHOWN.items():
+    for key, form in _SHOWN.items():
         full = f"eval_{name}{key}"
-        if full not in metrics or (pairs and key == "mean_token_accuracy"):
-            continue
-        value = f"{factor * metrics[full]:{'+' if signed else ''}.{digits}f}{unit}"
-        change = f" ({factor * (metrics[full] - start[full]):+.{digits}f})" if full in start else ""
-        parts.append(f"{word} {value}{change}")
+        if full in metrics and not (pairs and key == "mean_token_accuracy"):
+            parts.append(_one_value(full, form, metrics, start))
     return (f"{name.rstrip('_')}: " if name else "") + ", ".join(parts)
 
 
@@ -158,6 +172,14 @@ class _Shown(Callback):
         margin = f", margin {row['rewards/margins']:+.4f}" if "rewards/margins" in row else ""
         per_step = (time.monotonic() - self.begun) / max(1, run.step - run.first)
         return f"loss {row['loss']:.4f}{margin}, {speed:.0f} tokens/s", per_step * (run.total - run.step)
+
+    def on_samples(self, run: Run, rows: list[Row]) -> None:
+        row = rows[0]
+        asked, answered = (
+            text if len(text) <= _SHOWN_OF_A_SAMPLE else f"{text[:_SHOWN_OF_A_SAMPLE]} ..."
+            for text in (" ".join(str(row[key]).split()) for key in ("instruction", "output"))
+        )
+        self.say(f"sample at step {row['step']}: {asked!r} -> {answered!r}")
 
     def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
         since = "; in brackets: since the start" if run.baseline else ""

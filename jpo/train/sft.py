@@ -39,6 +39,12 @@ from jpo.train.common import (
 from jpo.train.config import DEFAULT_EPOCHS, SFTConfig
 from jpo.train.loop import Loop, fingerprint
 from jpo.train.ranks import alone, planned, working_together
+from jpo.train.samples import asked_of, reread
+
+
+def _examples_of(entry: Any) -> list[Example]:
+    return [entry] if isinstance(entry, Example) else sft_examples([entry], report=Report())
+
 
 _AT_ONCE = 1 << 14  # examples of an evaluation set that are looked at together
 
@@ -61,7 +67,9 @@ class SFTTrainer:
             self._encode_all(examples)
         else:
             self._open(self.config.cache_dir, examples)
-        self.eval_sets = {name: self._held(data) for name, data in named_sets(eval_examples).items()}
+        evaluated = reread(named_sets(eval_examples))
+        self.eval_sets = {name: self._held(data) for name, data in evaluated.items()}
+        self.asked = asked_of(evaluated, _examples_of, self.encoder, self.config.eval_samples)
         self.team = Team()
         self.memory = memory.check(lm, self.config, largest(self.examples, self.config.batch_size))
         if self.config.full:
@@ -164,7 +172,7 @@ class SFTTrainer:
         """Train; the history, a mapping of lists. callbacks: jpo.train.Callback objects, or functions of each row."""
         from jpo.train.progress import make_callbacks
 
-        watching = make_callbacks(callbacks, self.config) if joined().root else []  # what is missing is said at once
+        watching = make_callbacks(callbacks, self) if joined().root else []  # what is missing is said at once
         order = Order(len(self.examples), self.config.batch_size, self.config.seed)
         total = self._total(order)
         asked = self.config.warmup_steps
