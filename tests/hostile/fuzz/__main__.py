@@ -148,6 +148,18 @@ def keep(name, arguments, index):
     targets.Target.write(target, case, place)
 
 
+def guided(arguments, scratch):
+    """The exit status of a guided run, in a child: libFuzzer ends its process, and the scratch would stay."""
+    pid = os.fork()
+    if pid == 0:
+        from .guided import run
+
+        seconds, cases = min(arguments.seconds, 600), -1 if arguments.cases is None else arguments.cases
+        run(arguments.target, seconds, cases, arguments.seed, arguments.keep, scratch)
+        os._exit(0)
+    return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
 def main():
     arguments = options()
     os.environ.setdefault("JPO_NUM_THREADS", "2")
@@ -158,17 +170,7 @@ def main():
         os.environ["JPO_FUZZ_SEEDS"] = str(Path(scratch) / "seeds")
         (Path(scratch) / "seeds").mkdir()
         if arguments.coverage:
-            from .guided import run
-
-            seconds = min(arguments.seconds, 600)
-            run(
-                arguments.target,
-                seconds,
-                -1 if arguments.cases is None else arguments.cases,
-                arguments.seed,
-                arguments.keep,
-                Path(scratch),
-            )
+            sys.exit(guided(arguments, Path(scratch)))
         from . import corpus, targets
 
         arguments.cases = 2000 if arguments.cases is None else arguments.cases
