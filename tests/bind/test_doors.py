@@ -1,0 +1,224 @@
+"""The refusals of each door of jpo._core that no wrapper meets, by the words that they are made in."""
+
+import numpy as np
+import pytest
+
+import jpo
+from jpo import _core
+from jpo.formats import load_checkpoint
+
+F, D, INT, LONG = np.float32, np.float64, np.int32, np.int64
+
+
+@pytest.fixture(scope="module")
+def sound():
+    checkpoint = load_checkpoint("tiny")
+    tensors = {name: (part.dtype, np.ascontiguousarray(part.data)) for name, part in checkpoint.tensors.items()}
+    return dict(checkpoint.config), tensors
+
+
+@pytest.fixture
+def model(sound):
+    return _core.Model(dict(sound[0]), dict(sound[1]))
+
+
+# ---- kernels over given arrays
+
+LOGITS = {"logits": np.zeros((3, 5), F), "kind": 0, "rows": np.zeros(2, LONG), "targets": np.zeros(2, LONG)}
+
+
+@pytest.mark.parametrize(
+    ("message", "spoilt"),
+    [
+        ("rows and targets differ in length", {"targets": np.zeros(3, LONG)}),
+        *(("row -?[0-9]+ or target 0 is out of range", {"rows": np.array([0, value])}) for value in (-1, 3)),
+        *(("row 0 or target -?[0-9]+ is out of range", {"targets": np.array([value, 0])}) for value in (-1, 5)),
+        ("type must lie in 0", {"kind": 4}),
+        ("type must lie in 0", {"kind": -1}),
+        ("logits.*float64", {"kind": 3}),
+        ("logits.*uint16", {"kind": 1}),
+    ],
+)
+def test_logits(message, spoilt):
+    given = {**LOGITS, **spoilt}
+    _core.logits_logps(*LOGITS.values())
+    with pytest.raises((ValueError, TypeError), match=message):
+        _core.logits_logps(*given.values())
+
+
+@pytest.mark.parametrize(("out", "coefficients"), [((3, 4), 2), ((2, 5), 2), ((3, 5), 1), ((3, 5), 3)])
+def test_gradients_of_logits(out, coefficients):
+    arrays = LOGITS["logits"], 0, LOGITS["rows"], LOGITS["targets"]
+    _core.logits_grad(np.zeros((3, 5), F), *arrays, np.zeros(2))
+    with pytest.raises(ValueError, match="out must have the shape of logits, coefficients the length of rows"):
+        _core.logits_grad(np.zeros(out, F), *arrays, np.zeros(coefficients))
+
+
+HEAD = {
+    "hidden": np.zeros((2, 4), F), "weight": np.zeros((6, 4), F), "kind": 0, "targets": np.zeros(2, INT),
+    "index": np.arange(2, dtype=INT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "spoilt"),
+    [
+        *(("do not fit together", {name: np.zeros(3, INT)}) for name in ("targets", "index")),
+        ("do not fit together", {"weight": np.zeros((6, 5), F)}),
+        *(("a target is out of range", {"targets": np.array([0, value], INT)}) for value in (-1, 6)),
+        ("a target is out of range", {"index": np.array([1, 0], INT)}),
+        ("type must lie in 0", {"kind": 3}),
+    ],
+)
+def test_heads(message, spoilt):
+    given = {**HEAD, **spoilt}
+    for call in (_core.head_logps, lambda *parts: _core.head_grad(*parts, np.zeros(2))):
+        call(*HEAD.values())
+        with pytest.raises((ValueError, TypeError), match=message):
+            call(*given.values())
+    with pytest.raises(ValueError, match="coefficients have another length"):
+        _core.head_grad(*HEAD.values(), np.zeros(3))
+
+
+def test_instruction_sets_and_names():
+    for name in ("sse", "", None, 3):
+        with pytest.raises(ValueError, match="no instruction set is called"):
+            _core.set_isa(name)
+    for dtype in ("F31", ""):
+        with pytest.raises(ValueError, match=r"dtype must be a name in jpo._core.DTYPES"):
+            _core.widen_rows(np.zeros((1, 32), F), np.zeros(128, np.uint8), 1, 32, dtype, 0)
+    with pytest.raises(ValueError, match="compute must be one of float32"):
+        _core.measure_gflops("float31", 32, 32, 32, runs=1)
+
+
+# ---- objectives
+
+
+def test_a_loss_that_lacks_what_it_reads():
+    names = [name for name, _ in _core.LOSSES]
+    settings = (0.1, 0.0, 0.5, 0.1, 0.05, 0.0, 1.0, 1.0, 0.5, 0.0, 0, True)
+    lp, count = np.zeros(2), 0
+    for loss, name in enumerate(names):
+        try:
+            _core.preference(loss, lp, lp, *[None] * 7, *settings)
+        except ValueError as error:
+            assert str(error) == f"loss {name} lacks an array that it reads"
+            count += 1
+    assert count == len(names)  # references, lengths, weights or groups: each reads some
+    _core.preference(names.index("sigmoid"), lp, lp, lp, lp, *[None] * 5, *settings)
+    with pytest.raises(TypeError, match="ref_chosen must hold 2 values, got 3"):
+        _core.preference(0, lp, lp, np.zeros(3), lp, *[None] * 5, *settings)
+
+
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
+def test_ranks_of_what_has_no_order(loss):
+    """One NaN makes every rank of the batch unknown, and every loss and gradient with it."""
+    a, b = np.array([-1.0, np.nan, -3.0]), np.array([-2.0, -2.5, -4.0])
+    found = jpo.preference_loss(a, b, b, b, loss=loss)
+    assert np.isnan(found.losses).all() and np.isnan(found.grad_chosen).all() and np.isnan(found.grad_rejected).all()
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("biases", ["no_proj"], "biases: there is no module 'no_proj'"),
+        ("biases", [3], "biases: there is no module 3"),
+        ("biases", 3, "biases must be a list of names"),
+        ("rotary", {}, "rotary must be a list of at most"),
+        ("rotary", [{}] * 99, "rotary must be a list of at most"),
+        ("rotary", [3], "rotary must be a list of dictionaries"),
+        ("layer_window", [0] * 99, "layer_window and layer_rotary need one entry for each of"),
+        ("layer_rotary", [0] * 99, "layer_window and layer_rotary need one entry for each of"),
+        ("norm_eps", "small", "must be real number"),
+    ],
+)
+def test_configurations(sound, key, value, message):
+    config, tensors = sound
+    assert key in config
+    with pytest.raises((ValueError, TypeError), match=message):
+        _core.Model({**config, key: value}, tensors)
+
+
+def test_long_frequencies_of_another_length(sound):
+    config, tensors = sound
+    rotary = [{**part, "long_inv_freq": np.ones(len(part["inv_freq"]) + 1), "original": 8} for part in config["rotary"]]
+    with pytest.raises(ValueError, match="long_inv_freq must be as long as inv_freq"):
+        _core.Model({**config, "rotary": rotary}, tensors)
+
+
+def test_stored_types(sound):
+    config, tensors = sound
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    with pytest.raises(ValueError, match=r"rows of [0-9]+ values are no whole blocks of Q4_K"):
+        _core.Model(config, {**tensors, name: ("Q4_K", tensors[name][1])})
+    norm = "model.norm.weight"
+    half = np.ones(config["hidden_size"], np.float16)
+    with pytest.raises(ValueError, match=f"tensor {norm} must be widened to F32"):
+        _core.Model(config, {**tensors, norm: ("F16", half.view(np.uint8))})
+
+
+def test_a_model_is_made_once(sound, model):
+    with pytest.raises(RuntimeError, match="a Model is made once"):
+        model.__init__(*sound)
+
+
+def test_forests_that_do_not_fit(model):
+    tokens, none = np.array([1, 2], INT), np.zeros(0, INT)
+    for segments, rows, targets in (
+        (np.zeros((1, 3), INT), none, none),
+        (np.zeros((1, 4), INT), none, np.zeros(1, INT)),
+    ):
+        for call in (
+            lambda *parts: model.forward(*parts, True, False, False, False, 0),
+            lambda *parts: model.plan(*parts, True),
+        ):
+            with pytest.raises(
+                ValueError, match=r"segments must be \(S, 4\), entry_row and entry_target of one length"
+            ):
+                call(tokens, segments, rows, targets)
+    with pytest.raises(ValueError, match="do not follow"):
+        model.plan(tokens, np.array([[1, 1, -1, 0]], INT), none, none, True)
+    model.forward(
+        tokens, np.array([[0, 2, -1, 0]], INT), np.zeros(1, INT), np.zeros(1, INT), True, True, False, False, 0
+    )
+    with pytest.raises(ValueError, match="coefficients must hold one value for each of the 1 entries"):
+        model.backward(np.zeros(2))
+
+
+def test_what_is_trained(model, sound):
+    params = np.zeros(512, F)
+    item = [(0, 0, 4, 1.0, 0.0, 0, 256)]
+    with pytest.raises(ValueError, match="params and grads must have one length"):
+        model.set_lora(params, np.zeros(511, F), item)
+    with pytest.raises(ValueError, match="a tensor to be trained is none of the model's"):
+        model.set_lora(params, params.copy(), item, {"model.no.weight": 0})
+    with pytest.raises(ValueError, match="set_full lacks the tensor"):
+        model.set_full(params, params.copy(), {})
+    with pytest.raises(ValueError, match="lies outside params"):
+        model.set_full(params, params.copy(), {name: 1 << 40 for name in sound[1]})
+    with pytest.raises(TypeError):
+        model.set_full(params, params.copy(), {name: "0" for name in sound[1]})
+    for layer, module in ((0, 0), (-1, 0), (99, 0), (0, -1), (0, 99)):
+        with pytest.raises(ValueError, match=f"layer {layer}, module {module} has no magnitudes"):
+            model.row_norms(layer, module)
+    model.clear()
+
+
+def test_profiles_and_switches(model):
+    class Torn:
+        def __bool__(self):
+            raise ArithmeticError("neither")
+
+    with pytest.raises(ArithmeticError):
+        model.profile(Torn())
+    assert model.profile(True) == {}
+    model.forward(
+        np.array([1], INT), np.array([[0, 1, -1, 0]], INT), *[np.zeros(0, INT)] * 2, True, False, False, False, 0
+    )
+    counted = model.profile(False)
+    assert counted and all(calls > 0 and seconds >= 0 for calls, seconds, _ in counted.values())
+    assert model.profile(False) == {}
+    model.trim()
