@@ -39,6 +39,7 @@ FREE = (
     "timeout",
     "judge_max_tokens",
     "known_verdicts",
+    "executor",
     "alpaca_eval_difficulty",
     "prompt_price",
     "completion_price",
@@ -117,6 +118,10 @@ class StudyConfig:
     concurrency: int = option(CONCURRENCY, "openai: requests at once.")
     timeout: float = option(TIMEOUT, "openai: seconds for one request.")
     known_verdicts: list[str] = _listed((), "Verdict caches whose comparisons with gold are not asked again.")
+    executor: str | None = option(
+        None,
+        "Workers for sampling, judging and precomputed references, as of jpo generate --executor; the same results.",
+    )
     prompt_price: float | None = option(None, "Price of a million prompt tokens, for the dry run's cost.")
     completion_price: float | None = option(None, "Price of a million completion tokens.")
     candidate_temperature: float = option(1.0, "Temperature of the two candidates of an instruction.")

@@ -28,7 +28,7 @@ from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set
 from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
 from jpo.evaluate.released import read_known
-from jpo.evaluate.sampling import Sampling, encoder_of, sample
+from jpo.evaluate.sampling import Sampling, encoder_of, iter_samples, sample
 from jpo.feedback import pairs as build
 from jpo.feedback.acquire import acquire
 from jpo.feedback.interplay import interplay
@@ -37,6 +37,8 @@ from jpo.feedback.prompts import Question
 from jpo.formats.files import write_json
 from jpo.formats.peft import is_adapter
 from jpo.model import LanguageModel
+from jpo.parallel.executors import Pool
+from jpo.parallel.shards import Shard, aside, join
 from jpo.study import decoder, given, world
 from jpo.study.config import WORLD, StudyConfig
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
@@ -85,6 +87,9 @@ class Stages:
 
     def __init__(self, config: StudyConfig, folder: str, inner: Inner):
         self.config, self.folder, self.inner = config, folder, inner
+        self.pool: Pool | None = None  # workers of the study's executor
+        self.shard: Shard | None = None  # of a stage, in a worker's process
+        self.count = 0  # and the records of its round
         self._policy: LanguageModel | None = None
         self._local: Any = None  # the local judge: its model is loaded once
         self._question: Question | None = None
@@ -245,10 +250,24 @@ class Stages:
     def _rows(self, *parts: str) -> list[Any]:
         return read_records(self.path(*parts))
 
-    def _samples(self, lm: Any, records: list[Any], settings: Sampling, output: str, **options: Any) -> None:
+    def _deal(self, work: str, output: str) -> None:
+        """Over the study's executor, if it has one: workers compute the shards of `output` (jpo.study.dealt), which are
+        joined, and their verdicts' journals with the study's; this process then finds nothing left to draw or to
+        ask."""
+        if self.pool is not None:
+            told = ["study", "--output", self.folder, "--stage", work]
+            count = self.pool.run(told, None, lambda done, total: self.inner(done, total, "shards"))
+            join(output, count, journal=self.journal)
+
+    def _samples(self, work: str, lm: Any, records: list[Any], settings: Sampling, output: str, **options: Any) -> None:
         part = output.removesuffix(".jsonl") + ".part.jsonl"
         os.makedirs(os.path.dirname(output), exist_ok=True)
         options.setdefault("encoder", encoder_of(lm, None, self.template))
+        if self.shard is not None:
+            with aside(self.shard.path(part)) as path:
+                list(iter_samples(lm, records, settings, output=path, shard=self.shard, **options))
+            return
+        self._deal(work, part)
         sample(lm, records, settings, output=part, progress=lambda a, b: self.inner(a, b, "samples"), **options)
         settle(part, output)
 
@@ -271,12 +290,14 @@ class Stages:
         """feedback/samples.jsonl: two samples of each instruction of the first round."""
         self.policy.remove_adapter()
         output = self.path("feedback", "samples.jsonl")
-        self._samples(self.policy, self._first(), self._candidate_settings(), output, model="sft")
+        self._samples("candidates", self.policy, self._first(), self._candidate_settings(), output, model="sft")
 
     def _candidates_of(self, instructions: list[Any]) -> list[Any]:
         """Their samples: the first round's, and those of later ones, which the same file takes up."""
         path = self.path("feedback", "samples.jsonl")
-        if len(instructions) <= len(self._first()):  # whole in any case; what stands behind may be torn
+        if self.shard is not None or len(instructions) <= len(
+            self._first()
+        ):  # whole in any case; what stands behind may be torn
             return list(itertools.islice(iter_records(path), 2 * len(instructions)))
         self.policy.remove_adapter()
         encoder = encoder_of(self.policy, None, self.template)
@@ -310,8 +331,10 @@ class Stages:
 
     def _judging(self) -> dict[str, Any]:
         concurrency = _WORLD_CONCURRENCY if self.config.judge == WORLD else self.config.concurrency
+        shard = self.shard
         return {
-            "journal": self.journal,
+            "journal": self.journal if shard is None else shard.path(self.journal),
+            "beside": None if shard is None else self.journal,
             "question": self.question,
             "concurrency": concurrency,
             "progress": lambda a, b: self.inner(a, b, "verdicts"),
@@ -336,8 +359,16 @@ class Stages:
         """feedback/KIND.jsonl in rounds, each as large as the share of decided verdicts so far makes it, twice the one
         before at most. What was judged is in the journal, so that a killed study repeats its rounds for nothing."""
         final, part = self.path("feedback", f"{kind}.jsonl"), self.path("feedback", f"{kind}.part.jsonl")
+        if self.shard is not None:
+            own = rows(self.count)
+            own = own[slice(*self.shard.range(len(own)))]
+            acquire(own, self.shard.path(part), self._judge(), **self._judging())
+            return
         count = min(wanted, most)
         while True:
+            if self.pool is not None:
+                rows(count)  # samples that are missing are drawn before they are judged
+                self._deal(f"{kind} {count}", part)
             summary = acquire(rows(count), part, self._judge(), **self._judging())
             decided = summary.feedback["0"] + summary.feedback["1"]
             if decided >= wanted or count >= most:
@@ -405,18 +436,34 @@ class Stages:
         some["swapped"] = swapped(some["conditional"], self.config.seed)
         return [pair for kind in METHODS[run.method].data for pair in some[kind]]
 
+    def _training(self, run: Run, **decided: Any) -> Any:
+        """The trainer of a run, on the policy without an adapter."""
+        self.policy.remove_adapter()
+        decided |= {"seed": run.seed, "template": self.template, "save_total_limit": 1} | self._passes(run)
+        return jpo.PreferenceTrainer(self.policy, self.pairs_of(run), self.config.train_options(run.method, **decided))
+
+    def _logps(self, run: Run) -> str:
+        return self.path("runs", f"{run.name}.ref.safetensors")
+
+    def reference(self, run: Run) -> None:
+        """A worker's part of the reference's log-likelihoods of a run."""
+        self._training(run, ref_logps=self._logps(run)).precompute(self.shard)
+
+    def _know_reference(self, run: Run, trainer: Any) -> None:
+        """Over the study's executor, where the run is to precompute them."""
+        if self.pool is None or not (trainer.needs_reference and trainer.config.precompute_ref_log_probs):
+            return
+        self._deal(f"reference {run.name}", self._logps(run))
+        trainer.know_reference(self._logps(run))
+        os.remove(self._logps(run))
+
     def train(self, run: Run) -> None:
         """runs/NAME/: the run's adapter and metrics."""
         part, final = self.path("runs", f"{run.name}.part"), self.path("runs", run.name)
-        lm = self.policy
-        lm.remove_adapter()
-        rows = self.pairs_of(run)
-        decided = {"seed": run.seed, "template": self.template, "output": part, "save_total_limit": 1}
-        decided |= self._passes(run)
-        config = self.config.train_options(run.method, **decided)
-        trainer = jpo.PreferenceTrainer(lm, rows, config)
+        trainer = self._training(run, output=part)
+        self._know_reference(run, trainer)
         self._train(trainer, part)
-        write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(rows)})
+        write_json(os.path.join(part, "study.json"), {**dataclasses.asdict(run), "pairs": len(self.pairs_of(run))})
         settle(part, final)
 
     def _passes(self, run: Run) -> dict[str, Any]:
@@ -433,26 +480,29 @@ class Stages:
 
     def sample(self, run: Run) -> None:
         """samples/NAME.jsonl: every test instruction at every temperature."""
-        self._sampled(
-            run, self._rows("data", "test.jsonl"), self.config.temperatures, self.path("samples", f"{run.name}.jsonl")
-        )
+        rows, output = self._rows("data", "test.jsonl"), self.path("samples", f"{run.name}.jsonl")
+        self._sampled("sample", run, rows, self.config.temperatures, output)
 
-    def _sampled(self, run: Run, rows: list[Any], temperatures: Sequence[float], output: str) -> None:
+    def _sampled(self, work: str, run: Run, rows: list[Any], temperatures: Sequence[float], output: str) -> None:
         c, lm = self.config, self.policy
         lm.remove_adapter()
         own = lm.load_adapter(self.path("runs", run.name)) if run.method != "sft" else None
         settings = Sampling(temperatures, (run.seed,), 1, 1.0, c.top_k, c.max_new_tokens)
         encoder = encoder_of(lm, own, None if own else self.template)
-        extra = {"training_seed": run.seed}
-        self._samples(lm, rows, settings, output, encoder=encoder, model=run.label, extra=extra)
+        marks = {"model": run.label, "extra": {"training_seed": run.seed}}
+        self._samples(f"{work} {run.name}", lm, rows, settings, output, encoder=encoder, **marks)
 
     def verdicts(self, run: Run) -> None:
         """verdicts/NAME.jsonl: the samples beside gold, judged."""
         final, part = self.path("verdicts", f"{run.name}.jsonl"), self.path("verdicts", f"{run.name}.part.jsonl")
         os.makedirs(os.path.dirname(final), exist_ok=True)
         samples, gold = self.path("samples", f"{run.name}.jsonl"), self.path("data", "test.jsonl")
-        known = read_known(self.config.known_verdicts)
-        judge_generations(samples, gold, self._judge(), part, known=known, **self._judging())
+        options = {"known": read_known(self.config.known_verdicts), **self._judging()}
+        if self.shard is not None:
+            judge_generations(samples, gold, self._judge(), self.shard.path(part), shard=self.shard, **options)
+            return
+        self._deal(f"verdicts {run.name}", part)
+        judge_generations(samples, gold, self._judge(), part, **options)
         settle(part, final)
 
     # AlpacaEval 2 (the paper's figure 4c)
@@ -470,7 +520,7 @@ class Stages:
         assert self.config.alpaca_eval
         rows = read_evaluation_set(self.config.alpaca_eval)
         degrees = (self.config.alpaca_eval_temperature,)
-        self._sampled(run, rows, degrees, self.path(self.alpaca_samples(run)))
+        self._sampled("alpaca_sample", run, rows, degrees, self.path(self.alpaca_samples(run)))
 
     def alpaca_judge(self, run: Run) -> None:
         """alpaca_eval/NAME.annotations.json: the samples beside the baseline's outputs, judged in both orders; the
@@ -478,6 +528,11 @@ class Stages:
         assert self.config.alpaca_eval
         gold = read_evaluation_set(self.config.alpaca_eval)
         output, samples = self.path("alpaca_eval", f"{run.name}.judged.jsonl"), self.path(self.alpaca_samples(run))
+        if self.shard is not None:
+            own = self.shard.path(output)
+            judge_generations(samples, gold, self._judge(), own, shard=self.shard, **self._judging())
+            return
+        self._deal(f"alpaca_judge {run.name}", output)
         judged, _, _ = judge_generations(samples, gold, self._judge(), output, **self._judging())
         generators = {str(row["id"]): row["generator"] for row in gold}
         write_json(self.path(self.alpaca_verdicts(run)), annotated(judged, generators))

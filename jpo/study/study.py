@@ -23,6 +23,7 @@ from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.files import write_json, write_text
 from jpo.formats.peft import is_adapter
+from jpo.parallel.executors import opened
 from jpo.study.config import FREE, WORLD, StudyConfig
 from jpo.study.display import Display
 from jpo.study.estimate import describe, estimate
@@ -43,7 +44,7 @@ class Stage:
 
 def run_study(config: StudyConfig, show: bool = True, salvage: bool = False) -> dict[str, Any]:
     """Run (or go on with) the study in config.output; its results, as they stand in results.json beside report.html.
-    salvage: of a damaged journal of verdicts what is sound is kept.
+    salvage: of a damaged journal of verdicts what is sound is kept. {} on an MPI rank that has worked for another.
 
     JpoError where the folder holds a study of other settings, or is in use by another process.
     """
@@ -51,7 +52,12 @@ def run_study(config: StudyConfig, show: bool = True, salvage: bool = False) -> 
         raise JpoError("output: missing; it is the directory of the study")
     config.check_files()
     study = Study(config)
-    with study.locked():
+    with contextlib.ExitStack() as stack:
+        if config.executor:
+            study.stages.pool = pool = stack.enter_context(opened(config.executor))
+            if pool.serving:
+                return {}
+        stack.enter_context(study.locked())
         study.check_settings()
         if salvage:
             print(f"jpo: {salvage_journal(study.stages.journal)}", file=sys.stderr, flush=True)

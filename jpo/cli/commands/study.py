@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Optional
 
 import typer
+
+from jpo.cli.sharding import check_alone
 
 
 def _options_help() -> str:
@@ -38,6 +41,16 @@ def study(
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Of a damaged journal of verdicts keep what is sound, and go on.")
     ] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor",
+            help="Deal sampling, judging and precomputed references to processes:N, mpi (under mpiexec), dask:ADDRESS or "
+            "ray:ADDRESS; the same results.",
+        ),
+    ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", hidden=True)] = None,  # what a worker of --executor is told
+    shard: Annotated[str | None, typer.Option("--shard", hidden=True)] = None,
     options: Annotated[bool, typer.Option("--options", help="Explain every option of the YAML file and stop.")] = False,
 ) -> None:
     """Run a study: every method with every training seed, up to win-rates and the report.
@@ -51,10 +64,14 @@ def study(
     from jpo.cli.commands.demo import show
     from jpo.errors import JpoError
     from jpo.formats.files import write_text
-    from jpo.parallel.launch import alone
+    from jpo.parallel.ranks import SWITCH
     from jpo.study import Study, load_config, preset_text, run_study
 
-    alone("jpo study")
+    if stage and shard and output:
+        from jpo.study.dealt import run_shard
+
+        run_shard(output, stage, shard)
+        return
     if options:
         typer.echo(_options_help())
         return
@@ -66,13 +83,17 @@ def study(
         return
     if not file and not preset:
         raise JpoError("give a YAML file or --preset; for a first try: jpo study --preset world --output out")
-    config = load_config(file, preset, assign or (), output=output, seed=seed)
+    config = load_config(file, preset, assign or (), output=output, seed=seed, executor=executor)
+    check_alone("jpo study", config.executor, None)
     if not config.output:
         raise JpoError("--output is missing: the directory of the study")
     if dry_run:
         typer.echo(Study(config).describe())
         return
-    show(run_study(config, salvage=salvage), config.output)
+    if config.executor == "mpi":
+        os.environ[SWITCH] = "off"  # the other ranks work for this process, which trains by itself
+    if results := run_study(config, salvage=salvage):
+        show(results, config.output)
 
 
 def register(app: typer.Typer) -> None:
