@@ -16,6 +16,7 @@ import numpy as np
 
 from jpo.disk import write_atomic
 from jpo.errors import FormatError, JpoError
+from jpo.formats.expressions import why_slow
 from jpo.formats.files import check_finite, read_json, write_json
 from jpo.formats.huggingface import read_safetensors
 from jpo.formats.tensors import MODULES
@@ -108,9 +109,11 @@ def _pattern(path: str, stored: dict[str, Any], key: str) -> dict[str, Any]:
         raise FormatError(f"{path}: key {key}: expected an object, got {pattern!r}")
     for name, value in pattern.items():
         try:
-            re.compile(name)
-        except re.error as error:
-            raise FormatError(f"{path}: key {key}: {name!r} is no regular expression: {error}") from None
+            slow = why_slow(name)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise FormatError(f"{path}: key {key}: {name!r:.200} is no regular expression: {error}") from None
+        if slow is not None:
+            raise FormatError(f"{path}: key {key}: the expression {name!r:.200} is refused: {slow}; name the modules")
         positive = isinstance(value, int) or (key == "alpha_pattern" and isinstance(value, float))
         if isinstance(value, bool) or not positive or not 0 < value <= 1 << 16:
             raise FormatError(f"{path}: key {key}: {name!r}: expected a number from 1 to 65536, got {value!r}")
