@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +43,8 @@ Ranks = Annotated[
         rich_help_panel=GROUPS["optimization"],
     ),
 ]
+LARGE_BYTES = 256 << 20  # of record files: in memory they take some five times as much
+_PACKED = (".gz", ".parquet")  # count fourfold
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 
 
@@ -80,6 +84,23 @@ def _entry(text: Any) -> tuple[str, Any]:
     return (named[1], named[2]) if named else ("", text)
 
 
+def cached(
+    config: TrainingConfig, sources: Sequence[Any], dry_run: bool
+) -> tuple[TrainingConfig, tempfile.TemporaryDirectory[str] | None]:
+    """(the config, a folder to remove in the end): large files are encoded into OUTPUT/cache unless --cache-dir says
+    where; for a dry run, which leaves nothing, into a temporary folder."""
+    from jpo.data.readers import source_files
+
+    files = [path for source in sources for path in source_files(source) or ()]
+    size = sum(os.path.getsize(path) * (4 if path.lower().endswith(_PACKED) else 1) for path in files)
+    if config.cache_dir or size <= LARGE_BYTES or getattr(config, "rpo_embeddings", None):
+        return config, None
+    aside = tempfile.TemporaryDirectory(prefix="jpo-cache-") if dry_run else None
+    folder = os.path.join(config.output or "", "cache") if aside is None else aside.name
+    typer.echo(f"the records are too many to stand in memory: they are encoded into {folder} and read from there")
+    return dataclasses.replace(config, cache_dir=folder), aside
+
+
 def begin(
     config_class: type[TrainingConfig],
     options: dict[str, Any],
@@ -106,9 +127,12 @@ def begin(
     enter(own["ranks"], dry_run)
     compute = compute_for(config, resume)
     lm = jpo.load(own["model"], storage=config.storage or "auto", compute=compute, check=check and not dry_run)
+    config, aside = cached(config, [own["data"], *(sets or {}).values()], dry_run)
     trainer = make(lm, config, sets)
     typer.echo(f"{trainer.told}\n{trainer.shown}\ncompute {lm.compute}{' (auto)' if compute == 'auto' else ''}")
     if dry_run:
         show_plan(trainer.dry_run(own["ranks"]))
+        if aside is not None:
+            aside.cleanup()
         return trainer, None
     return trainer, trainer.train(resume=resume)

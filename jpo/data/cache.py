@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +27,7 @@ from jpo.data.records import Example, Judged, Pair, stream_examples, stream_pair
 from jpo.data.report import Report
 from jpo.data.store import RECORDS, TOKENS, Kind, Store, Writer
 from jpo.data.templates import Template
-from jpo.disk import permitted, sync_folder
+from jpo.disk import permitted, sync_folder, temporary
 from jpo.errors import DataError, FormatError, JpoError
 from jpo.formats.files import write_json
 
@@ -164,7 +163,7 @@ def open_cached(folder: str, source: Any, recipe: Recipe) -> CachedRecords:
         os.makedirs(folder, exist_ok=True)
     files = source_files(source)
     if files is None:
-        with _building(folder, "records") as part:
+        with _building(os.path.join(folder, "records")) as part:
             facts = _encode(part, source, recipe)
             return _kept(part, folder, _key(recipe, ["records", facts.digest]), recipe, facts)
     key = _key(recipe, [_content(path) for path in files])
@@ -172,9 +171,8 @@ def open_cached(folder: str, source: Any, recipe: Recipe) -> CachedRecords:
         found = _found(_path(folder, recipe, key), key, recipe.kind)
         if found is not None:
             return found
-        _sweep(folder, recipe, key)
         begun = time.monotonic()
-        with _building(folder, f"{recipe.kind}-{key[:_NAME]}") as part:
+        with _building(_path(folder, recipe, key)) as part:
             made = _kept(part, folder, key, recipe, _encode(part, source, recipe))
         _say(
             f"{made.folder}: {len(made)} records, {made.all_tokens} tokens encoded in {time.monotonic() - begun:.0f} s"
@@ -271,21 +269,10 @@ def _writing(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _building(folder: str, name: str) -> Iterator[str]:
-    """A new folder inside `folder`, removed at the end of the block unless it was renamed."""
-    with _writing(folder):
-        part = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
-    try:
+def _building(path: str) -> Iterator[str]:
+    """A new folder beside `path`, gone at the end of the block unless it was renamed."""
+    with _writing(os.path.dirname(path)), temporary(path, folder=True) as part:
         yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _sweep(folder: str, recipe: Recipe, key: str) -> None:
-    """Removes what killed builders of this key left; its lock is held."""
-    for name in os.listdir(folder):
-        if name.startswith(f".{recipe.kind}-{key[:_NAME]}.") and name.endswith(".tmp"):
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 @contextlib.contextmanager

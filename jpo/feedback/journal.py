@@ -53,6 +53,7 @@ DAMAGE = (sqlite3.Error, UnicodeError)  # what SQLite raises over a damaged file
 MOST = (1 << 63) - 1  # what SQLite holds; a count above it is not believed
 _CHECKED_BYTES = 64 << 20  # journals up to here are checked for damage as they are opened
 SALVAGE = "; the journal is damaged: --salvage keeps what is sound of it and goes on"
+SQLITE = ".sqlite"  # a journal's name ends so
 _BATCH = 4096  # entries of a commit while journals are merged
 _GATHER = 0.0005  # seconds that a commit waits for verdicts which arrive together; a sync takes longer
 
@@ -110,13 +111,15 @@ class Entry:
 class Journal:
     """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty.
 
-    beside: a journal, if it is there, that is asked for what this one lacks (a shard's whole)."""
+    beside: a journal, if it is there, that is asked for what this one lacks (a shard's whole). So is the Parquet file
+    that an earlier `jpo compact` made of this journal (jpo.feedback.compact)."""
 
     def __init__(
         self, path: str | os.PathLike[str], *, create: bool = True, beside: str | os.PathLike[str] | None = None
     ):
         self.path = os.fspath(path)
-        self.beside = Journal(beside, create=False) if beside is not None and os.path.exists(beside) else None
+        self.beside = Journal(beside, create=False) if beside is not None else None
+        self.compacted = _compacted(self.path)
         where = self.path if create or os.path.exists(self.path) else ":memory:"
         self._open: list[sqlite3.Connection] = []
         try:
@@ -156,13 +159,13 @@ class Journal:
         except DAMAGE as error:
             raise FormatError(f"{self.path}: {error}{SALVAGE}") from None
         if row is None:
-            return self.beside.get(key) if self.beside is not None else None
+            found = (other.get(key) for other in (self.compacted, self.beside) if other is not None)
+            return next((entry for entry in found if entry is not None), None)
         return Entry.of_row(row, f"{self.path}: key {key[:16]}")
 
     def entries(self) -> Iterator[Entry]:
         """All of this file's own, by key."""
-        for row in self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts ORDER BY key"):
-            yield Entry.of_row(row, f"{self.path}: key {str(row[0])[:16]}")
+        return entries_of(self._reader, self.path)
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Commit the entries together; on disk when this returns. JpoError names the first that could not be held; the
@@ -220,10 +223,29 @@ class Journal:
 
     def close(self) -> None:
         """Close the database."""
-        if self.beside is not None:
-            self.beside.close()
+        for other in (self.beside, self.compacted):
+            if other is not None:
+                other.close()
         for connection in self._open:
             connection.close()
+
+
+def entries_of(connection: sqlite3.Connection, where: str) -> Iterator[Entry]:
+    """The entries of an open database, by key. FormatError where a row or its page is damaged."""
+    try:
+        for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts ORDER BY key"):
+            yield Entry.of_row(row, f"{where}: key {str(row[0])[:16]}")
+    except DAMAGE as error:
+        raise FormatError(f"{where}: {error}{SALVAGE}") from None
+
+
+def _compacted(path: str) -> Any:
+    """The Parquet file that was made of this journal before, if it is there."""
+    if not os.path.exists(path.removesuffix(SQLITE) + ".parquet"):
+        return None  # pyarrow is not asked for
+    from jpo.feedback.compact import beside
+
+    return beside(path)
 
 
 def merge(path: str, sources: Sequence[str]) -> None:

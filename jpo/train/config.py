@@ -62,8 +62,8 @@ class TrainingConfig:
     )
     cache_dir: str | None = option(
         None,
-        "Encode the records once, into this folder, and read them from there: data that do not fit into memory; "
-        "default: in memory, of large files in OUTPUT/cache.",
+        "Encode the records once, into this folder, and read them from there, so that they need not fit into memory; "
+        "default: in memory, files of more than 256 MB in OUTPUT/cache.",
         "data",
     )
     token_budget: int = option(1024, "Rows of a micro-batch at most; bounds the memory.")

@@ -11,8 +11,8 @@ from jpo.cli.main import build_app, main
 PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "A boat."}
 # the command line's names, which design.md binds: a command that vanishes is a fault
 COMMANDS = {
-    "annotate", "completion", "demo", "doctor", "evaluate", "export", "feedback", "generate", "inspect", "interplay", "join",
-    "merge", "pairs", "push", "reference", "score", "serve", "sft", "study", "train",
+    "annotate", "compact", "completion", "demo", "doctor", "evaluate", "export", "feedback", "generate", "inspect",
+    "interplay", "join", "merge", "pairs", "push", "reference", "score", "serve", "sft", "study", "train",
 }  # fmt: skip
 
 

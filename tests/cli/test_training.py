@@ -1,6 +1,7 @@
 """jpo train and jpo sft: evaluation sets by name, on the command line and in YAML."""
 
 import json
+import os
 
 import pytest
 
@@ -76,3 +77,25 @@ def test_sft_has_named_sets(held, tmp_path):
     flags = ["--model", "tiny", "--data", "sft.jsonl", "--steps", "1", "--output", "out", "--eval-data", "a=sft.jsonl"]
     assert main(["sft", *flags]) == 0
     assert names_of(last_row(tmp_path / "out" / "metrics.jsonl")) == {"eval_a_loss"}
+
+
+def test_large_files_are_encoded_beside_the_output(held, tmp_path, monkeypatch, capsys):
+    """Above LARGE_BYTES nothing of the records' length stands in memory; the result is the same, a dry run leaves nothing."""
+    flags = ["--model", "tiny", "--data", held, "--eval-data", held, "--steps", "1"]
+    assert main(["train", *flags, "--output", "plain"]) == 0
+    monkeypatch.setattr("jpo.cli.training.LARGE_BYTES", 100)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    before = sorted(os.listdir("."))
+    assert main(["train", *flags, "--dry-run"]) == 0
+    assert "encoded into" in capsys.readouterr().out
+    assert sorted(os.listdir(".")) == before and os.listdir("temporary") == []
+    assert main(["train", *flags, "--output", "large"]) == 0
+    assert any(name.startswith("pairs-") for name in os.listdir("large/cache"))
+    assert (tmp_path / "large/adapter_model.safetensors").read_bytes() == (
+        tmp_path / "plain/adapter_model.safetensors"
+    ).read_bytes()
+    assert last_row(tmp_path / "large/metrics.jsonl")["loss"] == last_row(tmp_path / "plain/metrics.jsonl")["loss"]
+    assert main(["train", *flags, "--output", "elsewhere", "--cache-dir", "mine"]) == 0
+    assert os.listdir("mine") and "cache" not in os.listdir("elsewhere")
