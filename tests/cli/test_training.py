@@ -80,7 +80,7 @@ def test_sft_has_named_sets(held, tmp_path):
 
 
 def test_large_files_are_encoded_beside_the_output(held, tmp_path, monkeypatch, capsys):
-    """Above LARGE_BYTES nothing of the records' length stands in memory; the result is the same, a dry run leaves nothing."""
+    """Above LARGE_BYTES the records do not stand in memory; the result is the same, and a dry run leaves nothing."""
     flags = ["--model", "tiny", "--data", held, "--eval-data", held, "--steps", "1"]
     assert main(["train", *flags, "--output", "plain"]) == 0
     monkeypatch.setattr("jpo.cli.training.LARGE_BYTES", 100)
