@@ -297,8 +297,8 @@ class Pages:
         """GET /overview: progress, quality of each annotator, agreement and interplay."""
         self.owner(request)
         quality = await anyio.to_thread.run_sync(self.project.quality)
-        agreement = await anyio.to_thread.run_sync(self.project.agreement)
-        interplay = await anyio.to_thread.run_sync(self.project.interplay)
+        agreement = await anyio.to_thread.run_sync(self.project.view, "agreement", self.project.agreement)
+        interplay = await anyio.to_thread.run_sync(self.project.view, "interplay", self.project.interplay)
         done = len({answer.showing.item for answer in self.project.answers()})
         return self.page(
             "overview.html", quality=quality, agreement=agreement, interplay=interplay, done=done,
@@ -308,10 +308,14 @@ class Pages:
     async def figure(self, request: Request) -> Response:
         """GET /interplay.svg: the paper's figures 2 and 3 over what has come in."""
         self.owner(request)
-        found = await anyio.to_thread.run_sync(self.project.interplay)
-        if found is None:
+        drawn = await anyio.to_thread.run_sync(self.project.view, "figure", self._figure)
+        if drawn is None:
             raise HTTPException(404, "no joint verdict between labelled items yet")
-        return Response(await anyio.to_thread.run_sync(_svg, found), media_type="image/svg+xml")
+        return Response(drawn, media_type="image/svg+xml")
+
+    def _figure(self) -> bytes | None:
+        found = self.project.interplay()
+        return None if found is None else _svg(found)
 
     async def export(self, request: Request) -> Response:
         """GET /feedback.jsonl: the records at this moment; ?format= gives another form of them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,8 @@ class Project:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
+        self._views: dict[str, tuple[int, float, Any]] = {}  # name -> version, good until, value
+        self._viewing = threading.Lock()
         self.version = 0  # rises with every verdict: the output file is behind where it differs
         self._remember()
 
@@ -198,6 +201,17 @@ class Project:
         return len(rows)
 
     # what the overview shows
+
+    def view(self, name: str, compute: Callable[[], Any]) -> Any:
+        """compute() over the verdicts of now, or of a moment ago: never older than ten times what it takes, so that
+        people who look on leave the processor to those who answer."""
+        with self._viewing:
+            version, now = self.version, time.monotonic()
+            known, until, value = self._views.get(name, (-1, 0.0, None))
+            if known != version and now >= until:
+                value = compute()
+                self._views[name] = (version, now + 11 * (time.monotonic() - now), value)
+            return value
 
     def quality(self) -> list[dict[str, Any]]:
         """Each annotator: verdicts, skipped, median seconds, gold {right, of}, self-consistency {same, of}; careless:

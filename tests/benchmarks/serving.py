@@ -1,14 +1,16 @@
 """Throughput of `jpo serve`: `python -m tests.benchmarks.serving [--model smollm2-135m] [--compute int16]` asks with 1,
-4, 16 and 64 streams at once, in OpenAI's form, and prints tokens/s, time to the first token and memory. --peer asks
-llama.cpp's server the same instead, over the same GGUF file with as many threads (pip install xllamacpp, which is that
-server in a wheel; its continuous batching, a slot for each stream)."""
+4, 16 and 64 streams at once, in OpenAI's form, and prints tokens/s, time to the first token and memory. --peer
+LLAMA-SERVER asks llama.cpp's server the same instead, over the same GGUF file with as many threads and a slot for each
+stream."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -42,31 +44,24 @@ def stream(url, model, tokens, seed, out):
     out.append((first, used))
 
 
-PEER = """
-import sys, threading
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_parallel, threads, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-params.n_ctx, params.port, params.warmup, params.cont_batching = context * params.n_parallel, 0, True, True
-server = xllamacpp.Server(params)
-print("serve:", server.listening_address, flush=True)
-threading.Event().wait()
-"""
-
-
 class Peer:
-    """llama.cpp's server with so many slots."""
+    """llama.cpp's server with so many slots. program: its llama-server."""
 
-    def __init__(self, model, slots, context=512):
+    def __init__(self, program, model, slots, context=512):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
         threads = str(len(os.sched_getaffinity(0)))
-        command = [sys.executable, "-c", PEER, model, str(slots), threads, str(context)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in self.process.stdout:
-            if found := re.match(r"serve: (\S+)", line):
-                self.url = found[1]
-                return
-        raise SystemExit("llama.cpp's server did not start: pip install xllamacpp")
+        command = [program, "-m", model, "-np", str(slots), "-c", str(context * slots), "-t", threads, "--port", port]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{self.url}/health").status_code == 200:
+                    return
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"{program} did not start")
+            time.sleep(0.1)
 
     def stop(self):
         """Ends it."""
@@ -101,9 +96,12 @@ def main():
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--peer", action="store_true", help="llama.cpp's server over the GGUF file --model")
+    parser.add_argument("--peer", help="llama.cpp's llama-server, over the GGUF file --model")
     o = parser.parse_args()
-    server = Peer(o.model, max(o.streams)) if o.peer else Serve("--compute", o.compute, "--name", "m", model=o.model)
+    if o.peer:
+        server = Peer(o.peer, o.model, max(o.streams))
+    else:
+        server = Serve("--compute", o.compute, "--name", "m", model=o.model)
     try:
         measure(server, "m", 1, 4)
         for streams in o.streams:

@@ -151,6 +151,24 @@ def test_two_people_at_once_and_the_overview(tmp_path):
     site.store.close()
 
 
+def test_looking_on_costs_little(site, monkeypatch):
+    anna, calls, clock = Person(site), [], [0.0]
+    monkeypatch.setattr("jpo.web.project.time.monotonic", lambda: clock[0])
+
+    def slow():
+        calls.append(site.project.version)
+        clock[0] += 1.0
+        return len(calls)
+
+    assert [site.project.view("x", slow) for _ in range(3)] == [1, 1, 1], "nothing has changed"
+    site.project.version += 1
+    assert site.project.view("x", slow) == 1, "a moment ago is good enough"
+    clock[0] += 11
+    assert site.project.view("x", slow) == 2 and len(calls) == 2
+    monkeypatch.undo()
+    assert anna.say("left") and 'http-equiv="refresh"' in site.browser().get("/overview").text
+
+
 def test_the_output_file_is_written_at_the_end_and_goes_on_after_a_restart(tmp_path):
     site = Site(tmp_path, CONDITIONAL)
     with site.browser():
