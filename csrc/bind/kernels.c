@@ -186,6 +186,7 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
     PyObject *dh = PyArray_ZEROS(2, shape_h, NPY_FLOAT32, 0), *dw = PyArray_ZEROS(2, shape_w, NPY_FLOAT32, 0);
     double *logps = PyMem_Calloc((size_t)n + 1, sizeof *logps);
     jpo_block tile = {0};
+    jpo_weight_scratch weights = {0};
     jpo_error err = {.code = JPO_ERR_MEMORY, .text = "out of memory"};
     jpo_status status = JPO_ERR_MEMORY;
     size_t bytes;
@@ -198,9 +199,10 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
         if (status == JPO_OK)
             status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), PyArray_DATA((PyArrayObject *)dw),
                                             tile.data, PyArray_DATA((PyArrayObject *)coefficients), call.state,
-                                            &call.batch, &call.weight, &call.scratch, &err);
+                                            &call.batch, &call.weight, &call.scratch, &weights, &err);
         JPO_COMPUTE_END_POLLED(status, &err)
     }
+    jpo_weight_scratch_free(&weights);
     jpo_block_free(&tile);
     PyMem_Free(logps);
     head_end(&call);

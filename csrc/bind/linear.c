@@ -138,11 +138,14 @@ static PyObject *packed_tile(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* _linear_backward_weight(dw, dy, x): dw (N, K) += dy (M, N)^T x (M, K) */
+/* _linear_backward_weight(dw, dy, x, compute=0): dw (N, K) += dy (M, N)^T x (M, K) */
 static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *objects[3];
-    if (!PyArg_ParseTuple(args, "OOO", &objects[0], &objects[1], &objects[2])) return NULL;
+    int compute = 0;
+    if (!PyArg_ParseTuple(args, "OOO|i", &objects[0], &objects[1], &objects[2], &compute) ||
+        !arg_range("compute", compute, 0, JPO_COMPUTE_COUNT - 1))
+        return NULL;
     PyArrayObject *dw, *dy, *x;
     int64_t lddw, lddy, ldx;
     if (!arg_matrix(objects[0], "dw", true, &dw, &lddw) || !arg_matrix(objects[1], "dy", false, &dy, &lddy) ||
@@ -152,9 +155,15 @@ static PyObject *linear_backward_weight(PyObject *self, PyObject *args) {
     if (PyArray_DIM(dy, 0) != m || PyArray_DIM(dy, 1) != n || PyArray_DIM(x, 1) != k || lddw != k)
         return PyErr_Format(PyExc_ValueError, "expected dw (N, K) contiguous, dy (M, N), x (M, K)");
     if (!n || !k) Py_RETURN_NONE;
+    jpo_weight_scratch scratch = {0};
+    jpo_error err;
+    jpo_status status;
     JPO_COMPUTE_BEGIN
-    jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m);
+    status = jpo_linear_backward_weight(PyArray_DATA(dw), PyArray_DATA(dy), lddy, PyArray_DATA(x), ldx, n, k, m,
+                                        (jpo_compute)compute, &scratch, &err);
+    jpo_weight_scratch_free(&scratch);
     JPO_COMPUTE_END
+    if (status != JPO_OK) return jpo_raise(&err);
     Py_RETURN_NONE;
 }
 

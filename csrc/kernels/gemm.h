@@ -93,7 +93,7 @@ typedef struct {
     uint32_t needs;
     /* out (count) = values column0.. of a stored row; both multiples of 32 where values stand in blocks. */
     void (*widen)(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
-    /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). NULL: not offered. */
+    /* out (rows, columns; ldo) = the transpose of in (columns, rows; ldi). */
     void (*transpose)(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns);
     int rows; /* up to so many rows of x */
     /* y[j] (j < rows of W, stride 1; row stride ldy per x row) = or += x (m, K; ldx) times rows of W; m <= rows;

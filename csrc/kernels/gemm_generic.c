@@ -91,4 +91,9 @@ const jpo_gemm_kernel jpo_gemm_portable_int16 = {
     .tile = tile_int16,
 };
 
-const jpo_gemv_kernel jpo_gemv_generic = {.widen = widen_row, .rows = 8, .dot = dot};
+static void transpose(float *out, int64_t ldo, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) out[r * ldo + c] = in[c * ldi + r];
+}
+
+const jpo_gemv_kernel jpo_gemv_generic = {.widen = widen_row, .transpose = transpose, .rows = 8, .dot = dot};

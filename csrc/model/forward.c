@@ -109,7 +109,7 @@ static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_
     const jpo_head_batch batch = head_batch(pass);
     if (weights->dhead)
         JPO_TRY(jpo_head_backward_full(dh, weights->dhead, head->tile, coefficients, head->state, &batch,
-                                       &weights->head, &pass->scratch, err));
+                                       &weights->head, &pass->scratch, &pass->weight_scratch, err));
     else
         JPO_TRY(
             jpo_head_backward(dh, coefficients, head->state, head->pw, &batch, &weights->head, &pass->scratch, err));

@@ -183,7 +183,7 @@ typedef struct {
     int adapted;
 } weights_hook;
 
-static void backward_full(const weights_hook *hook) {
+static jpo_status backward_full(const weights_hook *hook, jpo_error *err) {
     const modules *all = hook->all;
     jpo_pass *pass = all->pass;
     for (int i = 0; i < all->count; i++) {
@@ -192,27 +192,30 @@ static void backward_full(const weights_hook *hook) {
         const int64_t n = linear->weight.n;
         const double start = jpo_profile_start(&pass->profile);
         if (linear->dweight)
-            jpo_linear_backward_weight(linear->dweight, g->dy, g->lddy, all->x->x, all->k, n, all->k, all->rows);
+            JPO_TRY(jpo_linear_backward_weight(linear->dweight, g->dy, g->lddy, all->x->x, all->k, n, all->k, all->rows,
+                                               linear->weight.compute, &pass->weight_scratch, err));
         if (linear->dbias) jpo_bias_backward(linear->dbias, g->dy, g->lddy, all->rows, n);
         if (linear->dweight)
             jpo_profile_add(&pass->profile, JPO_OP_LINEAR_WEIGHT, start,
                             2.0 * (double)(all->rows * n) * (double)all->k);
     }
+    return JPO_OK;
 }
 
 /* Gradients of the modules' own weights, between the conversion of dy and the product that may overwrite x. */
-static void backward_weights(const void *context) {
+static jpo_status backward_weights(const void *context, jpo_error *err) {
     const weights_hook *hook = context;
     const modules *all = hook->all;
     jpo_pass *pass = all->pass;
-    backward_full(hook);
-    if (!hook->adapted) return;
+    JPO_TRY(backward_full(hook, err));
+    if (!hook->adapted) return JPO_OK;
     const double start = jpo_profile_start(&pass->profile);
     double flop = 0;
     jpo_lora_backward_weights(hook->adapters, hook->adapted, all->x->x, pass->work.dropped, all->rows, all->k);
     for (int i = 0; i < hook->adapted; i++)
         flop += 2.0 * (double)(all->rows * hook->adapters[i].lora->r) * (double)(hook->adapters[i].n + all->k);
     jpo_profile_add(&pass->profile, JPO_OP_LORA_BACKWARD, start, flop);
+    return JPO_OK;
 }
 
 /* With dropout: dx += the adapters' part through their masks. */
@@ -269,8 +272,7 @@ static jpo_status backward_group(jpo_pass *pass, int64_t layer, const jpo_module
     const double start = jpo_profile_start(&pass->profile), before = jpo_profile_total(&pass->profile);
     if (!dx && !weights.adapted) {
         jpo_linear_prepare(x, all.rows);
-        backward_weights(&weights);
-        return JPO_OK;
+        return backward_weights(&weights, err);
     }
     JPO_TRY(jpo_linear_backward_group(dx, all.k, accumulate, inputs, count, x, &hook, all.rows, &pass->scratch, err));
     jpo_profile_add(&pass->profile, JPO_OP_LINEAR_INPUT, start + jpo_profile_total(&pass->profile) - before,

@@ -124,6 +124,7 @@ typedef struct {
     jpo_forward_options options;
     jpo_block saved, work_block, index_block, head_block, decode_block, norm_block;
     jpo_scratch scratch;
+    jpo_weight_scratch weight_scratch;
     jpo_work work;
     jpo_index index;
     jpo_head_memory head;

@@ -334,6 +334,7 @@ void jpo_pass_trim(jpo_pass *pass) {
     jpo_block_free(&pass->head_block);
     jpo_block_free(&pass->decode_block);
     jpo_scratch_free(&pass->scratch);
+    jpo_weight_scratch_free(&pass->weight_scratch);
 }
 
 void jpo_pass_free(jpo_pass *pass) {

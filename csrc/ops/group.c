@@ -260,7 +260,7 @@ static jpo_status run(group *g, const jpo_linear_hook *hook, jpo_scratch *scratc
         JPO_TRY(reserve_parts(g, scratch, err));
     }
     run_rows(g);
-    if (hook) hook->run(hook->context);
+    if (hook) JPO_TRY(hook->run(hook->context, err));
     jpo_parallel(tasks, tile_task, g);
     return JPO_OK;
 }

@@ -217,14 +217,15 @@ static void backward_full_task(void *context, int64_t task, int thread) {
 
 jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,
                                   const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
-                                  jpo_error *err) {
+                                  jpo_weight_scratch *weights, jpo_error *err) {
     head_job job = {.dh = dh, .coefficients = coefficients, .state = (jpo_head_row *)state, .batch = batch, .w = w};
     JPO_TRY(plan(&job, scratch, err));
     job.z = z;
     for (int64_t first = 0; first < w->n; first += TILE) {
         pack_tile(&job, first, true);
         jpo_parallel(jpo_ceil_div(batch->rows, job.block), backward_full_task, &job);
-        jpo_linear_backward_weight(dw + first * w->k, job.z, TILE, batch->h, w->k, job.count, w->k, batch->rows);
+        JPO_TRY(jpo_linear_backward_weight(dw + first * w->k, job.z, TILE, batch->h, w->k, job.count, w->k, batch->rows,
+                                           w->compute, weights, err));
     }
     return JPO_OK;
 }

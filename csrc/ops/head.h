@@ -35,10 +35,10 @@ jpo_status jpo_head_forward(double *logps, jpo_head_row *state, float *pw, const
 jpo_status jpo_head_backward(float *dh, const double *coefficients, /* (L) */ const jpo_head_row *state,
                              const float *pw, const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
                              jpo_error *err);
-/* Trainable head: dh (N, H) =, dw (V, H) += ; the logits are recomputed tile by tile in
+/* Trainable head: dh (N, H) =, dw (V, H) += (jpo_linear_backward_weight); the logits are recomputed tile by tile in
  * z (N, JPO_HEAD_TILE). */
 jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,
                                   const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
-                                  jpo_error *err);
+                                  jpo_weight_scratch *weights, jpo_error *err);
 
 #endif

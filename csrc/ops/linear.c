@@ -10,6 +10,14 @@
 #include "ops/packed.h"
 #include "ops/sgemm.h"
 
+/* Rows from which a weight's gradient is faster by its compute type's kernel; floats of a cache line. */
+enum { GRADIENT_ROWS = 64, LINE = 16 };
+
+void jpo_weight_scratch_free(jpo_weight_scratch *scratch) {
+    jpo_block_free(&scratch->transposed);
+    jpo_scratch_free(&scratch->product);
+}
+
 void jpo_scratch_free(jpo_scratch *scratch) {
     jpo_block_free(&scratch->shared);
     jpo_block_free(&scratch->thread);
@@ -226,11 +234,51 @@ static void weight_gradient_tile(void *context, int64_t task, int thread) {
               g->dw + n0 * g->k, g->k);
 }
 
-void jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
-                                int64_t k, int64_t m) {
+/* The compute type of a gradient of weights that run in `compute`: where activations have parts, that of an adapter's
+ * products (jpo_gemm_kernel.low_rank). Small ones are faster in float32. */
+static jpo_compute gradient_compute(jpo_compute compute, int64_t n, int64_t m) {
+    const jpo_gemm_kernel *kernel = compute == JPO_COMPUTE_FLOAT32 ? NULL : jpo_gemm_find(compute);
+    if (!kernel || m < GRADIENT_ROWS || n <= kernel->small_rows) return JPO_COMPUTE_FLOAT32;
+    if (!kernel->low_rank) return compute;
+    return jpo_gemm_find(kernel->low_rank) ? kernel->low_rank : JPO_COMPUTE_FLOAT32;
+}
+
+typedef struct {
+    float *out; /* (N, M; ldo) */
+    const float *dy;
+    int64_t ldo, lddy, m;
+} transposition;
+
+/* Rows row0.. of dy^T, directly before they are converted. */
+static void transpose_rows(const void *context, int64_t row0, int64_t count) {
+    const transposition *t = context;
+    jpo_gemv_find()->transpose(t->out + row0 * t->ldo, t->ldo, t->dy + row0, t->lddy, count, t->m);
+}
+
+static jpo_status weight_gradient_as_product(const weight_gradient *g, jpo_compute compute, jpo_weight_scratch *scratch,
+                                             jpo_error *err) {
+    const int64_t ldo = jpo_round_up(g->m, LINE) + LINE; /* seldom a power of two: rows would share their cache lines */
+    size_t bytes;
+    if (!jpo_size_mul3((size_t)g->n, (size_t)ldo, sizeof(float), &bytes))
+        return jpo_fail(err, JPO_ERR_MEMORY, "a gradient over %lld rows does not fit the address space",
+                        (long long)g->m);
+    JPO_TRY(jpo_block_reserve(&scratch->transposed, bytes, err));
+    const transposition t = {scratch->transposed.data, g->dy, ldo, g->lddy, g->m};
+    const jpo_weight x = {.n = g->m, .k = g->k, .data = g->x, .dtype = JPO_F32, .compute = compute};
+    const jpo_linear_input input = {t.out, ldo, &x, NULL};
+    const jpo_linear_rows rows = {.prepare = transpose_rows, .context = &t};
+    return jpo_linear_backward_group(g->dw, g->k, true, &input, 1, &rows, NULL, g->n, &scratch->product, err);
+}
+
+jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
+                                      int64_t k, int64_t m, jpo_compute compute, jpo_weight_scratch *scratch,
+                                      jpo_error *err) {
     int64_t tile = jpo_min64(jpo_round_up(jpo_ceil_div(n, 4), 48), 192);
     weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile};
+    compute = gradient_compute(compute, n, m);
+    if (compute != JPO_COMPUTE_FLOAT32 && ldx == k) return weight_gradient_as_product(&g, compute, scratch, err);
     if (m > 0) jpo_parallel(jpo_ceil_div(n, tile), weight_gradient_tile, &g);
+    return JPO_OK;
 }
 
 void jpo_weight_rows(float *out, const jpo_weight *w, int64_t row0, int64_t count) {

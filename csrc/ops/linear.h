@@ -78,9 +78,9 @@ typedef struct {
 } jpo_linear_input;
 
 /* Called when every update's u and what `prepare` writes are there and dx is not yet touched: dx may be what it reads.
- */
+ * The call's scratch is in use meanwhile. */
 typedef struct {
-    void (*run)(const void *context);
+    jpo_status (*run)(const void *context, jpo_error *err);
     const void *context;
 } jpo_linear_hook;
 
@@ -95,9 +95,19 @@ jpo_status jpo_linear_forward(float *y, int64_t ldy, const float *x, int64_t ldx
                               bool accumulate, jpo_scratch *scratch, jpo_error *err);
 jpo_status jpo_linear_backward_input(float *dx, int64_t lddx, const float *dy, int64_t lddy, const jpo_weight *w,
                                      int64_t m, bool accumulate, jpo_scratch *scratch, jpo_error *err);
-/* d/dW of jpo_linear_forward, W float32: dw (N, K) += dy (M, N; lddy)^T x (M, K; ldx). */
-void jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
-                                int64_t k, int64_t m);
+/* What the gradient of a weight needs beside the scratch of other products, which it may meet while that is in use. */
+typedef struct {
+    jpo_block transposed; /* dy^T (N, M) */
+    jpo_scratch product;
+} jpo_weight_scratch;
+void jpo_weight_scratch_free(jpo_weight_scratch *scratch);
+
+/* d/dW of jpo_linear_forward: dw (N, K) += dy (M, N; lddy)^T x (M, K; ldx). In float32, or where x's rows follow one
+ * another (ldx = K) in `compute`, as the product of dy^T with a weight x: bfloat16x2 then runs as its low_rank type,
+ * so that both sides, which are activations, keep two parts. */
+jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t n,
+                                      int64_t k, int64_t m, jpo_compute compute, jpo_weight_scratch *scratch,
+                                      jpo_error *err);
 
 /* out (count, K) float32 = rows row0..row0+count-1 of W, widened exactly. */
 void jpo_weight_rows(float *out, const jpo_weight *w, int64_t row0, int64_t count);

@@ -19,17 +19,6 @@ size_t jpo_operand_bytes(const jpo_gemm_kernel *kernel, int64_t count, int64_t d
     return ((rows > panels ? rows : panels) + 63) / 64 * 64;
 }
 
-/* out (rows, columns) = the transpose of in (columns, rows; ldi). */
-static void transpose(float *out, const float *in, int64_t ldi, int64_t rows, int64_t columns) {
-    const jpo_gemv_kernel *gemv = jpo_gemv_find();
-    if (gemv->transpose) {
-        gemv->transpose(out, columns, in, ldi, rows, columns);
-        return;
-    }
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) out[r * columns + c] = in[c * ldi + r];
-}
-
 /* Groups of rows are converted apart, each at its place. */
 static void convert_transposed(const jpo_operand *a, float *buffer) {
     const jpo_gemm_kernel *kernel = a->kernel;
@@ -37,7 +26,7 @@ static void convert_transposed(const jpo_operand *a, float *buffer) {
         const int64_t count = jpo_min64(JPO_OPERAND_ROWS, a->count - row);
         char *at = (char *)a->memory + (row ? kernel->rows_bytes(row, a->depth) : 0);
         const jpo_gemm_rows rows = {.x = buffer, .ldx = a->depth, .m = count, .depth = a->depth, .memory = at};
-        transpose(buffer, a->x + row, a->ld, count, a->depth);
+        jpo_gemv_find()->transpose(buffer, a->depth, a->x + row, a->ld, count, a->depth);
         kernel->convert(&rows, 0, count);
     }
 }

@@ -70,8 +70,8 @@ static void multiply(const call *g, bool accumulate) {
 }
 
 /* Whether ours serve: where not, OpenBLAS does. */
-static bool ours(const jpo_gemm_kernel *kernel, const jpo_gemv_kernel *gemv, float beta, int64_t k) {
-    return kernel && gemv->transpose && (beta == 0 || beta == 1) && k > 0;
+static bool ours(const jpo_gemm_kernel *kernel, float beta, int64_t k) {
+    return kernel && (beta == 0 || beta == 1) && k > 0;
 }
 
 void jpo_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
@@ -79,7 +79,7 @@ void jpo_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, c
     const jpo_gemm_kernel *kernel = jpo_gemm_find(JPO_COMPUTE_FLOAT32);
     const jpo_gemv_kernel *gemv = jpo_gemv_find();
     if (m == 0 || n == 0) return;
-    if (!ours(kernel, gemv, beta, k)) {
+    if (!ours(kernel, beta, k)) {
         jpo_blas_sgemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
         return;
     }
@@ -97,7 +97,7 @@ void jpo_sgemm_add_low_rank(float *c, int64_t ldc, const float *a, int64_t lda, 
     const jpo_gemm_kernel *kernel = jpo_gemm_find(JPO_COMPUTE_FLOAT32);
     const jpo_gemv_kernel *gemv = jpo_gemv_find();
     if (m == 0 || n == 0) return;
-    if (!ours(kernel, gemv, 1, k)) {
+    if (!ours(kernel, 1, k)) {
         jpo_blas_sgemm(false, tb, m, n, k, alpha, a, lda, b, ldb, 1, c, ldc);
         return;
     }

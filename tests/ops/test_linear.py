@@ -239,6 +239,49 @@ def quantization_bound(x, w, stored):
     return x @ half_w + half_x @ w + half_x @ half_w + (depth / 32 + 5) * 2.0**-23 * (x @ w)
 
 
+COMPUTE_NUMBER = {name: number for number, (name, _, _) in enumerate(_core.compute_types())}
+GRADIENT_ROWS = 64  # weights' gradients over fewer run in float32
+
+
+def test_rounded_weight_gradient_against_float64(kernel):
+    """dY^T X by the compute type's kernel: both sides are activations, so that bfloat16x2 runs as bfloat16x3 where that
+    is served, else in float32; small ones run in float32 too, bit for bit."""
+    compute, rng = KERNELS[kernel], np.random.default_rng(8)
+    served = [name for name, _, lacking in _core.compute_types() if lacking is None]
+    runs = compute if compute != "bfloat16x2" else "bfloat16x3" if "bfloat16x3" in served else "float32"
+    for m, n, k in ((GRADIENT_ROWS, 130, 32), (70, 129, 49), (700, 150, 96), (GRADIENT_ROWS - 1, 130, 32), (90, 8, 32)):
+        dy = (rng.standard_normal((m, n)) * np.exp(rng.standard_normal(n) * 3)).astype(np.float32)
+        x = rng.standard_normal((m, k)).astype(np.float32)
+        before = rng.standard_normal((n, k)).astype(np.float32)
+        exact = dy.T.astype(np.float64) @ x
+        scale = np.abs(dy.T).astype(np.float64) @ np.abs(x)
+        small = m < GRADIENT_ROWS or n <= 8 or runs == "float32"
+        bound = (m + 2) * 2.0**-24 * scale
+        if not small:
+            exactly = quantization_bound(dy.T.astype(np.float64), x.astype(np.float64), False)
+            bound = exactly if runs == "int16" else relative_bound(runs, "F32", m) * scale
+        outs = []
+        threads = _core.get_num_threads()
+        try:
+            for count in (1, 2, 3):
+                _core.set_num_threads(count)
+                dw = before.copy()
+                _core._linear_backward_weight(dw, dy, x, COMPUTE_NUMBER[compute])
+                outs.append(dw)
+        finally:
+            _core.set_num_threads(threads)
+        assert np.array_equal(outs[0], outs[1]) and np.array_equal(outs[0], outs[2])
+        assert (np.abs(outs[0] - (exact + before)) <= bound + 2.0**-22 * (np.abs(before) + scale)).all()
+        plain = before.copy()
+        _core._linear_backward_weight(plain, dy, x)
+        assert np.array_equal(outs[0], plain) == small
+        wide = np.zeros((m, k + 3), np.float32)
+        wide[:, :k] = x
+        dw = before.copy()
+        _core._linear_backward_weight(dw, dy, wide[:, :k], COMPUTE_NUMBER[compute])  # rows apart: float32
+        assert np.array_equal(dw, plain)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded_against_float64(kernel, dtype, direction):
