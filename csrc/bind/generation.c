@@ -178,7 +178,7 @@ static PyObject *draw(PyObject *self, PyObject *args) {
     if (!result) return NULL;
     int64_t *tokens = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(result, 0));
     double *logps = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(result, 1));
-    bool own = scratch_lent; /* another thread draws: this call takes scratch of its own */
+    bool own = scratch_lent; /* another thread draws: this call allocates scratch of its own */
     jpo_scratch other = {0}, *scratch = own ? &other : &kept_scratch;
     scratch_lent = true;
     jpo_error err;

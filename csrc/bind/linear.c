@@ -234,10 +234,14 @@ static PyObject *sgemm(PyObject *self, PyObject *args) {
     if (!arg_range("rows of c", m, 1, INT32_MAX) || !arg_range("columns of c", n, 1, INT32_MAX) ||
         !arg_range("the common depth", k, 1, INT32_MAX))
         return NULL;
+    float *scratch = aligned_alloc(64, JPO_SGEMM_SCRATCH * sizeof(float));
+    if (!scratch) return PyErr_NoMemory();
     JPO_COMPUTE_BEGIN
     for (int run = 0; run < runs; run++)
-        jpo_sgemm(ta, tb, m, n, k, alpha, PyArray_DATA(a), lda, PyArray_DATA(b), ldb, beta, PyArray_DATA(c), ldc);
+        jpo_sgemm(ta, tb, m, n, k, alpha, PyArray_DATA(a), lda, PyArray_DATA(b), ldb, beta, PyArray_DATA(c), ldc,
+                  scratch);
     JPO_COMPUTE_END
+    free(scratch);
     Py_RETURN_NONE;
 }
 

@@ -295,7 +295,7 @@ static PyObject *model_logits(model_object *self, PyObject *rows) {
     return (PyObject *)out;
 }
 
-/* Bytes that a pass over the forest would take. */
+/* Bytes that a pass over the forest would allocate. */
 static PyObject *model_plan(model_object *self, PyObject *args) {
     PyObject *tokens, *segments, *row, *target;
     int keep;

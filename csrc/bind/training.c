@@ -82,11 +82,11 @@ static bool read_places(place *places, PyObject *items, Py_ssize_t count) {
     return true;
 }
 
-/* Tensors that are trained whole: {name: offset}, and how many of them the model has taken. */
+/* Tensors that are trained whole: {name: offset}, and how many of them the model has found. */
 typedef struct {
     PyObject *offsets;
     bool all; /* every tensor of the model must be there */
-    Py_ssize_t taken;
+    Py_ssize_t found;
 } trained_tensors;
 
 /* The named tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
@@ -101,7 +101,7 @@ static bool train_named(model_object *self, trained_tensors *trained, const char
     float *values = part(self->params, offset, count);
     if (!values) return PyErr_Format(PyExc_ValueError, "tensor %s lies outside params", name), false;
     jpo_model_train(&self->model, tensor, layer, bias, values, part(self->grads, offset, count));
-    trained->taken++;
+    trained->found++;
     return true;
 }
 
@@ -123,7 +123,7 @@ static bool train_tensors(model_object *self, PyObject *offsets, bool all) {
         model_tensor_name(name, all ? &shared : &info, 0, false);
         if (!train_named(self, &trained, name, JPO_HEAD, &info, 0, false)) return false;
     }
-    if (!all && trained.taken != PyDict_Size(offsets))
+    if (!all && trained.found != PyDict_Size(offsets))
         return PyErr_SetString(PyExc_ValueError, "set_lora: a tensor to be trained is none of the model's"), false;
     return true;
 }

@@ -305,8 +305,7 @@ INLINE __m256i magnitude(__m256 x) { /* integers order like magnitudes, NaN abov
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
 }
 
-/* The scales of eight blocks whose largest magnitudes are `top` and become `most`, and the factors that make integers
- * of their values. */
+/* jpo_int16_scale of eight blocks whose largest magnitudes are `top`. */
 INLINE __m256 block_scale(__m256i top, float most, __m256 *inverse) {
     const __m256i sound = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), top);
     const __m256 used =
@@ -472,7 +471,7 @@ static void backward_int16(void *panel, const jpo_gemm_source *s) {
 enum { INT16_ROWS = 4 };
 
 /* sum += the products of pairs. In assembly, as compilers gather the products first and then spill or copy the sums:
- * that takes a quarter of the speed. */
+ * that costs a quarter of the speed. */
 INLINE void multiply_add(__m256i *sum, __m256i x, __m256i b) {
     __m256i product;
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(x), "x"(b));

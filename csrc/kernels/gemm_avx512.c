@@ -87,8 +87,8 @@ INLINE __m512i pack_bf16(wide32 x) {
     return pairs;
 }
 
-/* The scale of blocks whose largest magnitude is `top` and becomes `most`, and the factor that makes integers of their
- * values. Where a value is not finite, top must come in as infinity or NaN. */
+/* jpo_int16_scale of sixteen blocks whose largest magnitude is `top`. Where a value is not finite, top must come in as
+ * infinity or NaN. */
 INLINE __m512 block_scale(__m512 top, float most, __m512 *inverse) {
     __mmask16 sound = _mm512_cmp_ps_mask(top, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
     __mmask16 used = _mm512_mask_cmp_ps_mask(sound, top, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ);

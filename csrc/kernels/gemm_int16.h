@@ -4,11 +4,25 @@
 #define JPO_KERNELS_GEMM_INT16_H
 
 #include <stddef.h>
+#include <string.h>
 
 #include "kernels/gemm.h"
 
 /* Largest magnitudes in int16: of rows, of rows beside stored integers, of rounded weights. */
 enum { JPO_GEMM_ROWS_MAX = 16383, JPO_GEMM_STORED_ROWS_MAX = 32767, JPO_GEMM_PANEL_MAX = 4095 };
+
+/* The rule of a block's scale: of a largest magnitude, by its bits (they order like magnitudes, NaN above infinity),
+ * that becomes the integer `most`; *inverse makes integers of the block's values, to nearest even. AVX2 and AVX-512
+ * have it for a vector of blocks, to the same bits. */
+static inline float jpo_int16_scale(uint32_t top_bits, float most, float *inverse) {
+    float top;
+    memcpy(&top, &top_bits, sizeof top);
+    *inverse = 0;
+    if (top_bits >= 0x7f800000) return __builtin_nanf("");
+    if (top < 0x1p-100f) return 0;
+    *inverse = most / top;
+    return top / most;
+}
 
 /* Whether int16 reads a weight's stored integers, and how many lines of a panel one block then has. */
 static inline bool jpo_gemm_stored(jpo_dtype dtype, bool backward) { return !backward && jpo_dtype_integers(dtype); }

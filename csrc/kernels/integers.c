@@ -1,4 +1,5 @@
 /* Rows in 16-bit integers times stored integers, in portable C: the definition of kernels/integers.h. */
+#include "kernels/gemm_int16.h"
 #include "kernels/integers.h"
 
 #include <math.h>
@@ -18,7 +19,7 @@ enum {
 /* Where value v of a block stands among its words: group (4), place in the group (8). */
 static int word_of(int v) { return (v % 2 * 2 + v / 16) * 8 + v % 16 / 2; }
 
-static void take_block(int16_t *q, float *scale, float *total, const float *in) {
+static void quantize_block(int16_t *q, float *scale, float *total, const float *in) {
     uint32_t top = 0;
     for (int v = 0; v < BLOCK; v++) { /* integers order like magnitudes, NaN above infinity */
         uint32_t bits;
@@ -26,12 +27,8 @@ static void take_block(int16_t *q, float *scale, float *total, const float *in) 
         bits &= 0x7fffffff;
         top = bits > top ? bits : top;
     }
-    float largest, inverse = 0, factor = 0;
-    memcpy(&largest, &top, sizeof largest);
-    if (top >= 0x7f800000)
-        factor = NAN;
-    else if (largest >= 0x1p-100f)
-        factor = largest / MOST, inverse = MOST / largest;
+    float inverse;
+    const float factor = jpo_int16_scale(top, MOST, &inverse);
     int32_t value[BLOCK], sum[LANES / QUAD] = {0};
     for (int v = 0; v < BLOCK; v++) value[v] = inverse == 0 ? 0 : (int32_t)nearbyintf(in[v] * inverse);
     for (int v = 0; v < BLOCK; v++) {
@@ -47,8 +44,8 @@ void jpo_integers_quantize(const jpo_gemm_integers *x, int64_t i, const float *i
     for (int64_t block = 0; block < QUAD * quads; block++) {
         static const float zero[BLOCK];
         const int64_t place = i * quads + block / QUAD, part = block % QUAD;
-        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
-                   x->total + place * LANES + part * 4, block < blocks ? in + block * BLOCK : zero);
+        quantize_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
+                       x->total + place * LANES + part * 4, block < blocks ? in + block * BLOCK : zero);
     }
 }
 

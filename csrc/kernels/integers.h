@@ -21,7 +21,7 @@ enum {
 struct jpo_gemm_integers {
     int16_t *q;   /* (m, quads, 4, 4, 8): values 0 2 .. 14, 16 .. 30, 1 3 .. 15, 17 .. 31 of each of the four blocks */
     float *scale; /* (m, quads, 16): that of each block four times */
-    float *total; /* (m, quads, 16): scale times the sum of the values that a lane takes */
+    float *total; /* (m, quads, 16): scale times the sum of a lane's values */
 };
 
 static inline bool jpo_integers_serve(jpo_dtype dtype) {

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/gemm_int16.h"
 #include "kernels/integers.h"
 #include "kernels/lanes_x86.inc"
 
@@ -31,17 +32,12 @@ INLINE uint32_t max_across(__m256i v) {
     _mm256_permute4x64_epi64(    \
         _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which)), 0xd8)
 
-INLINE void take_block(int16_t *q, float *scale, float *total, const float *in) {
+INLINE void quantize_block(int16_t *q, float *scale, float *total, const float *in) {
     __m256 v[4];
     __m256i top = _mm256_setzero_si256(), whole[4];
     for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(in + 8 * i), top = _mm256_max_epu32(top, magnitude(v[i]));
-    const uint32_t bits = max_across(top);
-    float largest, inverse = 0, factor = 0;
-    memcpy(&largest, &bits, sizeof largest);
-    if (bits >= 0x7f800000)
-        factor = __builtin_nanf("");
-    else if (largest >= 0x1p-100f)
-        factor = largest / 32767, inverse = 32767 / largest;
+    float inverse;
+    const float factor = jpo_int16_scale(max_across(top), JPO_GEMM_STORED_ROWS_MAX, &inverse);
     const __m256 scaling = _mm256_set1_ps(inverse);
     for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], scaling));
     if (inverse == 0)
@@ -66,8 +62,8 @@ void jpo_integers_quantize_avx2(const jpo_gemm_integers *x, int64_t i, const flo
     const int64_t blocks = k / JPO_GEMM_BLOCK, quads = (blocks + QUAD - 1) / QUAD;
     for (int64_t block = 0; block < QUAD * quads; block++) {
         const int64_t place = i * quads + block / QUAD, part = block % QUAD;
-        take_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
-                   x->total + place * LANES + part * 4, block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
+        quantize_block(x->q + place * WORDS + part * 8, x->scale + place * LANES + part * 4,
+                       x->total + place * LANES + part * 4, block < blocks ? in + block * JPO_GEMM_BLOCK : zero);
     }
 }
 

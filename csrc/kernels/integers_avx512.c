@@ -1,5 +1,5 @@
 /* Few rows times stored integers with AVX512-VNNI: vpdpwssd over a quad of blocks at a time. kernels/integers.h has the
- * contract, kernels/integers.c the definition; rows of x are taken by the AVX2 form. */
+ * contract, kernels/integers.c the definition; rows of x are quantized by the AVX2 form. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
 #include <immintrin.h>

@@ -92,16 +92,18 @@ static jpo_status update_norms(const modules *all, jpo_error *err) {
 }
 
 /* Adapters with dropout read rows of their own: x has to be there before the products begin. */
-static void forward_dropped(modules *all) {
+static jpo_status forward_dropped(modules *all, jpo_error *err) {
     const double start = jpo_profile_start(&all->pass->profile);
     double flop = 0;
     for (int i = 0; i < all->count; i++) {
         const jpo_lora *lora = &all->lora[i];
         if (!lora->r) continue;
-        all->update[i] = jpo_lora_forward(all->xa[i], all->x->x, all->pass->work.dropped, lora, all->rows, all->k);
+        JPO_TRY(jpo_lora_forward(&all->update[i], all->xa[i], all->x->x, all->pass->work.dropped, lora, all->rows,
+                                 all->k, &all->pass->scratch, err));
         if (lora->dropout > 0) flop += 2.0 * (double)(all->rows * lora->r) * (double)all->k;
     }
     if (all->drops) jpo_profile_add(&all->pass->profile, JPO_OP_LORA, start, flop);
+    return JPO_OK;
 }
 
 static jpo_status forward_group(jpo_pass *pass, int64_t layer, const jpo_module_output *outputs, int count,
@@ -115,7 +117,7 @@ static jpo_status forward_group(jpo_pass *pass, int64_t layer, const jpo_module_
         jpo_linear_prepare(x, rows);
         in.prepare = NULL;
     }
-    forward_dropped(&all);
+    JPO_TRY(forward_dropped(&all, err));
     JPO_TRY(update_norms(&all, err));
     for (int i = 0; i < count; i++) {
         const jpo_weight *w = &all.linear[i]->weight;
@@ -144,7 +146,8 @@ static jpo_status forward_masked(jpo_pass *pass, int64_t layer, const jpo_module
     const jpo_weight *w = &all.linear[0]->weight;
     float *dropped = pass->work.dropped;
     const double start = jpo_profile_start(&pass->profile);
-    const jpo_low_rank update = jpo_lora_forward(all.xa[0], x, dropped, &all.lora[0], rows, w->k);
+    jpo_low_rank update;
+    JPO_TRY(jpo_lora_forward(&update, all.xa[0], x, dropped, &all.lora[0], rows, w->k, &pass->scratch, err));
     const jpo_linear_output product = {all.product[0], w->n, w, false, &update};
     const jpo_linear_rows seen = {.x = dropped, .ldx = w->k};
     JPO_TRY(update_norms(&all, err));
@@ -219,16 +222,18 @@ static jpo_status backward_weights(const void *context, jpo_error *err) {
 }
 
 /* With dropout: dx += the adapters' part through their masks. */
-static void backward_dropped(const modules *all, float *dx) {
+static jpo_status backward_dropped(const modules *all, float *dx, jpo_error *err) {
     const double start = jpo_profile_start(&all->pass->profile);
     double flop = 0;
     for (int i = 0; i < all->count; i++) {
         const jpo_lora *lora = &all->lora[i];
         if (!lora->r || lora->dropout == 0) continue;
-        jpo_lora_backward_input(dx, all->update[i].u, all->pass->work.dropped, lora, all->rows, all->k, false);
+        JPO_TRY(jpo_lora_backward_input(dx, all->update[i].u, all->pass->work.dropped, lora, all->rows, all->k, false,
+                                        &all->pass->scratch, err));
         flop += 2.0 * (double)(all->rows * lora->r) * (double)all->k;
     }
     jpo_profile_add(&all->pass->profile, JPO_OP_LORA_BACKWARD, start, flop);
+    return JPO_OK;
 }
 
 /* The gradient of a module's product: dy itself, or where it has magnitudes (whose gradient is added) its own. */
@@ -277,7 +282,7 @@ static jpo_status backward_group(jpo_pass *pass, int64_t layer, const jpo_module
     JPO_TRY(jpo_linear_backward_group(dx, all.k, accumulate, inputs, count, x, &hook, all.rows, &pass->scratch, err));
     jpo_profile_add(&pass->profile, JPO_OP_LINEAR_INPUT, start + jpo_profile_total(&pass->profile) - before,
                     dx ? products_flop(&all) : 0);
-    if (dx && all.drops) backward_dropped(&all, dx);
+    if (dx && all.drops) JPO_TRY(backward_dropped(&all, dx, err));
     return JPO_OK;
 }
 
@@ -303,7 +308,8 @@ static jpo_status backward_masked(jpo_pass *pass, int64_t layer, const jpo_modul
     jpo_dora_difference(du, g->dy, g->lddy, all.rows, w->n);
     JPO_TRY(jpo_linear_backward_input(part, w->k, du, w->n, w, all.rows, false, &pass->scratch, err));
     JPO_TRY(jpo_linear_backward_input(dx, w->k, g->dy, g->lddy, w, all.rows, accumulate, &pass->scratch, err));
-    jpo_lora_backward_input(dx, all.update[0].u, part, &all.lora[0], all.rows, w->k, true);
+    JPO_TRY(
+        jpo_lora_backward_input(dx, all.update[0].u, part, &all.lora[0], all.rows, w->k, true, &pass->scratch, err));
     return JPO_OK;
 }
 

@@ -14,44 +14,44 @@ typedef struct {
     bool overflow;
 } cursor;
 
-static void *take(cursor *at, int64_t a, int64_t b) { /* a * b words of 4 bytes */
-    void *taken = at->base ? at->base + at->used : NULL;
+static void *allot(cursor *at, int64_t a, int64_t b) { /* a * b words of 4 bytes */
+    void *memory = at->base ? at->base + at->used : NULL;
     size_t bytes;
     if (!jpo_size_mul3((size_t)a, (size_t)b, 4, &bytes) || !jpo_size_add(bytes, 63, &bytes) ||
         !jpo_size_add(at->used, bytes / 64 * 64, &at->used))
         at->overflow = true;
-    return taken;
+    return memory;
 }
 
 /* Memory of something that only some models have. */
-static void *take_if(bool wanted, cursor *at, int64_t a, int64_t b) { return wanted ? take(at, a, b) : NULL; }
+static void *allot_if(bool wanted, cursor *at, int64_t a, int64_t b) { return wanted ? allot(at, a, b) : NULL; }
 
 /* A branch is not added as it is: it is normed or scaled first. */
 static bool has_branch(const jpo_config *c) { return c->norm_place != JPO_BEFORE || c->residual_multiplier != 1; }
 
-static jpo_saved_layer take_layer(cursor *at, const jpo_config *c, const jpo_plan *plan) {
+static jpo_saved_layer allot_layer(cursor *at, const jpo_config *c, const jpo_plan *plan) {
     int64_t r = plan->rows, q = jpo_query_width(c), kv = jpo_key_width(c);
     const bool before = c->norm_place != JPO_AFTER, after = c->norm_place != JPO_BEFORE, qk = c->qk_norm != JPO_QK_NONE;
     const bool heads = c->qk_norm == JPO_QK_HEAD;
     jpo_saved_layer saved = {0};
-    saved.x = take(at, r, c->hidden);
-    saved.norm1 = take_if(before, at, r, JPO_NORM_STATISTICS);
-    saved.qk_raw = take_if(qk, at, r, q + kv);
-    saved.q_stat = take_if(qk, at, r, (heads ? c->heads : 1) * JPO_NORM_STATISTICS);
-    saved.k_stat = take_if(qk, at, r, (heads ? c->kv_heads : 1) * JPO_NORM_STATISTICS);
-    saved.qkv = take(at, r, q + 2 * kv);
-    saved.attn = take(at, r, q);
-    saved.lse = take(at, r, c->heads);
-    saved.attn_out = take_if(after, at, r, c->hidden);
-    saved.attn_out_stat = take_if(after, at, r, JPO_NORM_STATISTICS);
-    saved.x_mid = take_if(!c->parallel, at, r, c->hidden);
-    saved.norm2 = take_if(before && !c->parallel, at, r, JPO_NORM_STATISTICS);
-    saved.gate = take_if(c->gated, at, r, c->intermediate);
-    saved.up = take(at, r, c->intermediate);
-    saved.mlp_out = take_if(after, at, r, c->hidden);
-    saved.mlp_out_stat = take_if(after, at, r, JPO_NORM_STATISTICS);
-    saved.xa = take(at, r, plan->rank_sum);
-    saved.product = take_if(plan->magnitudes > 0, at, r, plan->magnitudes);
+    saved.x = allot(at, r, c->hidden);
+    saved.norm1 = allot_if(before, at, r, JPO_NORM_STATISTICS);
+    saved.qk_raw = allot_if(qk, at, r, q + kv);
+    saved.q_stat = allot_if(qk, at, r, (heads ? c->heads : 1) * JPO_NORM_STATISTICS);
+    saved.k_stat = allot_if(qk, at, r, (heads ? c->kv_heads : 1) * JPO_NORM_STATISTICS);
+    saved.qkv = allot(at, r, q + 2 * kv);
+    saved.attn = allot(at, r, q);
+    saved.lse = allot(at, r, c->heads);
+    saved.attn_out = allot_if(after, at, r, c->hidden);
+    saved.attn_out_stat = allot_if(after, at, r, JPO_NORM_STATISTICS);
+    saved.x_mid = allot_if(!c->parallel, at, r, c->hidden);
+    saved.norm2 = allot_if(before && !c->parallel, at, r, JPO_NORM_STATISTICS);
+    saved.gate = allot_if(c->gated, at, r, c->intermediate);
+    saved.up = allot(at, r, c->intermediate);
+    saved.mlp_out = allot_if(after, at, r, c->hidden);
+    saved.mlp_out_stat = allot_if(after, at, r, JPO_NORM_STATISTICS);
+    saved.xa = allot(at, r, plan->rank_sum);
+    saved.product = allot_if(plan->magnitudes > 0, at, r, plan->magnitudes);
     return saved;
 }
 
@@ -62,55 +62,55 @@ static bool has_dropout(const jpo_model *model) {
     return false;
 }
 
-static jpo_work take_work(cursor *at, const jpo_model *model, const jpo_plan *plan,
-                          const jpo_forward_options *options) {
+static jpo_work allot_work(cursor *at, const jpo_model *model, const jpo_plan *plan,
+                           const jpo_forward_options *options) {
     const jpo_config *c = &model->config;
     int64_t r = plan->rows, q = jpo_query_width(c), kv = jpo_key_width(c), wide = jpo_max64(c->hidden, q);
     jpo_work work = {0};
-    work.h = take(at, r, wide);
-    work.act = take(at, r, c->intermediate);
-    work.branch = take_if(has_branch(c), at, r, c->hidden);
-    work.dropped = take_if(plan->dropout, at, r, jpo_max64(wide, c->intermediate));
+    work.h = allot(at, r, wide);
+    work.act = allot(at, r, c->intermediate);
+    work.branch = allot_if(has_branch(c), at, r, c->hidden);
+    work.dropped = allot_if(plan->dropout, at, r, jpo_max64(wide, c->intermediate));
     if (!options->keep) return work;
-    work.dx = take(at, r, c->hidden);
-    work.dh = take(at, r, wide);
-    work.dattn = c->parallel ? take(at, r, q) : work.dh;
-    work.dqkv = take(at, r, q + 2 * kv);
-    work.dqk_raw = take_if(c->qk_norm != JPO_QK_NONE, at, r, q + kv);
-    work.dxa = take(at, r, plan->rank_sum);
-    work.dproduct = take_if(plan->magnitudes > 0, at, r, plan->magnitudes);
+    work.dx = allot(at, r, c->hidden);
+    work.dh = allot(at, r, wide);
+    work.dattn = c->parallel ? allot(at, r, q) : work.dh;
+    work.dqkv = allot(at, r, q + 2 * kv);
+    work.dqk_raw = allot_if(c->qk_norm != JPO_QK_NONE, at, r, q + kv);
+    work.dxa = allot(at, r, plan->rank_sum);
+    work.dproduct = allot_if(plan->magnitudes > 0, at, r, plan->magnitudes);
     return work;
 }
 
-static jpo_head_memory take_head(cursor *at, const jpo_model *model, const jpo_plan *plan,
-                                 const jpo_forward_options *options) {
+static jpo_head_memory allot_head(cursor *at, const jpo_model *model, const jpo_plan *plan,
+                                  const jpo_forward_options *options) {
     const bool trained = jpo_model_weights(model, options->adapter)->dhead;
     int64_t n = plan->loss_rows, hidden = model->config.hidden;
     jpo_head_memory head = {0};
-    head.h = take(at, n, hidden);
-    head.stat = take(at, n, JPO_NORM_STATISTICS);
-    head.state = take(at, n, sizeof *head.state / 4);
-    head.pw = take_if(options->keep && !trained, at, n, hidden);
-    head.tile = take_if(options->keep && trained, at, n, JPO_HEAD_TILE);
-    head.slope = take_if(model->config.logits_softcap > 0, at, plan->entries, 1);
+    head.h = allot(at, n, hidden);
+    head.stat = allot(at, n, JPO_NORM_STATISTICS);
+    head.state = allot(at, n, sizeof *head.state / 4);
+    head.pw = allot_if(options->keep && !trained, at, n, hidden);
+    head.tile = allot_if(options->keep && trained, at, n, JPO_HEAD_TILE);
+    head.slope = allot_if(model->config.logits_softcap > 0, at, plan->entries, 1);
     return head;
 }
 
-static jpo_index take_index(cursor *at, const jpo_plan *plan) {
+static jpo_index allot_index(cursor *at, const jpo_plan *plan) {
     jpo_index index = {0};
-    index.tokens = take(at, plan->rows, 1);
-    index.position = take(at, plan->rows, 1);
-    index.entry_row = take(at, plan->entries, 1);
-    index.entry_target = take(at, plan->entries, 1);
-    index.head_entry_row = take(at, plan->entries, 1);
-    index.loss_row = take(at, plan->loss_rows, 1);
-    index.segments = take(at, plan->segments, sizeof *index.segments / 4);
-    index.ranges = take(at, plan->ranges, sizeof *index.ranges / 4);
-    index.mask_key = take_if(plan->dropout, at, plan->rows, sizeof *index.mask_key / 4);
+    index.tokens = allot(at, plan->rows, 1);
+    index.position = allot(at, plan->rows, 1);
+    index.entry_row = allot(at, plan->entries, 1);
+    index.entry_target = allot(at, plan->entries, 1);
+    index.head_entry_row = allot(at, plan->entries, 1);
+    index.loss_row = allot(at, plan->loss_rows, 1);
+    index.segments = allot(at, plan->segments, sizeof *index.segments / 4);
+    index.ranges = allot(at, plan->ranges, sizeof *index.ranges / 4);
+    index.mask_key = allot_if(plan->dropout, at, plan->rows, sizeof *index.mask_key / 4);
     return index;
 }
 
-/* What the adapters of a layer take, of the layer that takes most. */
+/* What the adapters of a layer need, of the layer that needs most. */
 static void count_adapters(jpo_plan *plan, const jpo_model *model) {
     for (int64_t i = 0; i < model->config.layers; i++) {
         int64_t ranks = 0, magnitudes = 0;
@@ -154,16 +154,16 @@ jpo_status jpo_plan_make(jpo_plan *plan, const jpo_pass *pass, const jpo_forest 
     if (options->adapter) count_adapters(plan, model);
     JPO_TRY(count_forest(plan, forest, err));
     cursor x = {0}, layer = {0}, work = {0}, head = {0}, index = {0}, saved = {0};
-    take(&x, plan->rows, model->config.hidden);
-    take_layer(&layer, &model->config, plan);
+    allot(&x, plan->rows, model->config.hidden);
+    allot_layer(&layer, &model->config, plan);
     plan->x_bytes = x.used, plan->layer_bytes = layer.used;
-    take(&saved, plan->rows, model->config.hidden); /* final_x */
+    allot(&saved, plan->rows, model->config.hidden); /* final_x */
     size_t layers;
     saved.overflow |= !layers_bytes(&layers, plan, model->config.layers, options->keep) ||
                       !jpo_size_add(saved.used, layers, &saved.used);
-    take_work(&work, model, plan, options);
-    take_head(&head, model, plan, options);
-    take_index(&index, plan);
+    allot_work(&work, model, plan, options);
+    allot_head(&head, model, plan, options);
+    allot_index(&index, plan);
     if (layer.overflow || saved.overflow || work.overflow || head.overflow || index.overflow)
         return jpo_fail(err, JPO_ERR_MEMORY, "a pass over %lld rows does not fit the address space",
                         (long long)plan->rows);
@@ -192,7 +192,7 @@ static void fill_index(jpo_pass *pass, const jpo_forest *forest) {
     const jpo_plan *plan = &pass->plan;
     const jpo_config *c = &pass->model->config;
     cursor at = {.base = pass->index_block.data};
-    const jpo_index to = pass->index = take_index(&at, plan);
+    const jpo_index to = pass->index = allot_index(&at, plan);
     memcpy(to.tokens, forest->tokens, (size_t)plan->rows * sizeof(int32_t));
     for (int64_t s = 0; s < forest->segments; s++)
         for (int32_t i = 0; i < forest->segment[s].length; i++)
@@ -224,10 +224,10 @@ jpo_saved_layer jpo_saved_get(const jpo_pass *pass, int64_t layer) {
     char *data = pass->saved.data;
     if (!plan->recompute) {
         cursor at = {.base = data + (pass->options.keep ? (size_t)layer * plan->layer_bytes : 0)};
-        return take_layer(&at, c, plan);
+        return allot_layer(&at, c, plan);
     }
     cursor at = {.base = data + (size_t)c->layers * plan->x_bytes};
-    jpo_saved_layer saved = take_layer(&at, c, plan);
+    jpo_saved_layer saved = allot_layer(&at, c, plan);
     saved.x = (float *)(data + (size_t)layer * plan->x_bytes);
     return saved;
 }
@@ -288,8 +288,8 @@ jpo_status jpo_plan_apply(jpo_pass *pass, const jpo_forest *forest, const jpo_fo
     layers_bytes(&layers, plan, model->config.layers, options->keep); /* did not overflow in jpo_plan_make */
     pass->final_x = (float *)((char *)pass->saved.data + layers);
     cursor work = {.base = pass->work_block.data}, head = {.base = pass->head_block.data};
-    pass->work = take_work(&work, model, plan, options);
-    pass->head = take_head(&head, model, plan, options);
+    pass->work = allot_work(&work, model, plan, options);
+    pass->head = allot_head(&head, model, plan, options);
     return JPO_OK;
 }
 
@@ -301,27 +301,27 @@ jpo_status jpo_pass_init(jpo_pass *pass, const jpo_model *model, jpo_error *err)
 }
 
 /* The norms of every module with magnitudes, counted or (at->base) handed out. */
-static void take_norms(cursor *at, jpo_pass *pass) {
+static void allot_norms(cursor *at, jpo_pass *pass) {
     const int64_t modules = pass->model->config.layers * JPO_MODULES;
     for (int64_t i = 0; i < modules; i++) {
         const jpo_linear *linear = &pass->model->live.layer[i / JPO_MODULES].module[i % JPO_MODULES];
         const int64_t n = linear->weight.n, k = linear->weight.k;
         pass->norms[i] = (jpo_row_norms){0};
         if (!linear->lora.magnitude) continue;
-        pass->norms[i].norm = take(at, n, 1);
-        pass->norms[i].factor = take(at, n, 1);
-        pass->norms[i].seen = take(at, n + k, linear->lora.r);
+        pass->norms[i].norm = allot(at, n, 1);
+        pass->norms[i].factor = allot(at, n, 1);
+        pass->norms[i].seen = allot(at, n + k, linear->lora.r);
     }
 }
 
 jpo_status jpo_pass_adapt(jpo_pass *pass, jpo_error *err) {
     cursor count = {0};
     pass->kept = false;
-    take_norms(&count, pass);
+    allot_norms(&count, pass);
     if (count.overflow) return jpo_fail(err, JPO_ERR_MEMORY, "an adapter does not fit the address space");
     JPO_TRY(jpo_block_reserve(&pass->norm_block, count.used, err));
     cursor at = {.base = pass->norm_block.data};
-    if (count.used) take_norms(&at, pass);
+    if (count.used) allot_norms(&at, pass);
     return JPO_OK;
 }
 

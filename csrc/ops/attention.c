@@ -10,6 +10,7 @@
 #include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "ops/operands.h"
+#include "ops/sgemm.h"
 
 enum { QUERY_BLOCK = 32, KEY_BLOCK = 256, SCORE_LD = KEY_BLOCK + 16 };
 
@@ -23,7 +24,7 @@ typedef struct {
     const int64_t *tree;  /* (trees + 1): first segment of each */
     char *scratch;
     size_t scratch_part;
-    int64_t group; /* heads that one task takes: all that share keys, or a part of them */
+    int64_t group; /* heads of one task: all that share keys, or a part of them */
     const jpo_kernels *kernels;
     const jpo_gemm_kernel *product; /* of queries, keys and values; NULL: float32 */
     const jpo_gemv_kernel *gemv;    /* widens stored keys */
@@ -38,7 +39,7 @@ typedef struct {
     int64_t lds;           /* near the tile's keys and no power of two, so that rows stay in the first cache */
     float *row;            /* (M, 2) */
     float *wide;           /* (KEY_BLOCK, dim): keys or values that are not stored as float32 */
-    float *buffer;         /* (JPO_OPERAND_ROWS, M): for transposed operands */
+    float *buffer;         /* of left operands (ops/operands.h) */
     /* Prepared operands (ops/operands.h): of the whole block, and memory for one of a tile's keys or values and for one
      * of its scores. */
     jpo_operand q_rows, d_o_rows, q_columns, d_o_columns;
@@ -77,13 +78,13 @@ static size_t lay_out(query_block *b, const attention_job *job, char *base) {
     b->row = allot_floats(&at, m, 2);
     b->wide = job->keys.dtype == JPO_F32 ? NULL : allot_floats(&at, KEY_BLOCK, dim);
     const jpo_gemm_kernel *kernel = job->product;
+    b->buffer = kernel ? allot_floats(&at, JPO_OPERAND_ROWS, m) : allot_floats(&at, 1, JPO_SGEMM_SCRATCH);
     if (!kernel) return at.used;
     const size_t rows = jpo_operand_bytes(kernel, m, dim), columns = jpo_operand_bytes(kernel, dim, m);
     b->q_rows.memory = allot(&at, rows), b->d_o_rows.memory = allot(&at, rows);
     b->q_columns.memory = allot(&at, columns), b->d_o_columns.memory = allot(&at, columns);
     b->keys = allot(&at, either_bytes(kernel, KEY_BLOCK, dim));
     b->scores = allot(&at, either_bytes(kernel, m, KEY_BLOCK));
-    b->buffer = allot_floats(&at, JPO_OPERAND_ROWS, m);
     return at.used;
 }
 

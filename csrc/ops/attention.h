@@ -19,7 +19,7 @@ typedef struct {
     int32_t first_position;    /* of its first query */
     int32_t range, ranges;     /* ranges[range .. range + ranges): the path */
     int32_t root_position;     /* of the path's first key */
-    int32_t tree;              /* segments of one tree share keys: backward takes a tree as one task */
+    int32_t tree;              /* segments of one tree share keys: a tree is one task of the backward pass */
 } jpo_attention_segment;
 
 typedef struct {

@@ -18,14 +18,17 @@ typedef struct {
     const jpo_lora *lora;
 } norm_job;
 
+/* A thread's scratch: that of ops/sgemm, then its rows. */
+static int64_t norm_floats(int64_t k) { return jpo_round_up(JPO_SGEMM_SCRATCH + WEIGHT_ROWS * k, 16); }
+
 /* Norms of a block of rows: the rows widened, the low-rank update added, squares summed. */
 static void norm_task(void *context, int64_t task, int thread) {
     const norm_job *job = context;
     const jpo_lora *lora = job->lora;
     const int64_t k = job->w->k, row = task * WEIGHT_ROWS, rows = jpo_min64(WEIGHT_ROWS, job->w->n - row);
-    float *v = job->scratch + (int64_t)thread * WEIGHT_ROWS * k;
+    float *own = job->scratch + thread * norm_floats(k), *v = own + JPO_SGEMM_SCRATCH;
     jpo_weight_rows(v, job->w, row, rows);
-    jpo_sgemm(false, false, rows, k, lora->r, lora->scale, lora->b + row * lora->r, lora->r, lora->a, k, 1, v, k);
+    jpo_sgemm(false, false, rows, k, lora->r, lora->scale, lora->b + row * lora->r, lora->r, lora->a, k, 1, v, k, own);
     for (int64_t i = 0; i < rows; i++) {
         double sum = 0;
         for (int64_t j = 0; j < k; j++) sum += (double)v[i * k + j] * (double)v[i * k + j];
@@ -45,7 +48,7 @@ jpo_status jpo_row_norms_update(jpo_row_norms *norms, const jpo_weight *w, const
     if (!(trust && norms->known) && !same_adapter(norms, w, lora)) {
         const size_t a = (size_t)(lora->r * w->k), b = (size_t)(lora->r * w->n);
         size_t bytes;
-        if (!jpo_size_mul3((size_t)jpo_threads_count(), WEIGHT_ROWS * sizeof(float), (size_t)w->k, &bytes))
+        if (!jpo_size_mul3((size_t)jpo_threads_count(), sizeof(float), (size_t)norm_floats(w->k), &bytes))
             return jpo_fail(err, JPO_ERR_MEMORY, "rows of %lld values do not fit the address space", (long long)w->k);
         JPO_TRY(jpo_block_reserve(&scratch->thread, bytes, err));
         norms->known = false;

@@ -11,7 +11,13 @@
 #include "kernels/kernels.h"
 #include "ops/sgemm.h"
 
-enum { ROWS = 32, UPDATE_ROWS = 192, TILE_PANELS = 4, MOST = JPO_LINEAR_GROUP };
+enum {
+    ROWS = 32,
+    UPDATE_ROWS = 192,
+    TILE_PANELS = 4,
+    MOST = JPO_LINEAR_GROUP,
+    SGEMM_BYTES = JPO_SGEMM_SCRATCH * sizeof(float)
+};
 
 typedef struct {
     jpo_packed_rows rows; /* (M, depth) */
@@ -50,7 +56,7 @@ typedef struct {
     projection projection[MOST];
     size_t shared; /* bytes of scratch->shared that are handed out; memory NULL: only counted */
     char *memory, *scratch;
-    size_t part; /* bytes of one thread's scratch */
+    size_t part; /* bytes of one thread's scratch: that of ops/sgemm, then panels */
 } group;
 
 /* ---- what a call needs: one function that counts, and run again hands out memory ---- */
@@ -106,7 +112,7 @@ static void add_update(group *g, product *p, const jpo_low_rank *update, jpo_pac
 
 /* ---- the second region: rows ---- */
 
-static void project_rows(const projection *q, bool backward, int64_t row0, int64_t count) {
+static void project_rows(const projection *q, bool backward, int64_t row0, int64_t count, float *scratch) {
     const jpo_low_rank *update = q->update;
     const int64_t r = update->r;
     float *u = update->u + row0 * r;
@@ -114,7 +120,7 @@ static void project_rows(const projection *q, bool backward, int64_t row0, int64
         jpo_packed_multiply_rows(u, r, &q->in, row0, count, 0, &q->tile, false);
     else
         jpo_sgemm(false, !backward, count, r, q->depth, 1, q->x + row0 * q->ldx, q->ldx, update->project,
-                  backward ? r : q->depth, 0, u, r);
+                  backward ? r : q->depth, 0, u, r, scratch);
     if (update->scale != 1) jpo_kernels_get()->scale(u, update->scale, count * r);
     jpo_packed_rows_convert(&q->u, row0, count);
 }
@@ -122,10 +128,10 @@ static void project_rows(const projection *q, bool backward, int64_t row0, int64
 static void rows_task(void *context, int64_t task, int thread) {
     const group *g = context;
     const int64_t row0 = task * ROWS, count = jpo_min64(ROWS, g->m - row0);
-    (void)thread;
+    float *scratch = (float *)(g->scratch + (size_t)thread * g->part);
     if (g->rows->prepare) g->rows->prepare(g->rows->context, row0, count);
     for (int i = 0; i < g->sets; i++) jpo_packed_rows_convert(&g->set[i], row0, count);
-    for (int i = 0; i < g->projections; i++) project_rows(&g->projection[i], g->backward, row0, count);
+    for (int i = 0; i < g->projections; i++) project_rows(&g->projection[i], g->backward, row0, count, scratch);
 }
 
 static void pack_projection(void *context, int64_t task, int thread) {
@@ -154,30 +160,32 @@ static void run_rows(group *g) {
 /* ---- the third region: tiles of the outputs ---- */
 
 /* Rows row0.. and columns c0.. of the output += the updates that run in float32. */
-static void add_updates(const group *g, const product *p, int64_t row0, int64_t count, int64_t c0, int64_t columns) {
+static void add_updates(const group *g, const product *p, int64_t row0, int64_t count, int64_t c0, int64_t columns,
+                        float *scratch) {
     for (int i = 0; i < p->updates; i++) {
         const jpo_low_rank *a = p->update[i];
         const bool transposed = !g->backward;
         jpo_sgemm_add_low_rank(p->out + row0 * p->ldo + c0, p->ldo, a->u + row0 * a->r, a->r,
                                a->v + (transposed ? c0 * a->r : c0), transposed ? a->r : p->width, transposed, count,
-                               columns, a->r, 1);
+                               columns, a->r, 1, scratch);
     }
 }
 
 /* One range of a term's depth; the last one in chunks of rows that are still in the second cache when the updates
  * follow. */
 static void multiply_range(const group *g, const product *p, const term *t, const jpo_packed_tile *tile, int64_t d0,
-                           int64_t row0, int64_t count, int64_t c0, bool add, bool last) {
+                           int64_t row0, int64_t count, int64_t c0, bool add, bool last, float *scratch) {
     const int64_t step = last && p->updates ? UPDATE_ROWS : count;
     for (int64_t i = row0; i < row0 + count; i += step) {
         const int64_t some = jpo_min64(step, row0 + count - i);
         jpo_packed_multiply_rows(p->out + i * p->ldo + c0, p->ldo, &t->rows, i, some, d0, tile, add);
-        if (last) add_updates(g, p, i, some, c0, tile->columns);
+        if (last) add_updates(g, p, i, some, c0, tile->columns, scratch);
     }
 }
 
-static void multiply_tile(const group *g, const product *p, void *memory, int64_t row0, int64_t count, int64_t c0) {
+static void multiply_tile(const group *g, const product *p, char *scratch, int64_t row0, int64_t count, int64_t c0) {
     const int64_t columns = jpo_min64(g->tile, p->width - c0);
+    void *memory = scratch + SGEMM_BYTES;
     for (int i = 0; i < p->terms; i++) {
         const term *t = &p->term[i];
         const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
@@ -189,7 +197,7 @@ static void multiply_tile(const group *g, const product *p, void *memory, int64_
             else
                 jpo_packed_pack(&tile, memory, &t->w, c0, columns, d0, depth, false);
             multiply_range(g, p, t, &tile, d0, row0, count, c0, p->accumulate || i || d0,
-                           i + 1 == p->terms && d0 + depth == t->depth);
+                           i + 1 == p->terms && d0 + depth == t->depth, (float *)scratch);
         }
     }
 }
@@ -237,7 +245,7 @@ static int64_t cut(group *g) {
 
 static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
-    g->part = 64;
+    g->part = 0;
     for (int i = 0; i < g->products; i++)
         for (int j = 0; j < g->product[i].terms; j++) {
             const term *t = &g->product[i].term[j];
@@ -245,7 +253,7 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
             const size_t part = jpo_packed_tile_bytes(&t->w, jpo_min64(range, t->depth), g->tile);
             if (part > g->part) g->part = part;
         }
-    if (!jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))
+    if (!jpo_size_add(g->part, SGEMM_BYTES, &g->part) || !jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))
         return jpo_fail(err, JPO_ERR_MEMORY, "the panels of a product of %lld rows do not fit the address space",
                         (long long)g->m);
     JPO_TRY(jpo_block_reserve(&scratch->thread, bytes, err));
@@ -254,11 +262,8 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
 }
 
 static jpo_status run(group *g, const jpo_linear_hook *hook, jpo_scratch *scratch, jpo_error *err) {
-    int64_t tasks = 0;
-    if (g->products) {
-        tasks = cut(g);
-        JPO_TRY(reserve_parts(g, scratch, err));
-    }
+    const int64_t tasks = g->products ? cut(g) : 0;
+    JPO_TRY(reserve_parts(g, scratch, err));
     run_rows(g);
     if (hook) JPO_TRY(hook->run(hook->context, err));
     jpo_parallel(tasks, tile_task, g);
@@ -320,14 +325,18 @@ jpo_status jpo_group_backward(float *dx, int64_t lddx, bool accumulate, const jp
 
 /* ---- without a product by panels ---- */
 
-void jpo_linear_prepare(const jpo_linear_rows *rows, int64_t m) { jpo_group_project(NULL, 0, rows, m); }
+void jpo_linear_prepare(const jpo_linear_rows *rows, int64_t m) {
+    group g = {.m = m, .rows = rows};
+    run_rows(&g);
+}
 
-void jpo_group_project(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m) {
+jpo_status jpo_group_project(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m,
+                             jpo_scratch *scratch, jpo_error *err) {
     group g = {.m = m, .rows = x};
     for (int i = 0; i < count; i++) {
         const jpo_low_rank *update = outputs[i].update;
         if (!update || !update->project) continue;
         g.projection[g.projections++] = (projection){update, x->x, x->ldx, outputs[i].w->k, false, {0}, {0}, {0}, {0}};
     }
-    run_rows(&g);
+    return run(&g, NULL, scratch, err);
 }

@@ -13,6 +13,7 @@ jpo_status jpo_group_backward(float *dx, int64_t lddx, bool accumulate, const jp
                               const jpo_linear_rows *rows, const jpo_linear_hook *hook, int64_t m,
                               const jpo_gemm_kernel *kernel, jpo_scratch *scratch, jpo_error *err);
 /* The updates' u alone, in float32, after `prepare` of the rows. */
-void jpo_group_project(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m);
+jpo_status jpo_group_project(const jpo_linear_output *outputs, int count, const jpo_linear_rows *x, int64_t m,
+                             jpo_scratch *scratch, jpo_error *err);
 
 #endif

@@ -162,7 +162,7 @@ static jpo_status small_product(const jpo_linear_output *o, const choice *c, con
                      .accumulate = o->accumulate,
                      .update = o->update,
                      .kernel = c->kernel};
-    jpo_group_project(o, 1, x, m);
+    JPO_TRY(jpo_group_project(o, 1, x, m, scratch, err));
     return (c->way == BY_DOTS ? dots_product : integers_product)(&p, scratch, err);
 }
 
@@ -224,14 +224,14 @@ typedef struct {
     float *dw;
     const float *dy, *x;
     int64_t lddy, ldx, n, k, m, tile;
+    float *scratch; /* (threads, JPO_SGEMM_SCRATCH) */
 } weight_gradient;
 
 static void weight_gradient_tile(void *context, int64_t task, int thread) {
     const weight_gradient *g = context;
-    (void)thread;
     int64_t n0 = task * g->tile;
     jpo_sgemm(true, false, jpo_min64(g->tile, g->n - n0), g->k, g->m, 1, g->dy + n0, g->lddy, g->x, g->ldx, 1,
-              g->dw + n0 * g->k, g->k);
+              g->dw + n0 * g->k, g->k, g->scratch + (int64_t)thread * JPO_SGEMM_SCRATCH);
 }
 
 /* The compute type of a gradient of weights that run in `compute`: where activations have parts, that of an adapter's
@@ -274,9 +274,10 @@ jpo_status jpo_linear_backward_weight(float *dw, const float *dy, int64_t lddy, 
                                       int64_t k, int64_t m, jpo_compute compute, jpo_weight_scratch *scratch,
                                       jpo_error *err) {
     int64_t tile = jpo_min64(jpo_round_up(jpo_ceil_div(n, 4), 48), 192);
-    weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile};
+    weight_gradient g = {dw, dy, x, lddy, ldx, n, k, m, tile, NULL};
     compute = gradient_compute(compute, n, m);
     if (compute != JPO_COMPUTE_FLOAT32 && ldx == k) return weight_gradient_as_product(&g, compute, scratch, err);
+    JPO_TRY(jpo_sgemm_reserve(&scratch->product, &g.scratch, err));
     if (m > 0) jpo_parallel(jpo_ceil_div(n, tile), weight_gradient_tile, &g);
     return JPO_OK;
 }

@@ -42,7 +42,7 @@ typedef struct {
     float scale;
 } jpo_low_rank;
 
-enum { JPO_LINEAR_GROUP = 3 }; /* products that one call takes at most: q, k and v */
+enum { JPO_LINEAR_GROUP = 3 }; /* the most products of one call: q, k and v */
 
 /* Rows that products read. prepare (NULL: they are there) writes rows row0 .. row0 + count - 1, or what else belongs to
  * them, on the way: directly before these rows are read for the first time, each row once, in tasks of their own. */

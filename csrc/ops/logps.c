@@ -74,7 +74,7 @@ static void logps_task(void *context, int64_t task, int thread) {
     }
 }
 
-/* grad = c (onehot(target) - p): exponentials are taken once, and scaled when the row's sum is known. */
+/* grad = c (onehot(target) - p): exponentials are computed once, and scaled when the row's sum is known. */
 static void gradient_f32(float *grad, const logps_job *job, int64_t task, int thread) {
     const jpo_logits_batch *b = job->batch;
     const float *z = row_f32(job, b->row[task], thread);

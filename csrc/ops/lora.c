@@ -18,6 +18,7 @@ typedef struct {
     const jpo_lora *lora;
     int64_t m, k;
     bool accumulate;
+    float *scratch; /* (threads, JPO_SGEMM_SCRATCH) */
 } rows_job;
 
 /* out = x with the masked values zeroed and the others scaled by 1 / (1 - p). out may be x. */
@@ -32,22 +33,25 @@ static void drop_rows(float *out, const float *x, const jpo_lora *lora, int64_t 
 }
 
 static void forward_task(void *context, int64_t task, int thread) {
-    (void)thread;
     rows_job *job = context;
     const jpo_lora *lora = job->lora;
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
     drop_rows(job->dropped, job->x, lora, row, rows, job->k);
     float *xa = job->xa + row * lora->r;
     jpo_sgemm(false, true, rows, lora->r, job->k, 1, job->dropped + row * job->k, job->k, lora->a, job->k, 0, xa,
-              lora->r);
+              lora->r, job->scratch + (int64_t)thread * JPO_SGEMM_SCRATCH);
     jpo_kernels_get()->scale(xa, lora->scale, rows * lora->r);
 }
 
-jpo_low_rank jpo_lora_forward(float *xa, const float *x, float *dropped, const jpo_lora *lora, int64_t m, int64_t k) {
+jpo_status jpo_lora_forward(jpo_low_rank *update, float *xa, const float *x, float *dropped, const jpo_lora *lora,
+                            int64_t m, int64_t k, jpo_scratch *scratch, jpo_error *err) {
     const bool drops = lora->dropout > 0;
     rows_job job = {.xa = xa, .x = x, .dropped = dropped, .lora = lora, .m = m, .k = k};
-    if (drops) jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), forward_task, &job);
-    return (jpo_low_rank){xa, drops ? NULL : lora->a, lora->b, lora->r, lora->scale};
+    *update = (jpo_low_rank){xa, drops ? NULL : lora->a, lora->b, lora->r, lora->scale};
+    if (!drops) return JPO_OK;
+    JPO_TRY(jpo_sgemm_reserve(scratch, &job.scratch, err));
+    jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), forward_task, &job);
+    return JPO_OK;
 }
 
 jpo_low_rank jpo_lora_backward(float *dxa, const jpo_lora *lora) {
@@ -133,20 +137,21 @@ void jpo_lora_backward_weights(const jpo_lora_gradient *gradients, int count, co
 }
 
 static void backward_input_task(void *context, int64_t task, int thread) {
-    (void)thread;
     rows_job *job = context;
     const jpo_lora *lora = job->lora;
     int64_t row = task * ROW_BLOCK, rows = jpo_min64(ROW_BLOCK, job->m - row);
     const float *dxa = job->dxa + row * lora->r;
     float *part = job->dropped;
     jpo_sgemm(false, false, rows, job->k, lora->r, 1, dxa, lora->r, lora->a, job->k, job->accumulate ? 1 : 0,
-              part + row * job->k, job->k);
+              part + row * job->k, job->k, job->scratch + (int64_t)thread * JPO_SGEMM_SCRATCH);
     drop_rows(part, part, lora, row, rows, job->k);
     for (int64_t i = row * job->k; i < (row + rows) * job->k; i++) job->dx[i] += part[i];
 }
 
-void jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m, int64_t k,
-                             bool accumulate) {
+jpo_status jpo_lora_backward_input(float *dx, const float *dxa, float *dropped, const jpo_lora *lora, int64_t m,
+                                   int64_t k, bool accumulate, jpo_scratch *scratch, jpo_error *err) {
     rows_job job = {.dx = dx, .dxa = dxa, .dropped = dropped, .lora = lora, .m = m, .k = k, .accumulate = accumulate};
+    JPO_TRY(jpo_sgemm_reserve(scratch, &job.scratch, err));
     jpo_parallel(jpo_ceil_div(m, ROW_BLOCK), backward_input_task, &job);
+    return JPO_OK;
 }

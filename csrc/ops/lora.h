@@ -21,8 +21,9 @@ typedef struct {
 
 /* The update of an adapted product: xa (M, r) = scale dropout(x) A^T, saved for backward, times B^T. Where dropout is
  * active, xa is computed here, with `dropped` (M, K) as scratch; elsewhere the product does it on its way. */
-jpo_low_rank jpo_lora_forward(float *xa, /* (M, r) */ const float *x, /* (M, K) */ float *dropped, /* (M, K) */
-                              const jpo_lora *lora, int64_t m, int64_t k);
+jpo_status jpo_lora_forward(jpo_low_rank *update, float *xa, /* (M, r) */ const float *x, /* (M, K) */
+                            float *dropped, /* (M, K) */ const jpo_lora *lora, int64_t m, int64_t k,
+                            jpo_scratch *scratch, jpo_error *err);
 /* The update of the input's gradient: dxa (M, r) = scale dy B, times A; with dropout dxa alone. */
 jpo_low_rank jpo_lora_backward(float *dxa, /* (M, r) */ const jpo_lora *lora);
 
@@ -40,7 +41,8 @@ void jpo_lora_backward_weights(const jpo_lora_gradient *gradients, int count, co
                                float *dropped, /* (M, K) */ int64_t m, int64_t k);
 /* With dropout: dx (M, K) += dxa A through the same mask; where `accumulate`, of dropped + dxa A: what else came
  * through it. */
-void jpo_lora_backward_input(float *dx, /* (M, K) */ const float *dxa, /* (M, r) */ float *dropped, /* (M, K) */
-                             const jpo_lora *lora, int64_t m, int64_t k, bool accumulate);
+jpo_status jpo_lora_backward_input(float *dx, /* (M, K) */ const float *dxa, /* (M, r) */
+                                   float *dropped, /* (M, K) */ const jpo_lora *lora, int64_t m, int64_t k,
+                                   bool accumulate, jpo_scratch *scratch, jpo_error *err);
 
 #endif

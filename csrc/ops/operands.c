@@ -33,7 +33,7 @@ static void convert_transposed(const jpo_operand *a, float *buffer) {
 
 void jpo_operand_left(jpo_operand *a, const jpo_gemm_kernel *kernel, const float *x, int64_t ldx, bool transposed,
                       int64_t count, int64_t depth, void *memory, float *buffer) {
-    *a = (jpo_operand){kernel, x, ldx, count, depth, transposed, memory};
+    *a = (jpo_operand){kernel, x, ldx, count, depth, transposed, memory, buffer};
     if (!kernel) return;
     if (transposed) {
         convert_transposed(a, buffer);
@@ -45,7 +45,7 @@ void jpo_operand_left(jpo_operand *a, const jpo_gemm_kernel *kernel, const float
 
 void jpo_operand_right(jpo_operand *b, const jpo_gemm_kernel *kernel, const float *x, int64_t ldx, bool transposed,
                        int64_t count, int64_t depth, void *memory) {
-    *b = (jpo_operand){kernel, x, ldx, count, depth, transposed, memory};
+    *b = (jpo_operand){kernel, x, ldx, count, depth, transposed, memory, NULL};
     if (!kernel) return;
     const size_t bytes = kernel->panel_bytes(JPO_F32, !transposed, depth);
     for (int64_t p = 0; p < panels_of(b); p++) {
@@ -61,7 +61,7 @@ void jpo_operands_multiply(float *c, int64_t ldc, const jpo_operand *a, const jp
     const jpo_gemm_kernel *kernel = a->kernel;
     if (!kernel) {
         jpo_sgemm(a->transposed, b->transposed, a->count, b->count, a->depth, 1, a->x, a->ld, b->x, b->ld,
-                  accumulate ? 1 : 0, c, ldc);
+                  accumulate ? 1 : 0, c, ldc, a->scratch);
         return;
     }
     const jpo_gemm_rows rows = {.m = a->count, .depth = a->depth, .memory = a->memory};

@@ -25,6 +25,7 @@ typedef struct {
     int64_t ld, count, depth; /* rows of op(A) or columns of op(B); K */
     bool transposed;
     void *memory;
+    float *scratch; /* of a left operand without a kernel, for ops/sgemm */
 } jpo_operand;
 
 /* The kernel that multiplies activations with one another where weights run in `compute`: tiles of the error class that
@@ -35,7 +36,8 @@ const jpo_gemm_kernel *jpo_operand_kernel(jpo_compute compute);
 size_t jpo_operand_bytes(const jpo_gemm_kernel *kernel, int64_t count, int64_t depth);
 
 /* op(A) (count, depth): x (count, depth; ldx), or where transposed x (depth, count; ldx), which passes through `buffer`
- * (JPO_OPERAND_ROWS, depth). memory: 64-byte aligned. */
+ * (JPO_OPERAND_ROWS, depth). Without a kernel buffer holds JPO_SGEMM_SCRATCH and stays in use. memory, buffer: 64-byte
+ * aligned. */
 void jpo_operand_left(jpo_operand *a, const jpo_gemm_kernel *kernel, const float *x, int64_t ldx, bool transposed,
                       int64_t count, int64_t depth, void *memory, float *buffer);
 /* op(B) (depth, count): x (depth, count; ldx), or where transposed x (count, depth; ldx). */

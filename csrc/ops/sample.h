@@ -11,7 +11,7 @@
 #include "ops/linear.h"
 
 typedef struct {
-    double temperature; /* finite, >= 0; 0 takes the first largest logit and reads no other option */
+    double temperature; /* finite, >= 0; 0 chooses the first largest logit and reads no other option */
     int64_t top_k;      /* the k largest logits stay, and all that equal the k-th; 0, or V and more, cuts nothing */
     double top_p; /* in (0, 1]: of what top_k left the fewest largest (of equals the first) that sum to at least this
                    * share of it stay, one at the least; 1 cuts nothing */
