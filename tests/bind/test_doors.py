@@ -222,3 +222,40 @@ def test_profiles_and_switches(model):
     assert counted and all(calls > 0 and seconds >= 0 for calls, seconds, _ in counted.values())
     assert model.profile(False) == {}
     model.trim()
+
+
+def test_arrays_of_another_rank(model):
+    tokens, segments, none = np.array([1, 2], INT), np.array([[0, 2, -1, 0]], INT), np.zeros(0, INT)
+    for place, name in enumerate(("tokens", "segments", "entry_row", "entry_target")):
+        parts = [tokens, segments, none, none]
+        parts[place] = parts[place][None]
+        with pytest.raises(ValueError, match=rf"{name} must have {2 if place == 1 else 1} dimension\(s\), got"):
+            model.forward(*parts, True, False, False, False, 0)
+
+
+ADAMW = {
+    "params": np.ones(4, F), "grads": np.ones(4, F), "m": np.zeros(4, F), "v": np.zeros(4, F), "lr": 0.1, "beta1": 0.9,
+    "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "step": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "spoilt"),
+    [
+        *((r"beta1 and beta2 must lie in \[0, 1\)", {name: value})
+          for name in ("beta1", "beta2") for value in (-0.1, 1.0, float("nan"))),
+        *(("eps must be positive", {"eps": value}) for value in (0.0, -1.0, float("nan"))),
+        *(("step counts from 1", {"step": value}) for value in (0, -1)),
+        *((f"{name} must", {name: np.ones(5, F)}) for name in ("grads", "m", "v")),
+    ],
+    ids=lambda value: str(value)[:50],
+)  # fmt: skip
+def test_steps_of_adamw(message, spoilt):
+    def step(arrays):
+        _core.adamw_step(*(arrays[name] for name in ("params", "grads", "m", "v")), **{
+            name: value for name, value in arrays.items() if name not in ("params", "grads", "m", "v")
+        })  # fmt: skip
+
+    step(dict(ADAMW))
+    with pytest.raises((ValueError, TypeError), match=message):
+        step({**ADAMW, **spoilt})
