@@ -23,13 +23,18 @@ class Commands:
 
     def run(self, argv, folder, variables=None, annotator=None, **faults):
         """annotator: the file in which a person at the command's page notes what was acknowledged."""
-        request = {"argv": [str(part) for part in argv], "log": str(self.log)}
+        ((status, calls),), (text,) = self.at_once(1, argv, folder, variables, annotator, **faults)
+        return status, calls, text
+
+    def at_once(self, count, argv, folder, variables=None, annotator=None, **faults):
+        """The same of `count` processes that begin together: ([(status, calls)], [what each printed])."""
+        logs = [f"{self.log}-{index}" for index in range(count)]
+        request = {"argv": [str(part) for part in argv], "logs": logs}
         request["environment"] = {"JPO_CRASH_DIR": str(folder), **(variables or {})}
         request |= {"annotator": str(annotator)} if annotator else {}
         request["environment"] |= {f"JPO_CRASH_{key.upper()}": str(value) for key, value in faults.items()}
         print(json.dumps(request), file=self.server.stdin, flush=True)
-        status, calls = json.loads(self.server.stdout.readline())
-        return status, calls, self.log.read_text(errors="replace")
+        return json.loads(self.server.stdout.readline()), [Path(log).read_text(errors="replace") for log in logs]
 
     def close(self):
         self.server.stdin.close()
@@ -37,13 +42,13 @@ class Commands:
         self.server.stdout.close()
 
 
-def child(request, counter):
+def child(request, log, counter):
     import ctypes
     import traceback
 
     from jpo.cli.main import main
 
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     shim = ctypes.CDLL(None)
@@ -68,21 +73,31 @@ def child(request, counter):
     os._exit(status)
 
 
+def started(request, log):
+    """(process, where it will say how many calls it made)."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(request, log, write)
+    os.close(write)
+    return pid, read
+
+
+def ended(pid, read):
+    """(exit status, calls)."""
+    calls = os.read(read, 100)
+    os.close(read)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(calls or 0)
+
+
 def serve():
     import jpo.cli.commands.study
     import jpo.study  # noqa: F401
 
     sys.path.insert(0, str(ROOT))
     for line in sys.stdin:
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            child(json.loads(line), write)
-        os.close(write)
-        calls = os.read(read, 100)
-        os.close(read)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(json.dumps([status, int(calls or 0)]), flush=True)
+        request = json.loads(line)
+        print(json.dumps([ended(*begun) for begun in [started(request, log) for log in request["logs"]]]), flush=True)
 
 
 if __name__ == "__main__":

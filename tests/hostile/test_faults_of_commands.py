@@ -147,12 +147,12 @@ def given(tmp_path_factory):
     return folder
 
 
-def ran(commands, row, given, out, again=False, **faults):
+def ran(commands, row, given, out, again=False, run=None, **faults):
     """The command once, as Commands.run; `again`: as a person repeats it."""
     argv = [part.format(given=given, out=out) for part in f"{row.argv} {row.again if again else ''}".split()]
     if row.person:
         faults["annotator"] = f"{out}.acknowledged"
-    return commands.run(argv, out, **faults)
+    return (run or commands.run)(argv, out, **faults)
 
 
 def prepared(row, out):
@@ -228,6 +228,20 @@ def test_fault_against_command(commands, given, whole, tmp_path, name, fault):
         if row.person:
             noted = Path(f"{out}.acknowledged").read_text().split("\n")[:-1]
             assert len(noted) == len(set(noted)), f"point {at}: an acknowledged verdict was asked for again"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_processes_on_one_output(commands, given, whole, tmp_path, name):
+    """One ends well; the other does too, or says that the output is not its own. What stands then is whole."""
+    row, wanted = COMMANDS[name], whole(name)[2]
+    out = prepared(row, tmp_path / "out")
+    found, told = ran(commands, row, given, out, run=functools.partial(commands.at_once, 2))
+    statuses = [status for status, _ in found]
+    assert row.ended in statuses and set(statuses) <= {row.ended, 1}, told
+    for status, text in zip(statuses, told, strict=True):
+        assert "Traceback" not in text and (status == row.ended or str(out) in text), text
+    assert state(row, out) == wanted
+    assert not [path for path in out.rglob("*.tmp") if TEMPORARY.search(path.name)]
 
 
 def test_a_kill_asks_at_most_one_question_twice(commands, given, whole, tmp_path):
