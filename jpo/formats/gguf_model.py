@@ -128,6 +128,12 @@ def _token_id(file: GGUFFile, name: str) -> Any:
 
 
 def _architecture(file: GGUFFile) -> Family:
+    kind = file.metadata.get("general.type")
+    if kind in ("adapter", "mmproj", "imatrix", "vocab"):
+        raise FormatError(
+            f"{file.path}: general.type is {kind!r}: no model; load the base model, and for an adapter the directory in "
+            "PEFT's format that it was exported from"
+        )
     name = file.metadata.get("general.architecture")
     known = {family.gguf: family for family in families().values() if family.gguf}
     if not isinstance(name, str) or name not in known:

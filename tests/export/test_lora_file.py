@@ -133,6 +133,8 @@ def test_refusals(tmp_path, capsys):
     arguments = ["export", "--model", "tiny", "--adapter", str(tmp_path / "adapter"), "--output", out]
     assert main([*arguments, "--format", "gguf-lora", "--type", "f16"]) == 0
     assert main(arguments) == 1 and "exists already" in capsys.readouterr().err
+    assert main(["generate", "--model", out, "--prompt", "x"]) == 1  # it is no model
+    assert "general.type is 'adapter': no model; load the base model" in capsys.readouterr().err
     assert main([*arguments, "--type", "q4_0"]) == 2
     with pytest.raises(JpoError, match="no module model.layers.3"):
         deeper = {"hidden_size": 64, "intermediate_size": 128}
