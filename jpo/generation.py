@@ -167,7 +167,7 @@ class _Decoder:
         prompts that nobody has read."""
         prompts = {stream.prompt: self.prompts[stream.prompt] for stream in streams}
         self._read([prompt for prompt in prompts.values() if prompt.last is None])
-        logits = np.stack([prompts[stream.prompt].last for stream in streams])
+        logits = np.stack([np.asarray(prompts[stream.prompt].last) for stream in streams])
         for stream in streams:
             prompt, place = prompts[stream.prompt], self.free.pop()
             stream.place = place
@@ -185,7 +185,9 @@ class _Decoder:
         """One pass over the prompts."""
         if not prompts:
             return
-        rows, ranges, segments = [], list[tuple[int, int]](), []
+        rows: list[int] = []
+        ranges: list[tuple[int, int]] = []
+        segments: list[tuple[int, int, int, int]] = []
         for prompt in prompts:
             length = len(prompt.tokens)
             prompt.pages = [self.cache.take() for _ in range(pages_of(length))]

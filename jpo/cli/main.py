@@ -50,7 +50,8 @@ def _version(asked: bool) -> None:
 
 def _flowing(text: str) -> str:
     """A docstring as help: its long lines run on, so that the terminal's width breaks them; short ones stay lines."""
-    found, runs_on = [], False
+    found: list[str] = []
+    runs_on = False
     for line in inspect.cleandoc(text).splitlines():
         if runs_on and line:
             found[-1] += f" {line.strip()}"

@@ -98,7 +98,7 @@ def _replace(path: str, entries: Sequence[Entry], damaged: Mapping[str, bytes]) 
     book.close()
     for end, data in damaged.items():
         if data:
-            write_atomic(f"{path}.damaged{end}", lambda part, data=data: Path(part).write_bytes(data))
+            _keep(f"{path}.damaged{end}", data)
     for end in ("-wal", "-shm"):  # they belong to the old file
         with contextlib.suppress(FileNotFoundError):
             os.remove(path + end)
@@ -106,6 +106,15 @@ def _replace(path: str, entries: Sequence[Entry], damaged: Mapping[str, bytes]) 
     for end in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(fresh + end)
+
+
+def _keep(path: str, data: bytes) -> None:
+    """What was damaged, beside what was made of it."""
+
+    def write(part: str) -> None:
+        Path(part).write_bytes(data)
+
+    write_atomic(path, write)
 
 
 def _mended(row: Sequence[Any]) -> Entry | None:
