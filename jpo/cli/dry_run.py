@@ -34,8 +34,8 @@ def show_plan(found: dict[str, Any]) -> None:
     }
     if over := found.get("over_ranks"):
         rows[f"over {over['ranks']} ranks"] = {
-            "time of a step, all on this machine": duration(over["step_seconds_this_machine"]),
-            "time of a step, each on a machine like this one": duration(over["step_seconds_as_many_machines"]),
+            "time of a step, all on this machine": _speed(over, "this_machine"),
+            "time of a step, each on a machine like this one": _speed(over, "as_many_machines"),
             "efficiency then, at 10 Gbit/s": f"{100 * over['efficiency_as_many_machines']:.0f} %",
             "mean of the ranks' rows over the most": f"{100 * over['even_share_of_rows']:.0f} %",
             "sent by each in a step": f"{over['sent_mb_each']} MB",
@@ -43,3 +43,13 @@ def show_plan(found: dict[str, Any]) -> None:
             "slots": over["slots"],
         }
     show("dry run: nothing was written", rows)
+
+
+def _speed(over: dict[str, Any], where: str) -> str:
+    """A step's time and its tokens/s."""
+    from jpo.train.progress import duration
+
+    seconds = over[f"step_seconds_{where}"]
+    if seconds is None:
+        return "not measured: far more ranks than processors"
+    return f"{duration(seconds)} ({over[f'tokens_per_second_{where}']:.0f} tokens/s)"

@@ -553,8 +553,10 @@ class PreferenceTrainer:
         step = [self.pairs[i] for i in order.batch(0)]
         cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
         forests = [self._forest([step[i] for i in members]) for members in cut]
-        found = probe(
-            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
-        )
-        over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found)
+
+        def work() -> None:
+            self._run(step, 0, train=True)
+
+        found = probe(self.lm, forests, total, order.steps_per_epoch, work, self.memory)
+        over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found, work)
         return {"pairs": len(self.pairs), "tokens_per_epoch": all_tokens(self.pairs)} | found | over

@@ -12,6 +12,7 @@ from jpo.data.store import data_digest
 from jpo.parallel import cost
 from jpo.parallel.ranks import Alone
 from jpo.parallel.team import Team, begun, code_digest, default_slots
+from jpo.parallel.together import seconds_together
 from jpo.train import checkpoint
 
 
@@ -36,9 +37,17 @@ def working_together(trainer: Any, resume: bool, mark_of: Callable[[Any], dict[s
 _PROBED = 8  # steps whose records are dealt to say how even they come out
 
 
-def planned(trainer: Any, ranks: int | None, order: Any, sequences: Callable[[int], Any], found: Any) -> dict[str, Any]:
+def planned(
+    trainer: Any,
+    ranks: int | None,
+    order: Any,
+    sequences: Callable[[int], Any],
+    found: Any,
+    step: Callable[[], Any],
+) -> dict[str, Any]:
     """What a dry run says of `ranks` ranks beside what it `found`: {} where none are asked for. sequences(i): those of
-    record i. The dealing is the real one; one machine's time is the measured one, the network's is assumed."""
+    record i; step(): computes the first step. The dealing is the real one; a machine's time is measured, that of ranks
+    on this one by as many processes side by side (None where they are far too many); the network's is assumed."""
     if ranks is None:
         return {}
     slots = trainer.config.slots or default_slots(ranks)
@@ -46,14 +55,19 @@ def planned(trainer: Any, ranks: int | None, order: Any, sequences: Callable[[in
     steps = [[sequences(i) for i in order.batch(step)] for step in range(min(_PROBED, order.steps_per_epoch))]
     values, alone_seconds = found["trained_values"], found["step_seconds"]
     apart = cost.step_cost(steps, slots, ranks, alone_seconds, values, cost.TEN_GBIT)
-    here = cost.step_cost(steps, slots, ranks, alone_seconds * ranks, values, cost.SHARED)
+    together = seconds_together(step, ranks)
+    trainer.lm.trainable.grads[:] = 0
+    here = None if together is None else cost.step_cost(steps, slots, ranks, together, values, cost.SHARED)
+    tokens = sum(len(sequence) for records in steps for record in records for sequence in record) / len(steps)
     return {
         "over_ranks": {
             "ranks": ranks,
             "slots": slots,
             "even_share_of_rows": round(apart.balance, 3),
-            "step_seconds_this_machine": round(here.seconds, 4),
+            "step_seconds_this_machine": None if here is None else round(here.seconds, 4),
+            "tokens_per_second_this_machine": None if here is None else round(tokens / here.seconds, 1),
             "step_seconds_as_many_machines": round(apart.seconds, 4),
+            "tokens_per_second_as_many_machines": round(tokens / apart.seconds, 1),
             "efficiency_as_many_machines": round(apart.efficiency(alone_seconds), 3),
             "sent_mb_each": round(cost.traffic(values, ranks) / 2**20, 2),
             "trained_memory_gb_each": round(cost.rank_bytes(values, ranks, slots) / 2**30, 4),

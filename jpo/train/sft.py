@@ -190,10 +190,12 @@ class SFTTrainer:
         step = [self.examples[i] for i in order.batch(0)]
         cut = micro_batches([(example,) for example in step], self.config.token_budget)
         forests = [build_forest([(step[i].prompt, step[i].response) for i in members], "response") for members in cut]
-        found = probe(
-            self.lm, forests, total, order.steps_per_epoch, lambda: self._run(step, 0, train=True), self.memory
-        )
-        over = planned(self, ranks, order, lambda i: (self.examples[i],), found)
+
+        def work() -> None:
+            self._run(step, 0, train=True)
+
+        found = probe(self.lm, forests, total, order.steps_per_epoch, work, self.memory)
+        over = planned(self, ranks, order, lambda i: (self.examples[i],), found, work)
         return {"examples": len(self.examples), "tokens_per_epoch": all_tokens(self.examples)} | found | over
 
     def save(self, folder: str) -> None:

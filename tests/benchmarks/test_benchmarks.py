@@ -139,3 +139,13 @@ def test_real_processes(tmp_path):
     result = {"name": "small", "title": "title", "unit": "GB/s", "yardstick": "y", "yardstick_text": "", "rows": rows}
     text = "\n".join(table.case_lines(result))
     assert "- jpo, bad: failed: TypeError" in text and "- peer: not installed" in text
+
+
+def test_growth_is_simulated():
+    """Traffic of a rank hardly grows with the nodes, its messages do; faster nodes lose more to them."""
+    from benchmarks import growth
+
+    few, many = (growth.simulate(nodes, growth.SPEED, steps=1) for nodes in (2, 64))
+    assert 0.8 < many.efficiency < 1 and few.step.exchange < many.step.exchange
+    assert growth.simulate(64, 1e4 * growth.SPEED, steps=1).efficiency < many.efficiency
+    assert few.days / many.days == pytest.approx(32, rel=0.3)

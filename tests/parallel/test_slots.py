@@ -216,3 +216,37 @@ def test_ranks_that_are_no_number_are_refused():
     for value in (0, -1, True):
         with pytest.raises(JpoError, match="--ranks: expected a positive whole number"):
             launch.enter(value)
+
+
+def test_a_dry_run_over_ranks_measures_them_side_by_side(tmp_path, capsys):
+    """As many processes do the step at once; afterwards they are gone, and this one has its processors and threads."""
+    import os
+
+    before = os.sched_getaffinity(0), jpo.get_num_threads()
+    told = ["train", "--model", "tiny", "--data", "example", "--batch-size", "8", "--r", "2", "--dry-run"]
+    assert main([*told, "--ranks", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "over 2 ranks" in said and said.count("tokens/s)") == 2, said
+    assert (os.sched_getaffinity(0), jpo.get_num_threads()) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    lm = jpo.load("tiny")
+    trainer = jpo.PreferenceTrainer(lm, "example", PreferenceConfig(r=2, batch_size=8))
+    for count in (1, 1024):
+        over = trainer.dry_run(count)["over_ranks"]
+        values = lm.trainable.params.size
+        assert over["sent_mb_each"] == pytest.approx(8 * values * (count - 1) / count / 2**20, abs=0.01)
+        assert (over["step_seconds_this_machine"] is None) == (count == 1024)
+        assert 0 <= over["efficiency_as_many_machines"] <= 1  # of 1024 for so little: rounded to nothing
+    assert not lm.trainable.grads.any()
+
+
+def test_what_a_step_costs_over_machines():
+    """Two ranks with three quarters and one quarter of the rows take the time of the first; traffic comes on top."""
+    from jpo.parallel import cost
+
+    network = cost.Network("slow", 1e6, 0.0)
+    steps = [[(encoded([], range(30)),), (encoded([], range(10)),)]]
+    found = cost.step_cost(steps, 2, 2, 4.0, 250_000, network)
+    assert found.balance == pytest.approx(2 / 3) and found.compute == pytest.approx(3.0)
+    assert found.exchange == pytest.approx(1.0) and found.efficiency(4.0) == pytest.approx(0.5)
