@@ -6,22 +6,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from jpo.errors import JpoError
 from jpo.formats.peft import PREFIX, Bias, pattern_value, saved_module, whole_name
 from jpo.formats.tensors import (
     MODULES,
     Module,
+    adaptable,
     engine_offsets,
     head_name,
     modules,
     trainable_shapes,
     transposed_names,
 )
+
+if TYPE_CHECKING:
+    from jpo.model import Trainable
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def _chosen(modules: Sequence[Module], target_modules: Sequence[str] | str) -> l
     A usual name (q_proj) also means the module that holds it under another name. JpoError where a name means nothing.
     """
     shorts = tuple(dict.fromkeys(module.short for module in modules))
-    names = shorts if target_modules == "all-linear" else target_modules
+    linear = tuple(dict.fromkeys(module.short for module in modules if module.layer >= 0))
+    names = linear if target_modules == "all-linear" else target_modules
     names = (names,) if isinstance(names, str) else tuple(names)
     wanted: set[str] = set()
     for name in names:
@@ -114,7 +121,7 @@ def select_modules(
             chosen = [module for module in chosen if not any(_named(name, module) for name in exclude_modules)]
     if layers_to_transform is not None:
         layers = {layers_to_transform} if isinstance(layers_to_transform, int) else set(layers_to_transform)
-        unknown = sorted(layers - {module.layer for module in modules})
+        unknown = sorted(layers - {module.layer for module in modules if module.layer >= 0})
         if unknown:
             raise JpoError(f"layers_to_transform: the model has no layer {unknown[0]}")
         chosen = [module for module in chosen if module.layer in layers]
@@ -144,16 +151,19 @@ class Layout:
     shapes: dict[str, tuple[int, ...]]  # A, B and magnitude of each adapted module, then the tensors trained whole
     whole: dict[str, str]  # PEFT's name -> the model file's
     transposed: frozenset[str]  # of these, those that stand as (inputs, outputs)
+    adapted: tuple[str, ...]  # names of the adapted modules
 
 
 def lora_layout(config: Mapping[str, Any], settings: LoraSettings) -> Layout:
     """The layout of an adapter with these settings on a model of this configuration."""
     shapes: dict[str, tuple[int, ...]] = {}
-    adapted = adapted_modules(modules(config), settings.target_modules)
+    adapted = adapted_modules(adaptable(config), settings.target_modules)
     for module in adapted:
-        rank = settings.rank_of(module.name)
-        shapes[f"{PREFIX}{module.name}.lora_A.weight"] = (rank, module.inputs)
-        shapes[f"{PREFIX}{module.name}.lora_B.weight"] = (module.outputs, rank)
+        if settings.use_dora and module.layer < 0:
+            raise JpoError(f"target_modules: use_dora is not implemented for {module.short}")
+        rank, (a, b) = settings.rank_of(module.name), module.matrices
+        shapes[f"{PREFIX}{module.name}.{a}"] = (rank, module.inputs)
+        shapes[f"{PREFIX}{module.name}.{b}"] = (module.outputs, rank)
         if settings.use_dora:
             shapes[f"{PREFIX}{module.name}.lora_magnitude_vector"] = (module.outputs,)
     whole, turned = {}, transposed_names(config)
@@ -164,7 +174,8 @@ def lora_layout(config: Mapping[str, Any], settings: LoraSettings) -> Layout:
         if bias or saved_module(stem, settings.modules_to_save):
             whole[whole_name(name, names)] = name
             shapes[whole_name(name, names)] = shape
-    return Layout(shapes, whole, frozenset(key for key, name in whole.items() if name in turned))
+    transposed = frozenset(key for key, name in whole.items() if name in turned)
+    return Layout(shapes, whole, transposed, tuple(module.name for module in adapted))
 
 
 def lora_places(
@@ -173,23 +184,56 @@ def lora_places(
     """What the engine's set_lora takes: (layer, module, r, scale, dropout, offset of A, of B's own rows, of their
     magnitudes or -1).
 
-    The engine's modules inside a fused one share A, and each has its rows of B.
+    The engine's modules inside a fused one share A, and each has its rows of B. The embedding and the head stand in
+    layer 0 and see no dropout.
     """
     places: list[Any] = []
-    for module in adapted_modules(modules(config), settings.target_modules):
+    for module in adapted_modules(adaptable(config), settings.target_modules):
         rank, scaling = settings.rank_of(module.name), settings.scaling_of(module.name)
         stem = f"{PREFIX}{module.name}"
-        a, b = offsets[f"{stem}.lora_A.weight"], offsets[f"{stem}.lora_B.weight"]
+        a, b = (offsets[f"{stem}.{end}"] for end in module.matrices)
+        dropout = settings.lora_dropout if module.layer >= 0 else 0.0
         m = offsets.get(f"{stem}.lora_magnitude_vector")
         for index, row in module.parts:
             own = -1 if m is None else m + row
-            places.append((module.layer, index, rank, scaling, settings.lora_dropout, a, b + row * rank, own))
+            places.append((max(module.layer, 0), index, rank, scaling, dropout, a, b + row * rank, own))
     return places
 
 
 def whole_offsets(config: Mapping[str, Any], layout: Layout, offsets: Mapping[str, int]) -> dict[str, int]:
     """The engine's name -> place in the flat vector, of the tensors that are trained whole."""
     return engine_offsets(config, {name: offsets[key] for key, name in layout.whole.items()})
+
+
+def merge_module(weight: np.ndarray[Any, Any], module: Module, settings: LoraSettings, trainable: Trainable) -> None:
+    """weight (outputs, inputs) becomes the adapted one, in place."""
+    stem = f"{PREFIX}{module.name}"
+    a, b = (trainable.view(f"{stem}.{end}") for end in module.matrices)
+    weight += np.float32(settings.scaling_of(module.name)) * (b @ a)
+    if settings.use_dora:
+        norms = np.sqrt(np.einsum("ij,ij->i", weight, weight, dtype=np.float64))
+        magnitudes = trainable.view(f"{stem}.lora_magnitude_vector")
+        factors = np.divide(magnitudes, norms, out=np.zeros(len(norms)), where=norms > 0)
+        weight *= factors.astype(np.float32)[:, None]
+
+
+def check_tables(
+    where: str,
+    config: Mapping[str, Any],
+    tables: Mapping[str, np.ndarray[Any, Any]],
+    stored: Callable[[str], np.ndarray[Any, Any]],
+) -> None:
+    """PEFT writes the base's embedding and head beside their adapters: they must be this model's own, which `stored`
+    gives by name; `where` precedes the name in the error. Names that the model lacks are left to its list of modules.
+    """
+    known = trainable_shapes(config)
+    for name, values in tables.items():
+        own = stored(name) if name in known else values
+        if own.shape != values.shape or np.abs(own - values).max() > np.abs(own).max() / 64:
+            raise JpoError(
+                f"{where}{name}: the adapter holds an embedding or head that is not the model's own (another vocabulary, "
+                "or trained beside); merge it into the model that it was trained for, where it was trained"
+            )
 
 
 def lora_settings(
@@ -221,7 +265,7 @@ def lora_settings(
         if not any(saved_module(module, (name,)) for module in known):
             shorts = dict.fromkeys(name.rsplit(".", 1)[-1] for name in sorted(known))
             raise JpoError(f"modules_to_save: expected some of {', '.join(shorts)}, got {name!r}")
-    own = modules(config)
+    own = adaptable(config)
     targets = select_modules(own, target_modules, exclude_modules, layers_to_transform, saved)
     return LoraSettings(
         int(r),
@@ -257,7 +301,7 @@ class LoraSize:
     values: int  # that are trained
     ranks: int  # of the layer whose modules have most together
     magnitudes: int  # rows with magnitudes, of a layer
-    head: bool  # the head is trained whole
+    head: bool  # the head is trained whole or adapted
 
 
 def lora_size(config: Mapping[str, Any], settings: LoraSettings) -> LoraSize:
@@ -269,5 +313,6 @@ def lora_size(config: Mapping[str, Any], settings: LoraSettings) -> LoraSize:
         ranks[module.layer] = ranks.get(module.layer, 0) + settings.rank_of(module.name) * len(module.parts)
         rows[module.layer] = rows.get(module.layer, 0) + (module.outputs if settings.use_dora else 0)
     values = sum(math.prod(shape) for shape in layout.shapes.values())
-    head = head_name(config) in layout.whole.values()
-    return LoraSize(values, max(ranks.values()), max(rows.values()), head)
+    head = head_name(config)
+    trained = head in layout.whole.values() or head.removesuffix(".weight") in layout.adapted
+    return LoraSize(values, max(ranks.values(), default=0), max(rows.values(), default=0), trained)

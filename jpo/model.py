@@ -21,6 +21,7 @@ from jpo.errors import JpoError
 from jpo.formats import Checkpoint, load_checkpoint, write_checkpoint
 from jpo.formats.peft import LORA, PREFIX, Bias
 from jpo.formats.tensors import (
+    adaptable,
     engine_offsets,
     engine_tensors,
     head_name,
@@ -31,10 +32,13 @@ from jpo.formats.tensors import (
 from jpo.lora import (
     LoraSettings,
     LoraSize,
+    adapted_modules,
+    check_tables,
     lora_layout,
     lora_places,
     lora_settings,
     lora_size,
+    merge_module,
     targets_of,
     whole_offsets,
 )
@@ -326,7 +330,8 @@ class LanguageModel:
     ) -> None:
         """Add a fresh LoRA adapter (arXiv 2106.09685), in place of any other: A uniform in +-1/sqrt(inputs) (PEFT's
         Kaiming start), B zero, so that the model's output does not change. Names and patterns follow PEFT's rules; a
-        usual name (q_proj) also means the fused module that holds it.
+        usual name (q_proj) also means the fused module that holds it. embed_tokens and lm_head have to be named,
+        without DoRA; an embedding's A is zero and B normal, as in PEFT, and neither of them sees dropout.
 
         use_dora: rows of the adapted weights get trained lengths (arXiv 2402.09353), their own at first.
         bias: "all" biases of the model, or those of adapted modules ("lora_only"), are trained too.
@@ -355,6 +360,9 @@ class LanguageModel:
             if name.endswith(".lora_A.weight"):
                 view = trainable.view(name)
                 view[...] = (generator.random(view.shape, dtype=np.float32) * 2 - 1) / np.float32(view.shape[1] ** 0.5)
+            elif name.endswith(".lora_embedding_B"):  # PEFT's start of an embedding's adapter: A zero, B normal
+                view = trainable.view(name)
+                view[...] = generator.standard_normal(view.shape, dtype=np.float32)
         for name, stored in lora_layout(self.config, settings).whole.items():
             trainable.view(name)[...] = self._stored(stored)
         if settings.use_dora:
@@ -427,6 +435,7 @@ class LanguageModel:
                 f"{os.fspath(folder)}: the model is in full fine-tuning; load it anew before it gets an adapter"
             )
         config, tensors = read_adapter(folder, check=self.check if check is None else check)
+        check_tables(f"{os.fspath(folder)}: tensor {PREFIX}", self.config, config.tables, self._stored)
         settings = LoraSettings(
             config.r,
             config.lora_alpha,
@@ -459,7 +468,7 @@ class LanguageModel:
 
     def _targets_of(self, folder: str | os.PathLike[str], names: Sequence[str]) -> tuple[str, ...]:
         """target_modules that mean exactly the named modules; JpoError where this model has no such module."""
-        own = modules(self.config)
+        own = adaptable(self.config)
         known = {module.name for module in own}
         for name in names:
             if name not in known:
@@ -516,32 +525,20 @@ class LanguageModel:
         turned = transposed_names(self.config)
         if self.lora is None or self.trainable is None:
             return tensors
-        for name in self.trainable.names:
-            if name.endswith(".lora_A.weight"):
-                module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-                weight = tensors[f"{module}.weight"]
-                self._merge_module(module, weight.T if f"{module}.weight" in turned else weight)
         layout = lora_layout(self.config, self.lora)
         head = head_name(self.config)
         if self.config["tie_word_embeddings"] and not self.merged_config()["tie_word_embeddings"]:
             tensors[head] = self._stored(head)
+        for module in adapted_modules(adaptable(self.config), self.lora.target_modules):
+            weight = tensors[f"{module.name}.weight"]
+            turn = module.embedding or f"{module.name}.weight" in turned
+            merge_module(weight.T if turn else weight, module, self.lora, self.trainable)
         return tensors | {name: self.trainable.view(own).copy() for own, name in layout.whole.items()}
-
-    def _merge_module(self, module: str, weight: np.ndarray[Any, Any]) -> None:
-        """weight (outputs, inputs) becomes the adapted one, in place."""
-        assert self.lora is not None and self.trainable is not None
-        stem = f"{PREFIX}{module}"
-        a, b = self.trainable.view(f"{stem}.lora_A.weight"), self.trainable.view(f"{stem}.lora_B.weight")
-        weight += np.float32(self.lora.scaling_of(module)) * (b @ a)
-        if self.lora.use_dora:
-            norms = np.sqrt(np.einsum("ij,ij->i", weight, weight, dtype=np.float64))
-            magnitudes = self.trainable.view(f"{stem}.lora_magnitude_vector")
-            factors = np.divide(magnitudes, norms, out=np.zeros(len(norms)), where=norms > 0)
-            weight *= factors.astype(np.float32)[:, None]
 
     def merged_config(self) -> dict[str, Any]:
         """The configuration of `state`: a tied model whose embedding or head was trained alone is no longer tied."""
-        whole = lora_layout(self.config, self.lora).whole.values() if self.lora is not None else ()
+        layout = None if self.lora is None else lora_layout(self.config, self.lora)
+        whole = [*layout.whole.values(), *(f"{name}.weight" for name in layout.adapted)] if layout is not None else ()
         embedding = next(iter(tensor_shapes(self.config)))
         parted = self.config["tie_word_embeddings"] and ({embedding, head_name(self.config)} & set(whole))
         if not parted:

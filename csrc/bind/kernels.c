@@ -194,12 +194,13 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
         status = jpo_fail(&err, JPO_ERR_VALUE, "coefficients have another length");
     else if (dh && dw && logps && jpo_size_mul3((size_t)n, JPO_HEAD_TILE, sizeof(float), &bytes) &&
              jpo_block_reserve(&tile, bytes + 64, &err) == JPO_OK) {
+        const jpo_head_gradient gradient = {.dw = PyArray_DATA((PyArrayObject *)dw)};
         JPO_COMPUTE_BEGIN_POLLED
         status = jpo_head_forward(logps, call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);
         if (status == JPO_OK)
-            status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), PyArray_DATA((PyArrayObject *)dw),
-                                            tile.data, PyArray_DATA((PyArrayObject *)coefficients), call.state,
-                                            &call.batch, &call.weight, &call.scratch, &weights, &err);
+            status = jpo_head_backward_full(PyArray_DATA((PyArrayObject *)dh), &gradient, tile.data,
+                                            PyArray_DATA((PyArrayObject *)coefficients), call.state, &call.batch,
+                                            &call.weight, &call.scratch, &weights, &err);
         JPO_COMPUTE_END_POLLED(status, &err)
     }
     jpo_weight_scratch_free(&weights);

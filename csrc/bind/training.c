@@ -41,20 +41,25 @@ typedef struct {
 
 static bool set_one(model_object *self, const place *p) {
     jpo_model *model = &self->model;
-    if (p->layer < 0 || p->layer >= model->config.layers || p->module < 0 || p->module >= JPO_MODULES || p->r < 1 ||
+    const bool embedding = p->module == JPO_EMBEDDING, table = embedding || p->module == JPO_HEAD;
+    const int64_t layers = table ? 1 : model->config.layers;
+    if (p->layer < 0 || p->layer >= layers || p->module < 0 || (p->module >= JPO_MODULES && !table) || p->r < 1 ||
         p->r > 1 << 20 || !(p->dropout >= 0 && p->dropout < 1) || !isfinite(p->scale))
         return PyErr_Format(PyExc_ValueError, "adapter of layer %zd, module %zd: r %lld, scale or dropout out of range",
                             p->layer, p->module, p->r),
                false;
     const jpo_tensor_info info = jpo_tensor_describe(&model->config, (jpo_tensor)p->module);
-    if (!info.present) return PyErr_Format(PyExc_ValueError, "this model has no module %s", info.name), false;
+    const int64_t in = embedding ? info.n : info.k, out = embedding ? info.k : info.n;
+    if (table && (p->offset_m != -1 || p->dropout > 0))
+        return PyErr_Format(PyExc_ValueError, "the adapter of %s has neither magnitudes nor dropout", info.name), false;
+    if (!info.present && !table) return PyErr_Format(PyExc_ValueError, "this model has no module %s", info.name), false;
     jpo_lora lora = {.r = p->r,
                      .scale = (float)p->scale,
                      .dropout = (float)p->dropout,
-                     .a = part(self->params, p->offset_a, p->r * info.k),
-                     .b = part(self->params, p->offset_b, p->r * info.n),
-                     .da = part(self->grads, p->offset_a, p->r * info.k),
-                     .db = part(self->grads, p->offset_b, p->r * info.n)};
+                     .a = part(self->params, p->offset_a, p->r * in),
+                     .b = part(self->params, p->offset_b, p->r * out),
+                     .da = part(self->grads, p->offset_a, p->r * in),
+                     .db = part(self->grads, p->offset_b, p->r * out)};
     if (p->offset_m != -1) {
         lora.magnitude = part(self->params, p->offset_m, info.n);
         lora.dmagnitude = part(self->grads, p->offset_m, info.n);

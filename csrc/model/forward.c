@@ -7,6 +7,8 @@
 #include "base/threads.h"
 #include "model/layer.h"
 #include "ops/embedding.h"
+#include "ops/group.h"
+#include "ops/sgemm.h"
 
 jpo_status jpo_pass_poll(jpo_pass *pass, jpo_error *err) {
     if (jpo_compute_interrupted() || (pass->poll && pass->poll(pass->poll_context)))
@@ -26,6 +28,7 @@ void jpo_pass_embed(jpo_pass *pass, float *x, const int32_t *tokens, const int32
                                      c->embedding_multiplier};
     double start = jpo_profile_start(&pass->profile);
     jpo_embedding_forward(x, tokens, positions, &embedding, rows);
+    if (weights->embedding_lora.r) jpo_embedding_lora_forward(x, tokens, &weights->embedding_lora, &embedding, rows);
     jpo_profile_add(&pass->profile, JPO_OP_EMBEDDING, start, 0);
 }
 
@@ -36,6 +39,20 @@ static void final_norm(const jpo_pass *pass, float *y, float *stat, const float 
     jpo_norm_forward(y, c->hidden, stat, x, c->hidden, &jpo_pass_weights(pass)->final_norm, &shape);
 }
 
+/* The head's low-rank update; xa (n, r) = scale h A^T of its rows. r 0: there is none. */
+static jpo_low_rank head_update(const jpo_pass *pass, float *xa) {
+    const jpo_lora *lora = &jpo_pass_weights(pass)->head_lora;
+    return (jpo_low_rank){xa, lora->a, lora->b, lora->r, lora->scale};
+}
+
+static jpo_status project_head(jpo_pass *pass, const float *h, int64_t n, jpo_error *err) {
+    const jpo_low_rank update = head_update(pass, pass->head.xa);
+    const jpo_weight *w = &jpo_pass_weights(pass)->head;
+    const jpo_linear_output output = {.w = w, .update = &update};
+    const jpo_linear_rows rows = {.x = h, .ldx = w->k};
+    return update.r ? jpo_group_project(&output, 1, &rows, n, &pass->scratch, err) : JPO_OK;
+}
+
 static jpo_head_batch head_batch(const jpo_pass *pass) {
     return (jpo_head_batch){.rows = pass->plan.loss_rows,
                             .entries = pass->plan.entries,
@@ -43,6 +60,7 @@ static jpo_head_batch head_batch(const jpo_pass *pass) {
                             .row = pass->index.head_entry_row,
                             .target = pass->index.entry_target,
                             .softcap = pass->model->config.logits_softcap,
+                            .update = head_update(pass, pass->head.xa),
                             .slope = pass->head.slope};
 }
 
@@ -56,6 +74,7 @@ static jpo_status head_forward(jpo_pass *pass, double *logps, jpo_error *err) {
     gather_rows(head->h, pass->final_x, pass->index.loss_row, n, c->hidden);
     final_norm(pass, head->h, head->stat, head->h, n);
     if (c->logits_multiplier != 1) jpo_scale(head->h, c->logits_multiplier, n * c->hidden);
+    JPO_TRY(project_head(pass, head->h, n, err));
     const jpo_head_batch batch = head_batch(pass);
     JPO_TRY(jpo_head_forward(logps, head->state, head->pw, &batch, &jpo_pass_weights(pass)->head,
                              pass->options.statistics, &pass->scratch, err));
@@ -96,6 +115,19 @@ jpo_status jpo_pass_forward(jpo_pass *pass, double *logps, const jpo_forest *for
     return status;
 }
 
+/* Behind jpo_head_backward_full: the adapter's A, and dh (N, H) through it. */
+static jpo_status head_lora_backward(jpo_pass *pass, float *dh, int64_t n, jpo_error *err) {
+    const jpo_lora *lora = &jpo_pass_weights(pass)->head_lora;
+    const int64_t hidden = pass->model->config.hidden;
+    float *dxa = pass->head.dxa;
+    jpo_scale(dxa, lora->scale, n * lora->r);
+    float *scratch;
+    JPO_TRY(jpo_sgemm_reserve(&pass->scratch, &scratch, err));
+    jpo_sgemm_add_low_rank(dh, hidden, dxa, lora->r, lora->a, hidden, false, n, hidden, lora->r, 1, scratch);
+    return jpo_linear_backward_weight(lora->da, dxa, lora->r, pass->head.h, hidden, lora->r, hidden, n,
+                                      JPO_COMPUTE_FLOAT32, &pass->weight_scratch, err);
+}
+
 /* work.dx (T, H) <- gradient of the last block's output. */
 static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_error *err) {
     const jpo_weights *weights = jpo_pass_weights(pass);
@@ -107,12 +139,15 @@ static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_
     if (n == 0) return JPO_OK;
     double start = jpo_profile_start(&pass->profile);
     const jpo_head_batch batch = head_batch(pass);
-    if (weights->dhead)
-        JPO_TRY(jpo_head_backward_full(dh, weights->dhead, head->tile, coefficients, head->state, &batch,
-                                       &weights->head, &pass->scratch, &pass->weight_scratch, err));
+    const jpo_head_gradient gradient = {weights->dhead, head->dxa, weights->head_lora.db};
+    const bool trained = weights->dhead || weights->head_lora.r;
+    if (trained)
+        JPO_TRY(jpo_head_backward_full(dh, &gradient, head->tile, coefficients, head->state, &batch, &weights->head,
+                                       &pass->scratch, &pass->weight_scratch, err));
     else
         JPO_TRY(
             jpo_head_backward(dh, coefficients, head->state, head->pw, &batch, &weights->head, &pass->scratch, err));
+    if (weights->head_lora.r) JPO_TRY(head_lora_backward(pass, dh, n, err));
     if (c->logits_multiplier != 1) jpo_scale(dh, c->logits_multiplier, n * hidden);
     /* The norm's backward needs its input; work.h is free here, and so is head.h. */
     float *x = pass->work.h, *dn = head->h;
@@ -123,7 +158,7 @@ static jpo_status head_backward(jpo_pass *pass, const double *coefficients, jpo_
     for (int64_t i = 0; i < n; i++)
         memcpy(dx + pass->index.loss_row[i] * hidden, dn + i * hidden, (size_t)hidden * sizeof(float));
     jpo_profile_add(&pass->profile, JPO_OP_HEAD_BACKWARD, start,
-                    weights->dhead ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
+                    trained ? 6.0 * (double)(n * hidden) * (double)c->vocab : 0);
     return JPO_OK;
 }
 
@@ -133,7 +168,9 @@ static bool norms_trained(const jpo_layer *layer) {
     return false;
 }
 
-static bool tables_trained(const jpo_weights *weights) { return weights->dembedding || weights->dpositions; }
+static bool tables_trained(const jpo_weights *weights) {
+    return weights->dembedding || weights->dpositions || weights->embedding_lora.r;
+}
 
 /* The lowest layer whose weights are trained: backward ends there. */
 static int64_t lowest_layer(const jpo_pass *pass) {
@@ -170,6 +207,10 @@ static void embedding_backward(const jpo_pass *pass) {
     if (weights->dembedding)
         jpo_embedding_backward(weights->dembedding, pass->work.dx, pass->index.tokens, c->embedding_multiplier,
                                pass->plan.rows, c->hidden);
+    const jpo_embedding embedding = {&weights->embedding, NULL, c->embedding_multiplier};
+    if (weights->embedding_lora.r)
+        jpo_embedding_lora_backward(pass->work.dx, pass->index.tokens, &weights->embedding_lora, &embedding,
+                                    pass->plan.rows);
     if (weights->dpositions)
         jpo_embedding_backward(weights->dpositions, pass->work.dx, pass->index.position, 1, pass->plan.rows, c->hidden);
 }
@@ -212,8 +253,16 @@ jpo_status jpo_pass_logits(jpo_pass *pass, float *logits, float *h, int64_t rows
     const jpo_config *c = &pass->model->config;
     double start = jpo_profile_start(&pass->profile);
     if (c->logits_multiplier != 1) jpo_scale(h, c->logits_multiplier, rows * c->hidden);
-    JPO_TRY(jpo_linear_forward(logits, c->vocab, h, c->hidden, &jpo_pass_weights(pass)->head, rows, false,
-                               &pass->scratch, err));
+    size_t bytes;
+    const jpo_lora *lora = &jpo_pass_weights(pass)->head_lora;
+    if (!jpo_size_mul3((size_t)rows, (size_t)lora->r, sizeof(float), &bytes))
+        return jpo_fail(err, JPO_ERR_MEMORY, "too many rows: %lld", (long long)rows);
+    JPO_TRY(jpo_block_reserve(&pass->decode_block, bytes, err)); /* attention's plan is no longer needed */
+    const jpo_low_rank update = head_update(pass, pass->decode_block.data);
+    const jpo_linear_output output = {logits, c->vocab, &jpo_pass_weights(pass)->head, false,
+                                      update.r ? &update : NULL};
+    const jpo_linear_rows in = {.x = h, .ldx = c->hidden};
+    JPO_TRY(jpo_linear_forward_group(&output, 1, &in, rows, &pass->scratch, err));
     if (c->logits_softcap > 0) jpo_softcap(logits, c->logits_softcap, rows * c->vocab);
     jpo_profile_add(&pass->profile, JPO_OP_HEAD, start, 2.0 * (double)(rows * c->hidden) * (double)c->vocab);
     return JPO_OK;

@@ -135,6 +135,10 @@ void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bi
 }
 
 void jpo_model_adapt(jpo_model *model, jpo_tensor module, int64_t layer, const jpo_lora *lora) {
+    if (module == JPO_EMBEDDING || module == JPO_HEAD) {
+        *(module == JPO_HEAD ? &model->live.head_lora : &model->live.embedding_lora) = *lora;
+        return;
+    }
     jpo_linear *all = model->live.layer[layer].module;
     all[module].lora = *lora;
     all[module].mask = (int)module;

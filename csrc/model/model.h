@@ -30,6 +30,7 @@ typedef struct {
 typedef struct {
     jpo_weight embedding, positions, head;  /* head repeats embedding's data where tied */
     float *dembedding, *dpositions, *dhead; /* NULL: frozen; dhead = dembedding where both are one */
+    jpo_lora embedding_lora, head_lora;     /* A (r, V), B (H, r); A (r, H), B (V, r); without dropout */
     jpo_norm final_norm;
     jpo_layer *layer; /* (layers) */
 } jpo_weights;
@@ -63,7 +64,8 @@ jpo_status jpo_model_prepare(jpo_model *model, jpo_error *err);
  * tied head is a tensor of its own here: it stays the stored one until it is trained too. */
 void jpo_model_train(jpo_model *model, jpo_tensor tensor, int64_t layer, bool bias, const float *values,
                      float *gradient);
-/* An adapter of one module; r 0 removes it. Modules that share `a` share their dropout mask. */
+/* An adapter of one module, of the embedding or of the head; r 0 removes it. Modules that share `a` share their dropout
+ * mask. */
 void jpo_model_adapt(jpo_model *model, jpo_tensor module, int64_t layer, const jpo_lora *lora);
 /* Every weight is the stored one again; no adapter and no gradient is left. */
 void jpo_model_restore(jpo_model *model);

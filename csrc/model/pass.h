@@ -94,7 +94,8 @@ typedef struct {
     float *h, *stat;     /* (N, H), (N, 2) */
     jpo_head_row *state; /* (N) */
     float *pw;           /* (N, H), frozen head */
-    float *tile;         /* (N, JPO_HEAD_TILE): logits of a trainable head */
+    float *tile;         /* (N, JPO_HEAD_TILE): logits of a trainable or adapted head */
+    float *xa, *dxa;     /* (N, r): scale h A^T of an adapted head, and the gradient of it */
     float *slope;        /* (L) where logits have a soft-cap */
 } jpo_head_memory;
 

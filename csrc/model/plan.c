@@ -84,7 +84,9 @@ static jpo_work allot_work(cursor *at, const jpo_model *model, const jpo_plan *p
 
 static jpo_head_memory allot_head(cursor *at, const jpo_model *model, const jpo_plan *plan,
                                   const jpo_forward_options *options) {
-    const bool trained = jpo_model_weights(model, options->adapter)->dhead;
+    const jpo_weights *weights = jpo_model_weights(model, options->adapter);
+    const int64_t r = weights->head_lora.r;
+    const bool trained = weights->dhead || r;
     int64_t n = plan->loss_rows, hidden = model->config.hidden;
     jpo_head_memory head = {0};
     head.h = allot(at, n, hidden);
@@ -92,6 +94,8 @@ static jpo_head_memory allot_head(cursor *at, const jpo_model *model, const jpo_
     head.state = allot(at, n, sizeof *head.state / 4);
     head.pw = allot_if(options->keep && !trained, at, n, hidden);
     head.tile = allot_if(options->keep && trained, at, n, JPO_HEAD_TILE);
+    head.xa = allot_if(r > 0, at, n, r);
+    head.dxa = allot_if(options->keep && r, at, n, r);
     head.slope = allot_if(model->config.logits_softcap > 0, at, plan->entries, 1);
     return head;
 }

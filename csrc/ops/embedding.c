@@ -12,6 +12,7 @@ typedef struct {
     const float *dx;
     const int32_t *row_of, *positions;
     const jpo_embedding *embedding;
+    const jpo_lora *lora;
     float factor;
     int64_t rows, hidden;
 } embedding_job;
@@ -63,4 +64,66 @@ void jpo_embedding_backward(float *dtable, const float *dx, const int32_t *row_o
                             int64_t hidden) {
     embedding_job job = {.out = dtable, .dx = dx, .row_of = row_of, .factor = factor, .rows = rows, .hidden = hidden};
     jpo_parallel(jpo_ceil_div(hidden, COLUMN_BLOCK), backward_task, &job);
+}
+
+/* ---- the low-rank path ---- */
+
+static void lora_forward_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    embedding_job *job = context;
+    const jpo_lora *lora = job->lora;
+    const int64_t vocab = job->embedding->table->n, end = jpo_min64(job->rows, (task + 1) * ROW_BLOCK);
+    for (int64_t row = task * ROW_BLOCK; row < end; row++) {
+        const float *a = lora->a + job->row_of[row];
+        float *out = job->out + row * job->hidden;
+        for (int64_t j = 0; j < job->hidden; j++) {
+            const float *b = lora->b + j * lora->r;
+            float sum = 0;
+            for (int64_t d = 0; d < lora->r; d++) sum += a[d * vocab] * b[d];
+            out[j] += job->factor * sum;
+        }
+    }
+}
+
+static embedding_job lora_job(const int32_t *tokens, const jpo_lora *lora, const jpo_embedding *embedding,
+                              int64_t rows) {
+    return (embedding_job){.row_of = tokens,
+                           .embedding = embedding,
+                           .lora = lora,
+                           .factor = embedding->factor * lora->scale,
+                           .rows = rows,
+                           .hidden = embedding->table->k};
+}
+
+void jpo_embedding_lora_forward(float *x, const int32_t *tokens, const jpo_lora *lora, const jpo_embedding *embedding,
+                                int64_t rows) {
+    embedding_job job = lora_job(tokens, lora, embedding, rows);
+    job.out = x;
+    jpo_parallel(jpo_ceil_div(rows, ROW_BLOCK), lora_forward_task, &job);
+}
+
+/* Task d: da's row d += factor B^T dx at the tokens' columns; db's column d += factor dx a. */
+static void lora_backward_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    embedding_job *job = context;
+    const jpo_lora *lora = job->lora;
+    const int64_t vocab = job->embedding->table->n, r = lora->r;
+    for (int64_t row = 0; row < job->rows; row++) {
+        const float *dx = job->dx + row * job->hidden;
+        const int64_t place = task * vocab + job->row_of[row];
+        const float a = job->factor * lora->a[place];
+        float sum = 0;
+        for (int64_t j = 0; j < job->hidden; j++) {
+            sum += dx[j] * lora->b[j * r + task];
+            lora->db[j * r + task] += a * dx[j];
+        }
+        lora->da[place] += job->factor * sum;
+    }
+}
+
+void jpo_embedding_lora_backward(const float *dx, const int32_t *tokens, const jpo_lora *lora,
+                                 const jpo_embedding *embedding, int64_t rows) {
+    embedding_job job = lora_job(tokens, lora, embedding, rows);
+    job.dx = dx;
+    jpo_parallel(lora->r, lora_backward_task, &job);
 }

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "ops/linear.h"
+#include "ops/lora.h"
 
 /* x = factor * table[token], plus place[position] where the positions are learned (place NULL: none). */
 typedef struct {
@@ -18,5 +18,13 @@ void jpo_embedding_forward(float *x, /* (R, H) */ const int32_t *tokens, /* (R) 
  * order. */
 void jpo_embedding_backward(float *dtable, /* (V, H) */ const float *dx, /* (R, H) */ const int32_t *row_of, /* (R) */
                             float factor, int64_t rows, int64_t hidden);
+
+/* The low-rank path of the table, A (r, V) and B (H, r), without dropout, as in PEFT: x (R, H) += factor scale B a, a
+ * the token's column of A. */
+void jpo_embedding_lora_forward(float *x, /* (R, H) */ const int32_t *tokens, /* (R) */ const jpo_lora *lora,
+                                const jpo_embedding *embedding, int64_t rows);
+/* da, db += of dx (R, H); rows run in order. */
+void jpo_embedding_lora_backward(const float *dx, /* (R, H) */ const int32_t *tokens, /* (R) */ const jpo_lora *lora,
+                                 const jpo_embedding *embedding, int64_t rows);
 
 #endif

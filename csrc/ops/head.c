@@ -9,6 +9,7 @@
 #include "base/threads.h"
 #include "kernels/kernels.h"
 #include "ops/packed.h"
+#include "ops/sgemm.h"
 
 enum { ROW_BLOCK = 96, TILE = JPO_HEAD_TILE, WIDEN_BLOCK = 32 };
 
@@ -16,6 +17,7 @@ typedef struct {
     double *logps;
     jpo_head_row *state;
     float *pw, *dh, *z; /* z: backward_full's tile of all rows (N, TILE) */
+    float *du;          /* (N, r): of the update */
     const double *coefficients;
     const jpo_head_batch *batch;
     const jpo_weight *w;
@@ -25,7 +27,7 @@ typedef struct {
     char *packed;             /* memory of both */
     bool statistics;
     char *scratch;
-    size_t scratch_part;
+    size_t scratch_part, low_rank; /* bytes of a thread's, and where in it its products with the update begin */
     const jpo_kernels *kernels;
 } head_job;
 
@@ -99,13 +101,27 @@ static int64_t pick_targets(const head_job *job, int64_t e, int64_t row, const f
     return e;
 }
 
+static float *low_rank_scratch(const head_job *job, int thread) {
+    return (float *)(job->scratch + (size_t)thread * job->scratch_part + job->low_rank);
+}
+
+/* z (rows, count; TILE) = logits of rows row.. in this tile. */
+static void tile_logits(const head_job *job, float *z, int64_t row, int64_t rows, float *rounded, int thread) {
+    const jpo_head_batch *batch = job->batch;
+    const int64_t hidden = job->w->k, r = batch->update.r;
+    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
+    if (r)
+        jpo_sgemm_add_low_rank(z, TILE, batch->update.u + row * r, r, batch->update.v + job->first * r, r, true, rows,
+                               job->count, r, 1, low_rank_scratch(job, thread));
+}
+
 static void forward_task(void *context, int64_t task, int thread) {
     head_job *job = context;
     const jpo_head_batch *batch = job->batch;
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * TILE;
     float *slope = batch->softcap > 0 ? copy + TILE : NULL, *rounded = copy + 2 * TILE;
-    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
+    tile_logits(job, z, row, rows, rounded, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         if (slope) job->kernels->softcap(z + i * TILE, slope, job->count, batch->softcap);
@@ -117,13 +133,14 @@ static void forward_task(void *context, int64_t task, int thread) {
 }
 
 /* A thread's scratch: ROW_BLOCK rows of logits, a copy of one, a row of slopes, and the rows in the form that the
- * weight's compute type multiplies. */
+ * weight's compute type multiplies; behind them what products with a low-rank update need. */
 static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight *w = job->w;
     JPO_TRY(jpo_weight_check(w, err));
     size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
     size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
-    job->scratch_part = (ROW_BLOCK + 2) * TILE * sizeof(float) + (up > down ? up : down);
+    job->low_rank = (ROW_BLOCK + 2) * TILE * sizeof(float) + (up > down ? up : down);
+    job->scratch_part = job->low_rank + (job->batch->update.r ? JPO_SGEMM_SCRATCH * sizeof(float) : 0);
     JPO_TRY(jpo_block_reserve(&scratch->shared, packed + 64, err));
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     /* blocks in fours, all of about a size, so that threads end together; by the number of rows alone */
@@ -196,7 +213,7 @@ static void backward_full_task(void *context, int64_t task, int thread) {
     float *z = job->z + row * TILE;
     float *slope = (float *)(job->scratch + (size_t)thread * job->scratch_part) + (ROW_BLOCK + 1) * TILE;
     float *rounded = slope + TILE;
-    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
+    tile_logits(job, z, row, rows, rounded, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         const jpo_head_row *state = job->state + row + i;
@@ -213,19 +230,28 @@ static void backward_full_task(void *context, int64_t task, int thread) {
         if (batch->softcap > 0) job->kernels->multiply(z + i * TILE, slope, job->count);
     }
     jpo_packed_multiply(job->dh + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
+    if (job->du)
+        jpo_sgemm(false, false, rows, batch->update.r, job->count, 1, z, TILE,
+                  batch->update.v + job->first * batch->update.r, batch->update.r, job->first > 0 ? 1 : 0,
+                  job->du + row * batch->update.r, batch->update.r, low_rank_scratch(job, thread));
 }
 
-jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,
-                                  const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
-                                  jpo_weight_scratch *weights, jpo_error *err) {
+jpo_status jpo_head_backward_full(float *dh, const jpo_head_gradient *gradient, float *z, const double *coefficients,
+                                  const jpo_head_row *state, const jpo_head_batch *batch, const jpo_weight *w,
+                                  jpo_scratch *scratch, jpo_weight_scratch *weights, jpo_error *err) {
+    const jpo_low_rank *update = &batch->update;
     head_job job = {.dh = dh, .coefficients = coefficients, .state = (jpo_head_row *)state, .batch = batch, .w = w};
     JPO_TRY(plan(&job, scratch, err));
-    job.z = z;
+    job.z = z, job.du = gradient->du;
     for (int64_t first = 0; first < w->n; first += TILE) {
         pack_tile(&job, first, true);
         jpo_parallel(jpo_ceil_div(batch->rows, job.block), backward_full_task, &job);
-        JPO_TRY(jpo_linear_backward_weight(dw + first * w->k, job.z, TILE, batch->h, w->k, job.count, w->k, batch->rows,
-                                           w->compute, weights, err));
+        if (gradient->dw)
+            JPO_TRY(jpo_linear_backward_weight(gradient->dw + first * w->k, job.z, TILE, batch->h, w->k, job.count,
+                                               w->k, batch->rows, w->compute, weights, err));
+        if (gradient->dv)
+            JPO_TRY(jpo_linear_backward_weight(gradient->dv + first * update->r, job.z, TILE, update->u, update->r,
+                                               job.count, update->r, batch->rows, JPO_COMPUTE_FLOAT32, weights, err));
     }
     return JPO_OK;
 }

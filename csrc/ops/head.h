@@ -20,6 +20,7 @@ typedef struct {
     const int32_t *target; /* (L) */
     float softcap;         /* 0: none */
     float *slope;          /* (L): of the targets' logits, saved by forward where there is a soft-cap; or NULL */
+    jpo_low_rank update;   /* logits h W^T + u v^T: u (N, r), v (V, r); r 0: none. The product P W is W's alone */
 } jpo_head_batch;
 
 typedef struct {
@@ -35,10 +36,16 @@ jpo_status jpo_head_forward(double *logps, jpo_head_row *state, float *pw, const
 jpo_status jpo_head_backward(float *dh, const double *coefficients, /* (L) */ const jpo_head_row *state,
                              const float *pw, const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
                              jpo_error *err);
-/* Trainable head: dh (N, H) =, dw (V, H) += (jpo_linear_backward_weight); the logits are recomputed tile by tile in
+/* Where gradients of a trainable or adapted head go: added to, NULL: frozen; du is set. */
+typedef struct {
+    float *dw;      /* (V, H) */
+    float *du, *dv; /* (N, r), (V, r) of the update */
+} jpo_head_gradient;
+
+/* Trainable or adapted head: dh (N, H) = the part through W; the logits are recomputed tile by tile in
  * z (N, JPO_HEAD_TILE). */
-jpo_status jpo_head_backward_full(float *dh, float *dw, float *z, const double *coefficients, const jpo_head_row *state,
-                                  const jpo_head_batch *batch, const jpo_weight *w, jpo_scratch *scratch,
-                                  jpo_weight_scratch *weights, jpo_error *err);
+jpo_status jpo_head_backward_full(float *dh, const jpo_head_gradient *gradient, float *z, const double *coefficients,
+                                  const jpo_head_row *state, const jpo_head_batch *batch, const jpo_weight *w,
+                                  jpo_scratch *scratch, jpo_weight_scratch *weights, jpo_error *err);
 
 #endif

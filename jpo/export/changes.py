@@ -15,7 +15,7 @@ import numpy as np
 
 from jpo.errors import JpoError
 from jpo.formats.peft import AdapterConfig, read_adapter
-from jpo.formats.tensors import Module, modules
+from jpo.formats.tensors import Module, modules, tables
 from jpo.lora import LoraSettings
 
 _PREFIX = "base_model.model."
@@ -84,11 +84,12 @@ def read_changes(folder: str | os.PathLike[str], config: Mapping[str, Any], sour
     adapter, tensors = read_adapter(where)
     settings = _settings(adapter)
     own = {module.name: module for module in modules(config)}
+    others = {module.name for module in tables(config)}
     changes: dict[str, Change] = {}
     for name in tensors:
         match = re.fullmatch(rf"{re.escape(_PREFIX)}(.*)\.lora_([AB])\.weight", name)
-        if match is None:
-            raise JpoError(f"{where}: tensor {name} cannot be merged or exported: only LoRA's matrices can")
+        if match is None or match[1] in others:
+            raise JpoError(f"{where}: tensor {name} cannot be merged or exported: only LoRA's matrices of layers can")
         module = own.get(match[1])
         if module is None:
             raise JpoError(

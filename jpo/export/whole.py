@@ -20,7 +20,8 @@ from jpo.lora import lora_layout
 def beyond_low_rank(folder: str | os.PathLike[str]) -> AdapterConfig | None:
     """The configuration of an adapter whose merging needs more than W + scaling B A; None for a plain one."""
     config, tensors = read_adapter(folder)
-    plain = all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
+    low_rank = all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
+    plain = low_rank and not any(name.startswith(f"{PREFIX}lm_head.") for name in tensors)
     return None if plain else config
 
 
@@ -41,8 +42,7 @@ def merged_base(base: Base, folder: str | os.PathLike[str], config: AdapterConfi
     lm.load_adapter(folder)
     assert lm.lora is not None
     layout = lora_layout(lm.config, lm.lora)
-    adapted = [name.removeprefix(PREFIX) for name in layout.shapes if name.endswith(".lora_A.weight")]
-    changed = {name.replace(".lora_A.weight", ".weight") for name in adapted} | set(layout.whole.values())
+    changed = {f"{name}.weight" for name in layout.adapted} | set(layout.whole.values())
     own = base.checkpoint.tensors
     tensors = {
         name: _stored(name, values, own.get(name)) if name in changed or name not in own else own[name]

@@ -24,10 +24,12 @@ from jpo.formats.values import boolean, integer, number
 
 Bias = Literal["none", "all", "lora_only"]
 PREFIX = "base_model.model."
-_NAME = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_(?:([AB])\.weight|(magnitude_vector))", re.ASCII)
+_NAME = re.compile(
+    r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_(?:([AB])\.weight|embedding_([AB])|(magnitude_vector))", re.ASCII
+)
 _WHOLE = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200}?)(?:\.base_layer)?\.(weight|bias)", re.ASCII)
 _COPY = re.compile(r"\.(?:original_module|modules_to_save)\.")
-_HEAD = "lm_head"
+_HEAD, _BASE_TABLES = "lm_head", ("embed_tokens", "lm_head")  # PEFT adds the base's where one of these is adapted
 _CONFIG, _TENSORS, _OWN = "adapter_config.json", "adapter_model.safetensors", "jpo_config.json"
 _SMALL = 16 << 20
 
@@ -61,6 +63,9 @@ class AdapterConfig:
     bias: Bias = "none"  # which biases are trained beside the low-rank matrices
     modules_to_save: tuple[str, ...] = ()  # ends of names of modules that are trained whole
     ensure_weight_tying: bool = field(default=False, compare=False)  # of a stored adapter: embedding and head are one
+    tables: dict[str, np.ndarray] = field(  # of a stored adapter: the base's embedding and head, which PEFT adds
+        default_factory=dict, repr=False, compare=False
+    )
     modules: tuple[str, ...] = field(
         default=(), compare=False
     )  # of a stored adapter: whole names of the modules that its tensors adapt
@@ -208,6 +213,11 @@ def _whole(name: str, config: AdapterConfig) -> re.Match[str] | None:
     return match if match is not None and (bias or saved_module(match[1], config.modules_to_save)) else None
 
 
+def _part(match: re.Match[str]) -> str:
+    """What a name that _NAME matches means: A, B or magnitude_vector."""
+    return match[2] or match[3] or match[4]
+
+
 def _modules(path: str, names: Collection[str], config: AdapterConfig) -> tuple[str, ...]:
     """Whole names of the modules that the tensors adapt; FormatError unless each has A and B, and with DoRA a
     magnitude."""
@@ -215,12 +225,12 @@ def _modules(path: str, names: Collection[str], config: AdapterConfig) -> tuple[
     found: dict[str, set[str]] = {}
     for name in names:
         match = _NAME.fullmatch(name)
-        part = (match[2] or match[3]) if match else None
+        part = _part(match) if match else None
         if match is None and _whole(name, config):
             continue
         if match is None or part not in wanted:
             raise FormatError(
-                f"{path}: tensor {name}: only LoRA matrices of linear modules are implemented, magnitudes with use_dora, "
+                f"{path}: tensor {name}: only LoRA matrices of linear modules and embeddings are implemented, magnitudes with use_dora, "
                 "and what bias and modules_to_save name"
             )
         found.setdefault(match[1], set()).add(str(part))
@@ -229,7 +239,9 @@ def _modules(path: str, names: Collection[str], config: AdapterConfig) -> tuple[
     for module, parts in found.items():
         for part in wanted:
             if part not in parts:
+                table = any(f"{PREFIX}{module}.lora_embedding_{other}" in names for other in "AB")
                 end = f"lora_{part}" if part == "magnitude_vector" else f"lora_{part}.weight"
+                end = f"lora_embedding_{part}" if table else end
                 raise FormatError(f"{path}: tensor {PREFIX}{module}.{end} is missing")
     return tuple(found)
 
@@ -244,9 +256,9 @@ def _ends(modules: Collection[str]) -> tuple[str, ...]:
 def _check_ranks(path: str, config: AdapterConfig, tensors: Mapping[str, np.ndarray], error: type[JpoError]) -> None:
     for name, value in tensors.items():
         match = _NAME.fullmatch(name)
-        if match is None or match[2] is None:
+        if match is None or _part(match) == "magnitude_vector":
             continue
-        axis = 0 if match[2] == "A" else 1
+        axis = 0 if _part(match) == "A" else 1
         rank = pattern_value(config.rank_pattern, match[1], config.r)
         if value.ndim != 2 or value.shape[axis] != rank:
             expected = f"({rank}, in)" if axis == 0 else f"(out, {rank})"
@@ -275,6 +287,17 @@ def is_adapter(folder: str) -> bool:
 
         return holds_adapter(on_hub)
     return os.path.isfile(os.path.join(folder, _CONFIG))
+
+
+def _base_tables(names: Collection[str], config: AdapterConfig) -> dict[str, str]:
+    """The file's name -> the model's of the base's own embedding and head, where the file holds them unchanged."""
+    found = {}
+    adapted = {match[1].rsplit(".", 1)[-1] for name in names if (match := _NAME.fullmatch(name))}
+    for name in names if adapted & set(_BASE_TABLES) else ():
+        match = _WHOLE.fullmatch(name)
+        if match and match[2] == "weight" and match[1].endswith(_BASE_TABLES) and _whole(name, config) is None:
+            found[name] = f"{match[1]}.weight"
+    return found
 
 
 def _renamed(names: Collection[str], config: AdapterConfig) -> dict[str, str]:
@@ -314,9 +337,15 @@ def read_adapter(folder: str | os.PathLike[str], *, check: bool = True) -> tuple
         check_finite(path, stored)
     if config.ensure_weight_tying and f"{PREFIX}{_HEAD}.weight" in stored:  # named by the embedding alone
         config.modules_to_save = tuple(dict.fromkeys([*config.modules_to_save, _HEAD]))
-    names = _renamed(stored, config)
+    base = _base_tables(stored, config)
+    config.tables = {own: stored[name].float32() for name, own in base.items()}
+    names = _renamed([name for name in stored if name not in base], config)
     config.modules = _modules(path, names.values(), config)
     config.target_modules = _ends(config.modules)
+    if config.ensure_weight_tying and any(name.endswith(_BASE_TABLES) for name in config.modules):
+        raise FormatError(
+            f"{path}: key ensure_weight_tying is not implemented where the embedding or the head is adapted"
+        )
     tensors = {names[name]: stored[name].float32() for name in sorted(names)}
     _check_ranks(path, config, tensors, FormatError)
     own = os.path.join(folder, _OWN)

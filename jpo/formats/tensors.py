@@ -41,11 +41,17 @@ class Module:
     outputs: int
     inputs: int
     transposed: bool
+    embedding: bool = False  # a table: its A (r, inputs) has a column for each token
 
     @property
     def short(self) -> str:
         """The last part of the name, which adapters are aimed at."""
         return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def matrices(self) -> tuple[str, str]:
+        """The ends of A's and B's names in PEFT's files."""
+        return ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_A.weight", "lora_B.weight")
 
 
 def layer_tensors(config: Mapping[str, Any]) -> int:
@@ -163,3 +169,23 @@ def modules(config: Mapping[str, Any]) -> list[Module]:
         layer = int(parts[0].engine.split(".")[2])
         result.append(Module(name, layer, rows, outputs, parts[0].shape[1], parts[0].transposed))
     return result
+
+
+_TABLES = {name: index for index, (name, *_) in enumerate(_core.TENSORS) if name in ("model.embed_tokens", "lm_head")}
+
+
+def tables(config: Mapping[str, Any]) -> list[Module]:
+    """The embedding and the head as modules that an adapter may name; they belong to no layer (-1)."""
+    vocab, hidden = config["vocab_size"], config["hidden_size"]
+    names = family_of(config["model_type"]).names
+    embedding, head = (names.get(name, name) for name in _TABLES)
+    parts = [((index, 0),) for index in _TABLES.values()]
+    return [
+        Module(embedding, -1, parts[0], hidden, vocab, False, embedding=True),
+        Module(head, -1, parts[1], vocab, hidden, False),
+    ]
+
+
+def adaptable(config: Mapping[str, Any]) -> list[Module]:
+    """Everything that an adapter may name: the layers' linear modules, the embedding, the head."""
+    return [*modules(config), *tables(config)]

@@ -100,7 +100,9 @@ class TrainingConfig:
     lora_alpha: float = option(LORA.lora_alpha, "LoRA's alpha; the factor is alpha / r.", "adapter")
     lora_dropout: float = option(LORA.lora_dropout, "Dropout before the adapter.", "adapter")
     target_modules: str | Sequence[str] = option(
-        ",".join(LORA.target_modules), "Adapted modules, comma-separated, or all-linear.", "adapter"
+        ",".join(LORA.target_modules),
+        "Adapted modules, comma-separated (embed_tokens and lm_head too), or all-linear.",
+        "adapter",
     )
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).", "adapter")
     use_dora: bool = option(LORA.use_dora, "Train the lengths of the adapted weights' rows too (DoRA).", "adapter")

@@ -17,13 +17,14 @@ CASES = {
     "gpt2": {"use_dora": True, "bias": "all", "modules_to_save": ["ln_1", "wte"]},
     "llama3": {"modules_to_save": ["embed_tokens", "norm", "o_proj"]},
     "stablelm-parallel": {"bias": "all", "modules_to_save": ["lm_head"]},
+    "granite": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
 }
 
 
 def whole_adapter(folder, model, **options):
     """An adapter whose trained values are all away from where they start."""
     lm = jpo.load(model)
-    lm.add_lora(r=3, target_modules="all-linear", **options)
+    lm.add_lora(r=3, **{"target_modules": "all-linear", **options})
     random = np.random.default_rng(2)
     for name in lm.trainable.names:
         view = lm.trainable.view(name)
@@ -63,5 +64,15 @@ def test_a_gguf_base_on_the_command_line(tmp_path):
 def test_llama_cpp_s_adapter_file_has_no_place_for_it(tmp_path):
     family_model(tmp_path / "base", "llama3")
     whole_adapter(tmp_path / "adapter", tmp_path / "base", use_dora=True)
-    with pytest.raises(JpoError, match=r"lora_magnitude_vector cannot be merged or exported: only LoRA's matrices can"):
+    with pytest.raises(
+        JpoError, match=r"lora_magnitude_vector cannot be merged or exported: only LoRA's matrices of layers can"
+    ):
+        export.export_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_nor_for_an_adapted_embedding_or_head(tmp_path, module):
+    family_model(tmp_path / "base", "llama3")
+    whole_adapter(tmp_path / "adapter", tmp_path / "base", target_modules=[module, "q_proj"])
+    with pytest.raises(JpoError, match=rf"{module}\.lora_.* cannot be merged or exported"):
         export.export_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "a.gguf")

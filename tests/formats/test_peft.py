@@ -108,6 +108,20 @@ def test_tensors_are_refused_by_name(tmp_path, tensors, message):
         read_adapter(tmp_path)
 
 
+TABLE = "base_model.model.model.embed_tokens.lora_embedding"
+
+
+def test_an_embedding_s_adapter_is_whole_and_not_tied(tmp_path):
+    a, b = np.zeros((4, 512), np.float32), np.zeros((64, 4), np.float32)
+    write_adapter_files(tmp_path, tensors={**adapter_tensors(), f"{TABLE}_A": a})
+    with pytest.raises(FormatError, match="embed_tokens.lora_embedding_B is missing"):
+        read_adapter(tmp_path)
+    tied = adapter_config(ensure_weight_tying=True)
+    write_adapter_files(tmp_path, tied, {**adapter_tensors(), f"{TABLE}_A": a, f"{TABLE}_B": b})
+    with pytest.raises(FormatError, match="key ensure_weight_tying is not implemented where the embedding"):
+        read_adapter(tmp_path)
+
+
 VECTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
 HEAD = "base_model.model.lm_head.weight"
 

@@ -33,6 +33,9 @@ CASES = {
     "whole-both": lambda m: {"modules_to_save": ["lm_head", m["embedding"]]},
     "whole-module": lambda m: {"modules_to_save": [m["second"]], "use_dora": True},
     "everything": lambda m: {"use_dora": True, "bias": "all", "modules_to_save": [m["embedding"], *m["norms"]]},
+    "embedding": lambda m: {"target_modules": [m["embedding"], m["second"]]},
+    "head": lambda m: {"target_modules": ["lm_head"]},
+    "tables": lambda m: {"target_modules": [m["embedding"], "lm_head", m["second"]], "use_rslora": True},
 }  # fmt: skip
 # each case on two models: between them fused, turned and biased modules, LayerNorm, post-norms, parallel residual, tied
 PAIRS = [
@@ -42,6 +45,8 @@ PAIRS = [
     ("whole-embedding", "gpt2"), ("whole-embedding", "llama3"), ("whole-head", "gemma3-scaled"), ("whole-head", "phi3"),
     ("whole-both", "gpt2"), ("whole-both", "llama3"), ("whole-module", "phi3"), ("whole-module", "gpt2"),
     ("everything", "gpt2"), ("everything", "stablelm-parallel"),
+    ("embedding", "gemma3"), ("embedding", "gpt2"), ("head", "gemma2"), ("head", "qwen2-window"),
+    ("tables", "granite"), ("tables", "llama3"), ("tables", "gemma3-scaled"),
 ]  # fmt: skip
 
 
