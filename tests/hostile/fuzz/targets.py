@@ -247,7 +247,11 @@ class Templates(Target):
         return {"template": text.encode("utf-8", "surrogatepass")}
 
     def run(self, folder, case, rng):
-        text = case["template"].decode("utf-8", "surrogatepass")
+        data = case["template"]  # bytes that are no UTF-8 come from a mutated file: a reader would refuse them
+        try:
+            text = data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "replace")
         render(
             text,
             [{"role": "user", "content": "hello"}, {"role": "assistant", "content": ""}],
