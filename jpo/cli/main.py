@@ -22,7 +22,7 @@ from jpo.cli.sharding import given
 from jpo.errors import JpoError
 from jpo.interrupts import handled, stopped
 from jpo.parallel.launch import Relaunch, launch
-from jpo.parallel.ranks import current, fail
+from jpo.parallel.ranks import current, fail, speaks
 
 _GOES_ON = {"demo", "study", "generate", "feedback", "evaluate"}  # commands that resume by themselves
 
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not hasattr(error, "exit_code"):  # typer's own errors carry one: usage, bad options
             raise
         show = getattr(error, "show", None)
-        if show is not None:
+        if show is not None and speaks():  # every rank has the same command line
             show()
         return int(error.exit_code)
     return result if isinstance(result, int) else 0

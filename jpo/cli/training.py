@@ -115,7 +115,9 @@ def begin(
     trained; history None after a dry run. `advice` follows on what is missing."""
     import jpo
     from jpo.parallel.launch import enter
+    from jpo.parallel.ranks import joined
 
+    joined()  # before anything can fail, so that a fault of all ranks is said once, and that of one ends them all
     config = build(config_class, options, own)
     _check(own)
     for name in ("model", "data"):

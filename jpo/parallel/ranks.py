@@ -17,6 +17,7 @@ from jpo.errors import JpoError, MissingExtra
 
 # what launchers tell each process: MPICH, Intel MPI and srun --mpi=pmi2; Open MPI; MVAPICH; Cray
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_NRANKS")
+_PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")
 _SLURM = "SLURM_STEP_NUM_TASKS"  # of an srun step; a batch script or salloc has no step
 SWITCH = "JPO_RANKS"  # "off": a process that MPI launched works alone
 _WAIT = 1.0  # seconds that the other ranks leave rank 0 to say the same thing first
@@ -75,6 +76,13 @@ def announced() -> int | None:
     if tasks.isdigit() and (int(tasks) > 1 or "PMIX_RANK" in os.environ):
         return int(tasks)
     return None
+
+
+def speaks() -> bool:
+    """Whether this process is to say what every process of its launcher has to say: the first of them, by the
+    environment, which needs no MPI."""
+    places = [os.environ[name] for name in _PLACES if os.environ.get(name, "").isdigit()]
+    return announced() is None or not places or int(places[0]) == 0
 
 
 _joined: Alone | None = None

@@ -193,11 +193,17 @@ def test_ranks_that_differ_are_named(tmp_path):
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_a_fault_of_all_ranks_is_said_once(tmp_path):
-    status, _, err = ended(
-        started(2, "-m", "jpo", *TRAIN, "--data", "missing.jsonl", "--output", str(tmp_path / "out"))
-    )
-    assert status == 1 and err.count("missing.jsonl: cannot be read") == 1, err
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        (["--data", "missing.jsonl"], 1, "missing.jsonl: cannot be read"),
+        (["--config", "missing.yaml"], 1, "missing.yaml"),
+        (["--betta", "3"], 2, "No such option"),
+    ],
+)
+def test_a_fault_of_all_ranks_is_said_once(given, status, said, tmp_path):
+    ends, _, err = ended(started(2, "-m", "jpo", *TRAIN, "--output", str(tmp_path / "out"), *given))
+    assert ends == status and err.count(said) == 1, err
 
 
 def test_a_run_without_slots_is_not_shared(tmp_path):
