@@ -30,6 +30,7 @@ from jpo.parallel.shards import Shard
 _BEGINS = b'{"id": '  # every line of a file of samples
 _STREAMS = 32  # samples that decode side by side
 _CACHE_BYTES = 1 << 30  # and what their keys and values may take at most
+_UNSAID = {"cache_dtype": "float32"}  # what rows mean that do not say it
 Progress = Callable[[int, int], None]  # (done, total)
 Cell = tuple[str, float, int, int]  # identity, temperature, seed, sample
 
@@ -318,12 +319,12 @@ def _no_row(path: str, number: int) -> DataError:
 
 def _check(row: Mapping[str, Any], where: str, items: Mapping[str, Item], marks: Mapping[str, Any]) -> None:
     remedy = "give another --output, or --overwrite to sample anew"
-    for key, value in marks.items():
-        if row.get(key) != value:
+    for key, value in (_UNSAID | dict(marks)).items():
+        if row.get(key, _UNSAID.get(key)) != value:
             what = (
                 "other weights, adapter, template, lengths, stop strings, storage or compute type"
                 if key == "fingerprint"
-                else f"{key} {row.get(key)!r}, now {value!r}"
+                else f"{key} {row.get(key, _UNSAID.get(key))!r}, now {value!r}"
             )
             raise JpoError(f"{where}: was sampled with {what}; {remedy}")
     item = items.get(str(row["id"]))

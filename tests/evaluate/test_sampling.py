@@ -99,6 +99,24 @@ def test_another_model_or_setting_is_refused(lm, tmp_path, capsys):
     assert main([*flags, "--overwrite"]) == 0 and len(out.read_bytes().splitlines()) == 2
 
 
+def test_the_key_cache_is_a_setting(lm, tmp_path, capsys):
+    source, flags = tmp_path / "in.jsonl", ["--max-new-tokens", "4"]
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    flags = ["generate", "--model", "tiny", "--compute", "float32", "--input", str(source), *flags]
+    for kept, other in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        out = tmp_path / f"{kept}.jsonl"
+        assert main([*flags, "--output", str(out), "--cache-dtype", kept]) == 0
+        want = sample(lm, ROWS[:2], Sampling(max_new_tokens=4, cache_dtype=kept))
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["output"] for row in rows] == [row["output"] for row in want]
+        assert [row.get("cache_dtype", "float32") for row in rows] == [kept, kept]
+        with pytest.raises(JpoError, match=f"sampled with cache_dtype '{kept}', now '{other}'"):
+            sample(lm, ROWS[:2], Sampling(max_new_tokens=4, cache_dtype=other), output=out)
+    capsys.readouterr()
+    assert main([*flags, "--cache-dtype", "int4"]) == 1
+    assert "cache_dtype: expected one of float32, bfloat16" in capsys.readouterr().err
+
+
 def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(lm, tmp_path):
     out, part = tmp_path / "o.jsonl", tmp_path / "o.jsonl.part"
     out.write_bytes(b"what stood here\n")

@@ -348,6 +348,7 @@ def test_the_address_answers_from_the_moment_that_it_is_said():
     (["--adapter", "x="], "NAME=PATH"), (["--adapter", "tiny=somewhere"], "a name of its own"),
     (["--prefix", "jpo/"], "--prefix"), (["--max-new-tokens", "0"], "--max-new-tokens"), (["--streams", "0"], "streams"),
     (["--cache-tokens", "5"], "cache_tokens"), (["--template", "nobody"], "template"), (["--port", "70000"], "--port 70000"),
+    (["--cache-dtype", "int4"], "cache_dtype: expected one of"), (["--cache-dtype", "q8_0"], "q8_0 stores blocks of 32"),
 ])  # fmt: skip
 def test_wrong_options_are_named(options, message, capsys):
     from jpo.cli.main import main
