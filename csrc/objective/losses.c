@@ -136,6 +136,7 @@ typedef struct {
     double value;
     int64_t pair;
 } ranked;
+_Static_assert(sizeof(ranked) == 2 * sizeof(double), "two lists of B pairs fit into the 4 B doubles of ranks");
 
 static int by_value(const void *a, const void *b) {
     const ranked *x = a, *y = b;
@@ -143,8 +144,7 @@ static int by_value(const void *a, const void *b) {
     return x->pair < y->pair ? -1 : 1; /* ties keep their order; NaN was dealt with before */
 }
 
-/* Two sorted lists compared rank by rank. first - second of lists a and b; false where memory or an order is lacking.
- */
+/* The list of plus - minus (or of plus alone) in ascending order; false where NaN leaves none. */
 static bool rank(ranked *list, int64_t n, const double *plus, const double *minus) {
     bool ordered = true;
     for (int64_t i = 0; i < n; i++) {
@@ -160,9 +160,9 @@ static void all_nan(const jpo_preference *p, double *loss, double *d_w, double *
 }
 
 static void transport(const jpo_preference *p, double *loss, double *d_w, double *d_l, bool paired) {
-    ranked *a = malloc((size_t)p->pairs * 2 * sizeof *a), *b = a + p->pairs;
-    bool ordered = a && (paired ? rank(a, p->pairs, p->lp_w, p->lp_l) && rank(b, p->pairs, p->ref_w, p->ref_l)
-                                : rank(a, p->pairs, p->s_w, NULL) && rank(b, p->pairs, p->s_l, NULL));
+    ranked *a = (ranked *)p->ranks, *b = a + p->pairs;
+    bool ordered = paired ? rank(a, p->pairs, p->lp_w, p->lp_l) && rank(b, p->pairs, p->ref_w, p->ref_l)
+                          : rank(a, p->pairs, p->s_w, NULL) && rank(b, p->pairs, p->s_l, NULL);
     if (!ordered) all_nan(p, loss, d_w, d_l);
     for (int64_t i = 0; ordered && i < p->pairs; i++) {
         double x = p->beta * (a[i].value - b[i].value), slope = p->beta * (p->smoothing - sigmoid(-x));
@@ -170,7 +170,6 @@ static void transport(const jpo_preference *p, double *loss, double *d_w, double
         d_w[a[i].pair] = slope;
         d_l[paired ? a[i].pair : b[i].pair] = -slope;
     }
-    free(a);
 }
 
 static void loss_aot(const jpo_preference *p, double *loss, double *d_w, double *d_l) {

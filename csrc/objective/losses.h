@@ -71,6 +71,7 @@ typedef struct {
     jpo_divergence divergence;
     bool length_normalize;
     double *s_w, *s_l; /* scratch: h(s) */
+    double *ranks;     /* scratch (4 B): two lists of the pairs in an order of values */
 } jpo_preference;
 
 typedef void (*jpo_loss)(const jpo_preference *p, double *loss, /* (B) */ double *d_w, /* (B) */ double *d_l /* (B) */);

@@ -38,12 +38,12 @@ jpo_status jpo_preference_run(const jpo_preference *preference, const jpo_loss_e
                               double *d_l, jpo_error *err) {
     jpo_preference p = *preference;
     size_t count;
-    if (!jpo_size_mul3((size_t)p.pairs, 4, sizeof(double), &count))
+    if (!jpo_size_mul3((size_t)p.pairs, 8, sizeof(double), &count))
         return jpo_fail(err, JPO_ERR_MEMORY, "a batch of %lld pairs does not fit", (long long)p.pairs);
     double *work = malloc(count + sizeof(double));
     if (!work) return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate a batch of %lld pairs", (long long)p.pairs);
     double *slope_w = work + 2 * p.pairs, *slope_l = work + 3 * p.pairs;
-    p.s_w = work, p.s_l = work + p.pairs;
+    p.s_w = work, p.s_l = work + p.pairs, p.ranks = work + 4 * p.pairs;
     bool reference = entry->reads & JPO_READS_REFERENCE;
     for (int64_t i = 0; i < p.pairs; i++) {
         p.s_w[i] = transform(&p, p.lp_w[i] - (reference ? p.ref_w[i] : 0), slope_w + i);

@@ -57,7 +57,7 @@ def shim(tmp_path_factory):
     return out
 
 
-def run(shim, at=None, always=False, count=None):
+def run(shim, at=None, always=False, count=None, work=WORK):
     environment = {**os.environ, "LD_PRELOAD": str(shim), "JPO_NUM_THREADS": "2", "JPO_PIN": "0"}
     if at is not None:
         environment["JPO_FAIL_AT"] = str(at)
@@ -66,7 +66,7 @@ def run(shim, at=None, always=False, count=None):
     if count is not None:
         environment["JPO_FAIL_COUNT"] = str(count)
     return subprocess.run(
-        [sys.executable, "-c", WORK], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", work], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -86,3 +86,22 @@ def test_every_allocation_fails_once_and_for_good(shim, tmp_path):
             )
             raised += result.stdout.strip() != "ended 0"
     assert raised
+
+
+RANKS = """
+import numpy as np, jpo
+try:
+    found = jpo.preference_loss(np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2), loss="aot")
+    print("finite", bool(np.isfinite(found.losses).all()))
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer has an allocator of its own")
+def test_ranks_without_memory_are_an_error(shim, tmp_path):
+    """The loss's own list of ranks gave NaN in place of MemoryError."""
+    assert run(shim, count=tmp_path / "count", work=RANKS).stdout.strip() == "finite True"
+    calls = int((tmp_path / "count").read_text())
+    told = {run(shim, at, work=RANKS).stdout.strip() for at in range(max(1, calls - 1), calls + 1)}
+    assert "MemoryError" in told and told <= {"MemoryError", "finite True"}
