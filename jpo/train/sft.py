@@ -41,11 +41,6 @@ from jpo.train.loop import Loop, fingerprint
 from jpo.train.ranks import alone, planned, working_together
 from jpo.train.samples import asked_of, reread
 
-
-def _examples_of(entry: Any) -> list[Example]:
-    return [entry] if isinstance(entry, Example) else sft_examples([entry], report=Report())
-
-
 _AT_ONCE = 1 << 14  # examples of an evaluation set that are looked at together
 
 
@@ -233,3 +228,7 @@ class SFTTrainer:
         return {
             key: sum(row[key] if key in sums else row[key] * count / whole for count, row in rows) for key in rows[0][1]
         }
+
+
+def _examples_of(entry: Any) -> list[Example]:
+    return [entry] if isinstance(entry, Example) else sft_examples([entry], report=Report())
