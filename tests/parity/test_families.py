@@ -14,6 +14,7 @@ from reference.models import random_values, sequences
 import jpo
 from jpo.formats import load_checkpoint, write_checkpoint
 from jpo.formats.config import normalize
+from jpo.formats.families import families
 from jpo.formats.tensors import modules
 
 
@@ -27,6 +28,19 @@ def peer(hf, values):
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
     return model.eval()
+
+
+@pytest.mark.parametrize("kind", families())
+def test_absent_keys_mean_what_transformers_takes(kind):
+    """A file that gives sizes alone, and the same with every default of transformers written out."""
+    sizes = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 7, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 96, "num_key_value_heads": 2}
+    if kind == "gpt2":
+        sizes = {"vocab_size": 512, "n_embd": 64, "n_layer": 7, "n_head": 4}
+    whole = transformers.AutoConfig.for_model(kind, **sizes, pad_token_id=0).to_dict() | {"architectures": None}
+    ours, theirs = normalize(kind, {"model_type": kind, **sizes}), normalize(kind, whole)
+    tokens = {"hf", "bos_token_id", "eos_token_ids"}  # which a file has to say
+    assert {key: ours[key] for key in ours.keys() - tokens} == {key: theirs[key] for key in ours.keys() - tokens}
 
 
 def both(folder, name):

@@ -24,7 +24,13 @@ FAMILY = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     block=_block,
-    defaults={"tie_word_embeddings": True, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256},
+    defaults={
+        "tie_word_embeddings": True,
+        "n_positions": 1024,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
     keys={
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
