@@ -19,6 +19,7 @@ from jpo.parallel.team import Team
 from jpo.train import checkpoint
 from jpo.train.callbacks import Callback, Run
 from jpo.train.config import TrainingConfig
+from jpo.train.drawing import dismiss, serve
 from jpo.train.optimizer import learning_rate
 from jpo.train.sharded import ShardedAdamW, optimizer_of
 
@@ -220,12 +221,16 @@ class Loop:
                 callback.on_evaluate(watched, metrics)
 
     def _measured(self, watched: Run) -> dict[str, float]:
-        """What callbacks add to an evaluation."""
+        """What callbacks add to an evaluation; the other ranks draw samples for those of the first."""
+        if not self.team.root:
+            serve(self.lm, self.team)
+            return {}
         found = {key: value for callback in self._callbacks for key, value in callback.measure(watched).items()}
         if watched.samples:
             for callback in self._callbacks:
                 callback.on_samples(watched, watched.samples)
             watched.samples = []
+        dismiss(self.team)
         return found
 
     def _record(self, row: dict[str, Any], watched: Run) -> None:

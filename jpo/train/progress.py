@@ -39,7 +39,7 @@ def make_callbacks(given: Callbacks | None, trainer: Any) -> list[Callback]:
     config = trainer.config
     active = as_callbacks(given) + configured(config) + reporters(config)
     if config.eval_samples:
-        active.append(Samples(trainer.lm, trainer.asked, config))
+        active.append(Samples(trainer.lm, trainer.asked, config, lambda: trainer.team))
     if not _hidden.get():
         notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")  # rich draws through it there
         active.append(Bar() if sys.stderr.isatty() or notebook else Log())

@@ -3,7 +3,8 @@
 At each evaluation the first instructions of the evaluation data are answered; the rows stand in OUTPUT/samples.jsonl:
 {step, instruction, output, temperature} and, with a judge, `other` (what the output is compared with) and `feedback`
 (0: the output is better, 1: `other`, 2: equal, null: no verdict). The judge is asked as by jpo feedback, twice with the
-order swapped; its share, (wins + ties / 2) / verdicts, is the metric eval_win_rate. Only the first rank works here.
+order swapped; its share, (wins + ties / 2) / verdicts, is the metric eval_win_rate. All ranks draw, the first does the
+rest.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from jpo.data.readers import iter_records
 from jpo.data.records import Example, Judged, Pair, Text, plain, text_key
 from jpo.disk import naming_faults, write_atomic
 from jpo.errors import JpoError
+from jpo.parallel.team import Team
 from jpo.train.callbacks import Callback, Row, Run
 from jpo.train.config import TrainingConfig
+from jpo.train.drawing import drawn
 
 FILE = "samples.jsonl"
 _JOURNAL = "samples.journal.sqlite"
@@ -74,8 +77,8 @@ class Samples(Callback):
     """Answers `asked` at each evaluation of a run of `lm`. JpoError, before the first step, for a judge that cannot
     be."""
 
-    def __init__(self, lm: Any, asked: Sequence[Asked], config: TrainingConfig):
-        self.lm, self.asked, self.config = lm, asked, config
+    def __init__(self, lm: Any, asked: Sequence[Asked], config: TrainingConfig, team: Callable[[], Team] = Team):
+        self.lm, self.asked, self.config, self._team = lm, asked, config, team
         self.path = os.path.join(config.output, FILE) if config.output else None
         self.judge: Any = None
         self._other: list[str] | None = None  # what the outputs are compared with
@@ -113,14 +116,16 @@ class Samples(Callback):
         run.samples = rows
         return metrics
 
-    def _answers(self) -> list[str]:
-        drawn = self.lm.generate(
+    def _answers(self, reference: bool = False) -> list[str]:
+        return drawn(
+            self.lm,
+            self._team(),
             [asked.prompt for asked in self.asked],
+            reference,
             temperature=self.config.eval_temperature,
             max_new_tokens=self.config.eval_max_new_tokens,
             seed=self.config.seed,
         )
-        return [completions[0].text.strip() for completions in drawn]
 
     def _judged(self, rows: list[Row], step: int) -> dict[str, float]:
         """Adds `other` and `feedback` to the rows; equal texts are a tie and blank ones lose, both unasked."""
@@ -171,8 +176,7 @@ class Samples(Callback):
             if self.config.eval_against == "chosen":
                 self._other = [_text(asked.response) for asked in self.asked]
             elif not self.lm.full:
-                with self.lm.disable_adapter():
-                    self._other = self._answers()
+                self._other = self._answers(reference=True)
             elif step == 0:
                 self._other = [str(row["output"]) for row in rows]
             else:

@@ -1,11 +1,12 @@
 """Short training runs whose results must not depend on the number of ranks: python cases.py OUTPUT, alone or under
-mpiexec. Rank 0 writes {case: [digest of the trained values, rows of metrics]} as JSON."""
+mpiexec. Rank 0 writes {case: [digest of the trained values, rows of metrics, samples]} as JSON."""
 
 import contextlib
 import hashlib
 import json
 import sys
 import tempfile
+from pathlib import Path
 
 import jpo
 from jpo.data import read_records
@@ -17,7 +18,7 @@ COMPUTES = ("float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3")
 TIMES = {"step_seconds", "peak_rss_gb"}
 
 CASES = {
-    "joint, evaluated": {"eval": True, "save_steps": 1},
+    "joint, evaluated": {"eval": True, "save_steps": 1, "eval_samples": 3, "eval_max_new_tokens": 6},
     "response, few pairs a step": {"scope": "response", "batch_size": 3},
     "many micro-batches": {"token_budget": 64},
     "kto": {"loss": "kto", "token_budget": 256},
@@ -50,9 +51,10 @@ def run(changes, compute):
             contextlib.nullcontext() if given.get("loss") == "rpo" else hidden_bar()
         ):  # what is shown computes a pair too
             history = trainer.train()
-        joined().bcast(None)  # the folder goes when all have ended
+        samples = Path(output, "out", "samples.jsonl")
+        drawn = joined().bcast(samples.read_text() if joined().root and samples.exists() else None)
     rows = {key: values for key, values in history.items() if key not in TIMES}
-    return hashlib.sha256(lm.trainable.params.tobytes()).hexdigest(), rows
+    return hashlib.sha256(lm.trainable.params.tobytes()).hexdigest(), rows, drawn
 
 
 def main(output):
