@@ -37,10 +37,10 @@ def write(path, rows):
 
 PAIRS = [
     {"prompt": f"What is {i}?", "chosen": f"It is {i}." + " And more" * (i % 23), "rejected": f"No {i}"}
-    for i in range(300)
+    for i in range(100)
 ] + [
     {"i_chosen": f"Say {i}", "r_chosen": "yes", "i_reject": f"Don't say {i}", "r_reject": "né 中", "weak": True}
-    for i in range(40)
+    for i in range(20)
 ] + [{"prompt": "same", "chosen": "a", "rejected": "a"}, {"prompt": " ", "chosen": "a", "rejected": "b"}]  # fmt: skip
 
 
@@ -107,16 +107,16 @@ def test_several_files_folders_patterns_and_parquet(tmp_path, tokenizer):
     pq = pytest.importorskip("pyarrow.parquet")
     folder = tmp_path / "data"
     folder.mkdir()
-    write(folder / "b.jsonl", PAIRS[100:200])
-    pq.write_table(pa.Table.from_pylist(PAIRS[:100]), folder / "a.parquet", row_group_size=30)
+    write(folder / "b.jsonl", PAIRS[60:100])
+    pq.write_table(pa.Table.from_pylist(PAIRS[:60]), folder / "a.parquet", row_group_size=30)
     (folder / "notes.txt").write_text("no records")
     (folder / ".hidden.jsonl").write_text("{}")
     names = [str(folder / "a.parquet"), str(folder / "b.jsonl")]
     assert source_files(str(folder)) == source_files(str(folder / "*")) == names
     assert source_files([str(folder / "b.jsonl"), str(folder)]) == [names[1], *names]
-    expected, *_ = in_memory(tokenizer, write(tmp_path / "one.jsonl", PAIRS[:200]))
+    expected, *_ = in_memory(tokenizer, write(tmp_path / "one.jsonl", PAIRS[:100]))
     for source in (str(folder), folder / "*[lt]", names):
-        assert [dict(record) for record in iter_records(source)] == PAIRS[:200]
+        assert [dict(record) for record in iter_records(source)] == PAIRS[:100]
         assert list(open_cached(str(tmp_path / "cache"), source, recipe(tokenizer))) == expected
     assert len([name for name in os.listdir(tmp_path / "cache") if name.startswith("pairs-")]) == 1
     with pytest.raises(DataError, match="no file matches"):
@@ -212,7 +212,7 @@ def dies(folder, path):
 
     def add_and_die(self, record):
         add(self, record)
-        if self.count == 100:
+        if self.count == 60:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Writer.add = add_and_die

@@ -16,7 +16,9 @@ def sft(
     model: training.Model = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", rich_help_panel=FIRST, help="File of {instruction, response} (may repeat)."),
+        typer.Option(
+            "--data", rich_help_panel=FIRST, help="File, folder or pattern of {instruction, response} (may repeat)."
+        ),
     ] = None,
     eval_data: training.EvalData = None,
     check: Check = True,

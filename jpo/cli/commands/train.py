@@ -16,7 +16,9 @@ def train(
     model: training.Model = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", rich_help_panel=FIRST, help="File of pairs (may repeat: union) or 'example'."),
+        typer.Option(
+            "--data", rich_help_panel=FIRST, help="File, folder or pattern of pairs (may repeat: union), or 'example'."
+        ),
     ] = None,
     eval_data: training.EvalData = None,
     adapter: Annotated[
