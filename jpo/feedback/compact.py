@@ -33,6 +33,7 @@ _REMEDY = "free some space and compact again: nothing is lost"
 def _arrow(what: str) -> Any:
     try:
         import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.compute  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra(
@@ -89,20 +90,26 @@ class Compacted:
         place = bisect.bisect_left(self._last, key)
         if place == len(self._last):
             return None
-        return self._rows(place).get(key)
+        rows = self._rows(place)
+        found = self._arrow.compute.index(rows.column("key"), key).as_py()
+        return None if found < 0 else next(self._entries(rows.slice(found, 1)))
 
     def entries(self) -> Iterator[Entry]:
         """All, by key."""
         for place in range(self._file.num_row_groups):
-            yield from self._group(place).values()
+            yield from self._entries(self._group(place))
 
-    def _group(self, place: int) -> dict[str, Entry]:
+    def _entries(self, rows: Any) -> Iterator[Entry]:
+        """Rows of the file, checked."""
+        columns = rows.to_pydict()
+        for row in zip(*(columns[name] for name in COLUMNS), strict=True):
+            yield Entry.of_row(row, f"{self.path}: key {str(row[0])[:16]}")
+
+    def _group(self, place: int) -> Any:
         try:
-            columns = self._file.read_row_group(place).to_pydict()
+            return self._file.read_row_group(place)
         except (OSError, self._arrow.ArrowException) as error:
             raise FormatError(f"{self.path}: row group {place} cannot be read: {_first(error)}") from None
-        rows = zip(*(columns[name] for name in COLUMNS), strict=True)
-        return {row[0]: Entry.of_row(row, f"{self.path}: key {str(row[0])[:16]}") for row in rows}
 
     def close(self) -> None:
         """Close the file."""
