@@ -380,7 +380,7 @@ static void convert_int16(const jpo_gemm_rows *rows, int64_t row0, int64_t count
 }
 
 /* A stored block as 16 pairs, scale and constant. */
-INLINE void take_stored(const jpo_dtype dtype, uint32_t *pairs, float *scale, float *constant, const uint8_t *block) {
+INLINE void read_stored(const jpo_dtype dtype, uint32_t *pairs, float *scale, float *constant, const uint8_t *block) {
     __m256i low, high;
     *scale = half_at(block), *constant = dtype == JPO_Q4_1 ? half_at(block + 2) : 0;
     if (dtype == JPO_Q8_0) {
@@ -414,7 +414,7 @@ INLINE void forward_int16_of(const jpo_dtype dtype, uint32_t *panel, const jpo_g
                 memset(pairs, 0, sizeof pairs), memset(constants, 0, sizeof constants),
                     memset(scales, 0, sizeof constants);
                 for (int r = 0; r < 8 && first + r < s->rows; r++)
-                    take_stored(dtype, pairs[r], scales + r, constants + r,
+                    read_stored(dtype, pairs[r], scales + r, constants + r,
                                 source_row(s, stride, first + r) + (s->column0 + k) / BLOCK * block_bytes);
                 if (lines > PAIRS + 1) memcpy(scales + HALF, constants, sizeof constants);
             } else {

@@ -246,7 +246,7 @@ INLINE __m512i pair_up(__m512i even, __m512i odd) {
 }
 
 /* out[i] = dword i of the 16 bytes at `offset` of each of 16 rows. */
-INLINE void turn_bytes(__m512i out[4], const uint8_t *const row[16], const int offset) {
+INLINE void transpose_bytes(__m512i out[4], const uint8_t *const row[16], const int offset) {
     __m512i z[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) { /* lane l: row 4 l + i */
@@ -286,18 +286,18 @@ INLINE void take_halves(const jpo_dtype dtype, __m512 *scale, __m512 *constant, 
 typedef struct {
     __m512i dword[8];
     __m512 scale, constant;
-} turned_block;
+} transposed_block;
 
-INLINE turned_block turn_block(const jpo_dtype dtype, const uint8_t *const row[16]) {
-    turned_block block;
+INLINE transposed_block transpose_block(const jpo_dtype dtype, const uint8_t *const row[16]) {
+    transposed_block block;
     take_halves(dtype, &block.scale, &block.constant, row);
-    turn_bytes(block.dword, row, dtype == JPO_Q4_1 ? 4 : 2);
-    if (dtype == JPO_Q8_0) turn_bytes(block.dword + 4, row, 18);
+    transpose_bytes(block.dword, row, dtype == JPO_Q4_1 ? 4 : 2);
+    if (dtype == JPO_Q8_0) transpose_bytes(block.dword + 4, row, 18);
     return block;
 }
 
 /* Value `depth` of each row, rounded as decode32 does. */
-INLINE __m512 value_at(const jpo_dtype dtype, const turned_block *block, const int depth) {
+INLINE __m512 value_at(const jpo_dtype dtype, const transposed_block *block, const int depth) {
     const int byte = depth % 4 * 8;
     if (dtype == JPO_Q8_0) {
         const __m512i top = _mm512_slli_epi32(block->dword[depth / 4], 24 - byte);
@@ -310,7 +310,7 @@ INLINE __m512 value_at(const jpo_dtype dtype, const turned_block *block, const i
 }
 
 /* The block's integers as 16 pairs, then scales and constants. */
-INLINE void put_integers(const jpo_dtype dtype, uint32_t *panel, const turned_block *block) {
+INLINE void put_integers(const jpo_dtype dtype, uint32_t *panel, const transposed_block *block) {
     const __m512i mask = _mm512_set1_epi8(15), zero = _mm512_set1_epi16(dtype == JPO_Q4_0 ? 8 : 0);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) { /* values 4 i .. 4 i + 3 */
@@ -328,7 +328,7 @@ INLINE void put_integers(const jpo_dtype dtype, uint32_t *panel, const turned_bl
 typedef enum { TO_FLOAT32, TO_INT16, TO_BFLOAT16 } form;
 
 INLINE void pack_block(const jpo_dtype dtype, const form to, uint32_t *panel, const uint8_t *const row[16]) {
-    const turned_block block = turn_block(dtype, row);
+    const transposed_block block = transpose_block(dtype, row);
     if (to == TO_INT16) {
         put_integers(dtype, panel, &block);
     } else if (to == TO_FLOAT32) {

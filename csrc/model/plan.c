@@ -1,5 +1,5 @@
-/* Every size of a pass, before anything is allocated, and the pointers into the blocks afterwards. One function walks
- * each block twice: to count and to hand out, so that the two cannot disagree. */
+/* Every size of a pass, before anything is allocated, and the pointers into the blocks afterwards. One function runs
+ * over each block twice: to count and to hand out, so that the two cannot disagree. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
