@@ -78,8 +78,8 @@ def test_a_checkpoint_from_before_goes_on(tmp_path, monkeypatch):
     """Its mark names the template; equal tokens are what counts."""
     from jpo.train import preference
 
-    def of_that_time(config, data, real=preference.fingerprint):
-        return real(config, data) | {"template": '"paper"'}
+    def of_that_time(*given, real=preference.fingerprint):
+        return real(*given) | {"template": '"paper"'}
 
     with monkeypatch.context() as patch:
         patch.setattr(preference, "fingerprint", of_that_time)
