@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 from typing import Any
 
@@ -45,7 +46,16 @@ class Listener:
             proxy_headers=False, limit_concurrency=connections, access_log=False,  # addresses may carry a key
         )  # fmt: skip
         self.socket = _bound(host, port)
-        self.server = uvicorn.Server(config)
+        self.signal: int | None = None  # the first that asked for the end
+
+        class Server(uvicorn.Server):
+            """Ends within the patience, however often it is asked to: an end cut short would be shown as a fault."""
+
+            def handle_exit(server, sig: int, frame: Any) -> None:  # noqa: N805
+                self.signal = self.signal or sig
+                server.should_exit = True
+
+        self.server = Server(config)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.socket.getsockname()[1]}{prefix}"
 
@@ -54,11 +64,13 @@ class Listener:
         self.server.should_exit = True
 
     def run(self) -> None:
-        """Serves until Ctrl-C or SIGTERM, which then take their usual course."""
+        """Serves until Ctrl-C or SIGTERM, which then take their usual course: once, and outside the event loop."""
         try:
             self.server.run(sockets=[self.socket])
         finally:
             self.socket.close()
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
 
 
 def _bound(host: str, port: int) -> socket.socket:
