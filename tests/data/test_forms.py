@@ -32,7 +32,7 @@ def test_fine_tuning_does_not_learn_answers_that_are_labelled_bad():
     report = Report()
     assert sft_examples([GOOD, BAD], report=report) == [Example("I", "R", {"label": True}, "records[0]")]
     assert report.dropped == {"label is false: no answer to learn from": 1}
-    with pytest.raises(JpoError, match="none of 0 examples is left"):
+    with pytest.raises(JpoError, match="no record is left to train on:\n0 of 1 records kept"):
         jpo.SFTTrainer(jpo.load("tiny"), [BAD])
     other = {"instruction": "I", "response": "R", "label": "spam"}  # a label of something else
     assert sft_examples([other])[0].response == "R"
