@@ -70,6 +70,8 @@ class LoraSettings:
 
 def _aliases(module: Module) -> set[str]:
     """The usual names of what is fused in the module: q_proj where q, k and v stand in one matrix."""
+    if module.layer < 0:  # the embedding and the head hold one matrix each
+        return set()
     return {MODULES[index].rsplit(".", 1)[-1] for index, _ in module.parts}
 
 

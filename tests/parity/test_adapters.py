@@ -90,7 +90,7 @@ def test_options_of_peft(tmp_path, case, name):
     with lm.disable_adapter():
         before = scores(lm, given, "joint")
     check_likelihoods(lm, theirs, given, 1e-4)
-    assert np.abs(scores(lm, given, "joint") - before).min() > 1e-3
+    assert np.abs(scores(lm, given, "joint") - before).max() > 1e-2  # the adapter says something
     compare_gradients(lm, theirs, given)
     lm.save_adapter(tmp_path / "ours")
     again = peft.PeftModel.from_pretrained(peer(config["hf"], lm_values(lm)), tmp_path / "ours").eval()
