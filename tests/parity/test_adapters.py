@@ -68,6 +68,7 @@ def ours(name):
 def peer_with_adapter(model, folder, chosen):
     """PEFT's model with random values everywhere that is trained, saved to `folder`."""
     turned = any("Conv1D" in type(module).__name__ for module in model.modules())
+    torch.manual_seed(5)  # of A's first values
     model = peft.get_peft_model(model, peft.LoraConfig(**chosen, task_type="CAUSAL_LM", fan_in_fan_out=turned)).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
