@@ -323,6 +323,23 @@ def _rename_damaged(folder: str) -> str:
 # ---- metrics --------------------------------------------------------------------------------------------------------
 
 
+def rows_while(path: str, wanted: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file up to the first that is torn or not `wanted`; none where there is no such file."""
+    kept: list[dict[str, Any]] = []
+    if not os.path.exists(path):
+        return kept
+    with (
+        contextlib.suppress(ValueError, KeyError, TypeError, RecursionError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            row = json.loads(line)
+            if not wanted(row):
+                break
+            kept.append(row)
+    return kept
+
+
 class MetricsFile:
     """metrics.jsonl: one line an optimizer step, appended; trimmed to a step on resume."""
 
@@ -332,17 +349,7 @@ class MetricsFile:
 
     def open(self, step: int) -> list[dict[str, Any]]:
         """Keeps the lines up to `step`, drops later or torn ones; returns those kept."""
-        kept = []
-        if step and os.path.exists(self.path):
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    try:
-                        row = json.loads(line)
-                        if row["step"] > step:
-                            break
-                    except (ValueError, KeyError, TypeError, RecursionError):
-                        break
-                    kept.append(row)
+        kept = rows_while(self.path, lambda row: not row["step"] > step) if step else []
 
         def write(part: str) -> None:
             with open(part, "w", encoding="utf-8") as file:

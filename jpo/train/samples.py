@@ -24,6 +24,7 @@ from jpo.disk import naming_faults, write_atomic
 from jpo.errors import JpoError
 from jpo.parallel.team import Team
 from jpo.train.callbacks import Callback, Row, Run
+from jpo.train.checkpoint import rows_while
 from jpo.train.config import TrainingConfig
 from jpo.train.drawing import drawn
 
@@ -191,17 +192,9 @@ class Samples(Callback):
         self._known = True
         if self.path is None:
             return
-        kept = []
-        if step and os.path.exists(self.path):
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    try:
-                        row = json.loads(line)
-                        if not row["step"] < step:
-                            break
-                        kept.append({"output": str(row["output"]), "instruction": row["instruction"], **row})
-                    except (ValueError, KeyError, TypeError, RecursionError):
-                        break
+        path = self.path if step else ""
+        earlier = rows_while(path, lambda row: row["step"] < step and {"output", "instruction"} <= row.keys())
+        kept = [{"output": row["output"], "instruction": row["instruction"], **row} for row in earlier]
         first = {json.dumps(row["instruction"]): row["output"] for row in kept if row["step"] == 0}
         keys = [json.dumps(plain(asked.instruction)) for asked in self.asked]
         if self.lm.full and self.config.eval_against == "reference" and first.keys() >= set(keys):
