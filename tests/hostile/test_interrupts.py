@@ -1,6 +1,7 @@
 """The interrupt sweep at a small size; its figures are taken by `python -m tests.hostile.interrupts` on a quiet
 machine."""
 
+import gc
 import sys
 
 import pytest
@@ -20,3 +21,27 @@ def test_a_late_answer_is_told(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="later than 0.0 s: score"):
         interrupts.main()
     assert "score: 2 trials, median" in capsys.readouterr().out
+
+
+def test_an_interrupt_that_a_callback_of_the_collector_loses_comes_again(monkeypatch):
+    """hypothesis has such a callback; without a second signal the trial would last for ever."""
+    monkeypatch.setattr(interrupts, "AGAIN", 0.05)
+    lost = []
+
+    def loses(phase, info):
+        try:
+            while not lost:  # the first signal comes while this runs
+                pass
+        except KeyboardInterrupt:
+            lost.append(phase)
+
+    def call():
+        if not lost:
+            gc.collect()
+
+    gc.callbacks.append(loses)
+    try:
+        assert interrupts.waited(call, 0.01) >= 0.04
+    finally:
+        gc.callbacks.remove(loses)
+    assert lost
