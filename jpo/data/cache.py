@@ -23,7 +23,7 @@ from typing import Any
 
 from jpo.data.encoding import Encoder
 from jpo.data.readers import check_sources, iter_records, no_records, source_files
-from jpo.data.records import Example, Judged, Pair, stream_examples, stream_pairs
+from jpo.data.records import Example, Judged, Pair, good_texts, stream_examples, stream_pairs
 from jpo.data.report import Report
 from jpo.data.store import RECORDS, TOKENS, Kind, Store, Writer
 from jpo.data.templates import Template
@@ -193,12 +193,7 @@ def _encode(part: str, source: Any, recipe: Recipe) -> Facts:
     def noted(records: Iterable[Any]) -> Iterator[Any]:
         for record in records:
             if not facts.given:
-                texts = (
-                    (record.i_chosen, record.r_chosen)
-                    if isinstance(record, Pair)
-                    else (record.instruction, record.response)
-                )
-                facts.shown = encoder.example(*texts)
+                facts.shown = encoder.example(*good_texts(record))
             facts.given += 1
             facts.conversational |= record.conversational
             judged = isinstance(record, Judged)

@@ -102,6 +102,11 @@ class TestItem:
     where: str = ""
 
 
+def good_texts(record: Pair | Judged | Example) -> tuple[Text, Text]:
+    """The instruction and the response of a record; of a pair, those that are preferred."""
+    return (record.i_chosen, record.r_chosen) if isinstance(record, Pair) else (record.instruction, record.response)
+
+
 class _Drop(Exception):
     """A well-formed record of no use; the message is the reason counted."""
 

@@ -58,8 +58,9 @@ _FORMAT = 2  # of trainer_state.json; 1 (no key) held the config's adapter field
 class Task(Protocol):
     """What a trainer gives the loop."""
 
-    unit: str
-    """What a step is made of: "pairs" or "examples"."""
+    @property
+    def unit(self) -> str:
+        """What a step is made of: "pairs" or "examples"."""
 
     @property
     def sizes(self) -> tuple[int, Mapping[str, int]]:

@@ -6,54 +6,31 @@ one that couples the batch first gathers the log-likelihoods of all, then runs b
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jpo.data.batches import GroupedOrder, Order, micro_batches
-from jpo.data.cache import CachedRecords, Recipe, open_cached
-from jpo.data.encoding import EncodedPair, iopo_groups, side_by_side
+from jpo.data.batches import GroupedOrder, micro_batches
+from jpo.data.cache import CachedRecords, Recipe
+from jpo.data.encoding import Encoded, EncodedPair, iopo_groups, side_by_side
 from jpo.data.forest import Forest, build_forest
 from jpo.data.records import Judged, Pair, Text
 from jpo.data.report import Report
-from jpo.data.store import data_digest
 from jpo.errors import JpoError
 from jpo.model import LanguageModel
 from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss
-from jpo.parallel.ranks import joined
 from jpo.parallel.shards import Shard
-from jpo.parallel.team import Team
-from jpo.train import memory
-from jpo.train.callbacks import Callbacks
-from jpo.train.cards import data_names, run_card
-from jpo.train.common import (
-    adapter_settings,
-    all_tokens,
-    check_arguments,
-    check_left,
-    ensure_adapter,
-    largest,
-    named_sets,
-    probe,
-    quickest,
-    recipe_of,
-    settled,
-    total_steps,
-    warmup_steps,
-)
+from jpo.train.common import warmup_steps
 from jpo.train.config import DEFAULT_STEPS, PreferenceConfig
 from jpo.train.embeddings import Embed, Embeddings
-from jpo.train.loop import Loop, fingerprint
 from jpo.train.micro import Evaluation, Found, Part, Slots, coefficients_of, in_order, joined_results, sides_of
 from jpo.train.pairs import check_kinds, check_records, read_pairs
-from jpo.train.ranks import alone, planned, working_together
 from jpo.train.reference import ReferenceLogps, fill, fill_file, sequence_digest
-from jpo.train.samples import asked_of, reread
+from jpo.train.trainer import AnyOrder, Trainer
 
 
-class PreferenceTrainer:
+class PreferenceTrainer(Trainer[PreferenceConfig, EncodedPair]):
     """Aligns `lm` on preference pairs (arXiv 2404.00530).
 
     pairs: path(s), records, or an iterable of mappings; for the loss kto also {prompt, completion, label}. eval_pairs:
@@ -75,28 +52,14 @@ class PreferenceTrainer:
         embed: Embed | None = None,
         compute_metrics: Callable[[Evaluation], Mapping[str, float]] | None = None,
     ):
-        check_arguments(lm, config, PreferenceConfig)
-        self.lm, self.config = lm, settled(lm, config or PreferenceConfig())
+        super().__init__(lm, config, PreferenceConfig)
         self.infos = [LOSSES[name] for name in self.config.losses]
         self.embeddings = self._embeddings(embed)
-        self.report, self.sources = Report(), data_names(pairs)
-        self._recipe = recipe_of("pairs", lm, self.config)
         self._texts: dict[bytes, Text] = {}  # prompt's tokens -> instruction, where embeddings are asked for
-        self.pairs: Sequence[EncodedPair]
-        if self.config.cache_dir is None:
-            self._encode_all(pairs)
-        else:
-            self._open(self.config.cache_dir, pairs)
-        evaluated = reread(named_sets(eval_pairs))
-        self.eval_sets = {name: self._held(data) for name, data in evaluated.items()}
-        self.asked = asked_of(
-            evaluated, lambda entry: read_pairs([entry], Report()), self.encoder, self.config.eval_samples
-        )
-        self.memory = memory.check(lm, self.config, largest(self.pairs, self.config.batch_size))
-        ensure_adapter(lm, self.config)
+        self.pairs = self._held_records(pairs, eval_pairs)
+        self._ensure_adapter()
         self.needs_reference = any(info.reference for info in self.infos)
         self.coupled = any(info.couples_batch for info in self.infos)
-        self.team = Team()
         self.compute_metrics = compute_metrics
         self._rewards: list[tuple[np.ndarray[Any, Any], ...]] = []  # of an evaluation, for compute_metrics
         self.grouped = any("groups" in info.reads for info in self.infos)
@@ -114,45 +77,27 @@ class PreferenceTrainer:
             raise JpoError(f"rpo_embeddings: loss {self.config.loss} would ignore them; they belong to rpo")
         return None if source is None else Embeddings(source)
 
-    def _encode_all(self, pairs: Any) -> None:
-        """The training pairs, in memory."""
-        given = read_pairs(pairs, self.report)
-        check_left(given, self.report)
-        self.template = self._recipe.template_of(any(pair.conversational for pair in given))
-        self.encoder = self._recipe.encoder(self.template)
-        self.pairs = self._encoded(given)
-        first = given[0]
-        texts = (first.i_chosen, first.r_chosen) if isinstance(first, Pair) else (first.instruction, first.response)
-        self.shown = self.encoder.example(*texts)  # what is trained, to print before a run
-        self.told = self.report.then(self.encoder.report())  # what became of the training records
+    @property
+    def records(self) -> Sequence[EncodedPair]:
+        """The training pairs."""
+        return self.pairs
 
-    def _open(self, folder: str, pairs: Any) -> None:
-        """The training pairs, in the cache."""
+    def _read(self, source: Any, report: Report) -> list[Pair | Judged]:
+        return read_pairs(source, report)
+
+    def _open(self, source: Any) -> Sequence[EncodedPair]:
         if self.embeddings is not None:
             raise JpoError(
                 "rpo_embeddings: are looked up by the instructions' texts, which a cache of tokens does not hold; train "
                 "without cache_dir, or without rpo_embeddings (the reference model's mean hidden states)"
             )
-        self.pairs = found = self._cached(folder, pairs, self._recipe)
-        self.template = found.template
-        self.encoder = self._recipe.encoder(self.template)
-        self.shown, self.report = found.facts.shown, found.reading
-        self.told = self.report.then(found.encoding)
+        return super()._open(source)
 
-    def _held(self, pairs: Any) -> Sequence[EncodedPair]:
-        """Evaluation pairs, held as the training ones are."""
-        if self.config.cache_dir is None:
-            return self._encode(pairs)
-        return self._cached(self.config.cache_dir, pairs, dataclasses.replace(self._recipe, template=self.template))
-
-    def _cached(self, folder: str, pairs: Any, recipe: Recipe) -> CachedRecords:
-        found = open_cached(folder, pairs, recipe)
+    def _cached(self, source: Any, recipe: Recipe) -> CachedRecords:
+        found = super()._cached(source, recipe)
         facts = found.facts
         check_kinds(self.config, facts.first_judged, facts.first_tie, facts.ties, facts.given)
         return found
-
-    def _encode(self, pairs: Any) -> list[EncodedPair]:
-        return self._encoded(read_pairs(pairs, self.report))
 
     def _encoded(self, given: Sequence[Pair | Judged]) -> list[EncodedPair]:
         check_records(self.config, given)
@@ -178,6 +123,9 @@ class PreferenceTrainer:
             self._part(pairs, [members[i] for i in chunk], slot + self.team.slots * place)
             for place, chunk in enumerate(cut)
         ]
+
+    def _sequences(self, pair: EncodedPair) -> Sequence[Encoded]:
+        return pair.sequences
 
     def _forest(self, pairs: Sequence[EncodedPair]) -> Forest:
         """Sequences: all chosen, then all rejected."""
@@ -313,20 +261,16 @@ class PreferenceTrainer:
         vector = self.lm.mean_hidden([ids])[0].astype(np.float64)
         return np.asarray(vector / np.linalg.norm(vector))
 
-    def _order(self) -> Order | GroupedOrder:
+    def _order(self) -> AnyOrder:
         """Random order; a loss over groups of pairs keeps each group in one step."""
         if not self.grouped:
-            return Order(len(self.pairs), self.config.batch_size, self.config.seed)
+            return super()._order()
         groups: dict[int, list[int]] = {}
         for place, pair in enumerate(self.pairs):
             groups.setdefault(self._groups[pair.index], []).append(place)
         return GroupedOrder(list(groups.values()), self.config.batch_size, self.config.seed)
 
     # a step
-
-    def step(self, indices: Sequence[int], step: int) -> dict[str, float]:
-        """Add the gradients of these pairs' mean loss into lm.trainable.grads; the step's metrics."""
-        return self._run([self.pairs[i] for i in indices], step, train=True)
 
     def _run(self, pairs: Sequence[EncodedPair], step: int, train: bool) -> dict[str, float]:
         """Over ranks: each computes its slots' pairs, and all are given the metrics of the whole."""
@@ -450,67 +394,29 @@ class PreferenceTrainer:
 
     # the public interface
 
-    @property
-    def sizes(self) -> tuple[int, dict[str, int]]:
-        """Pairs for training, and those of each evaluation set."""
-        return len(self.pairs), {name: len(pairs) for name, pairs in self.eval_sets.items()}
-
     def seconds(self, indices: Sequence[int]) -> float:
         """Seconds of a step over these pairs, by computing one pair of middle length; changes nothing."""
-        assert self.lm.trainable is not None
-        chosen = sorted((self.pairs[i] for i in indices), key=lambda pair: pair.tokens)
-        middle = chosen[len(chosen) // 2]
-        with alone(self):
-            seconds = quickest(lambda: self._run([middle], 0, train=True))
+        seconds = super().seconds(indices)
         self._hidden.clear()  # ranks know the same prompts
-        self.lm.trainable.grads[:] = 0
-        return seconds * sum(pair.tokens for pair in chosen) / middle.tokens / self.team.ranks.size
+        return seconds
 
-    def _total(self, order: Order | GroupedOrder) -> int:
-        return total_steps(self.config, order.steps_per_epoch, min(order.steps_per_epoch, DEFAULT_STEPS))
+    def _default_steps(self, per_epoch: int) -> int:
+        return min(per_epoch, DEFAULT_STEPS)
 
-    def train(self, resume: bool = False, callbacks: Callbacks | None = None) -> dict[str, list[Any]]:
-        """Train; the history, a mapping of lists (a column of metrics.jsonl each).
+    def _warmup(self, total: int) -> int:
+        return warmup_steps(self.config, total)
 
-        callbacks: jpo.train.Callback objects, or functions that are called with each row."""
-        from jpo.train.progress import make_callbacks
-
-        watching = (
-            make_callbacks(callbacks, self) if joined().root else []
-        )  # what is missing is said before hours are spent
-        order = self._order()
-        total = self._total(order)
-        data = data_digest(self.pairs)
-        with working_together(self, resume, lambda config: fingerprint(config, data, order)) as mark:
-            if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
-                self.precompute()
-            warmup = warmup_steps(self.config, total)
-            loop = Loop(self.lm, self, self.config, order, total, warmup, mark, self.team)
-            return loop.run(resume, watching)
-
-    def save(self, folder: str) -> None:
-        """The adapter in PEFT's format, or the whole model where it is trained in full."""
-        if self.lm.full:
-            self.lm.merge(folder)
-        else:
-            self.lm.save_adapter(folder, adapter_settings(self.config, self.template, self.lm))
-
-    def card(self, history: Mapping[str, Sequence[Any]], baseline: Mapping[str, float]) -> str:
-        """The model card of a finished run, README.md."""
-        return run_card(
-            self.lm, self.config, self.template, self.sources, f"{len(self.pairs)} pairs", history, baseline
-        )
+    def _prepare(self) -> None:
+        if self.needs_reference and (self.config.precompute_ref_log_probs or self.config.ref_logps is not None):
+            self.precompute()
 
     def evaluate(self, pairs: Any = None) -> dict[str, float]:
         """Metrics on `pairs` (default: each evaluation set) with the prefix eval_ (eval_NAME_ for named sets)."""
-        sets = self.eval_sets if pairs is None else {"": self._held(pairs)}
-        metrics: dict[str, float] = {}
-        for name, chosen in sets.items():
-            prefix = f"eval_{name}_" if name else "eval_"
-            self._rewards = []
-            found = self._mean(chosen) | self._computed(name)
-            metrics |= {f"{prefix}{key}": value for key, value in found.items()}
-        return metrics
+        return self._evaluated(pairs)
+
+    def _measured(self, name: str, chosen: Sequence[EncodedPair]) -> dict[str, float]:
+        self._rewards = []
+        return self._mean(chosen) | self._computed(name)
 
     def _computed(self, name: str) -> dict[str, float]:
         """What compute_metrics says of the set that was evaluated last; the first rank asks it."""
@@ -544,19 +450,3 @@ class PreferenceTrainer:
         gradients = self.lm.trainable.gradients()
         self.lm.trainable.grads[:] = 0
         return metrics, gradients
-
-    def dry_run(self, ranks: int | None = None) -> dict[str, Any]:
-        """Tokens, memory and time that the run would take, by the plan and one probed step, and what so many ranks
-        would make of it; writes nothing."""
-        order = self._order()
-        total = self._total(order)
-        step = [self.pairs[i] for i in order.batch(0)]
-        cut = micro_batches([pair.sequences for pair in step], self.config.token_budget)
-        forests = [self._forest([step[i] for i in members]) for members in cut]
-
-        def work() -> None:
-            self._run(step, 0, train=True)
-
-        found = probe(self.lm, forests, total, order.steps_per_epoch, work, self.memory)
-        over = planned(self, ranks, order, lambda i: self.pairs[i].sequences, found, work)
-        return {"pairs": len(self.pairs), "tokens_per_epoch": all_tokens(self.pairs)} | found | over

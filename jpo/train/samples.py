@@ -19,7 +19,7 @@ from typing import Any
 
 from jpo.data.encoding import Encoder
 from jpo.data.readers import iter_records
-from jpo.data.records import Example, Judged, Pair, Text, plain, text_key
+from jpo.data.records import Example, Judged, Pair, Text, good_texts, plain, text_key
 from jpo.disk import naming_faults, write_atomic
 from jpo.errors import JpoError
 from jpo.parallel.team import Team
@@ -56,10 +56,7 @@ def asked_of(
     for record in records if count else ():
         if isinstance(record, Judged) and not record.label:
             continue
-        if isinstance(record, Pair):
-            instruction, response = record.i_chosen, record.r_chosen
-        else:
-            instruction, response = record.instruction, record.response
+        instruction, response = good_texts(record)
         found.setdefault(text_key(instruction), Asked(instruction, encoder.prompt_text(instruction), response))
         if len(found) == count:
             break

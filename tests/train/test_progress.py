@@ -12,8 +12,8 @@ import pytest
 import jpo
 from jpo.errors import JpoError
 from jpo.train import Callback
+from jpo.train.common import total_steps, warmup_steps
 from jpo.train.config import PreferenceConfig, SFTConfig
-from jpo.train.preference import total_steps, warmup_steps
 from jpo.train.progress import duration
 
 FEW = [
