@@ -1,6 +1,8 @@
 """Every family against transformers and PEFT: log-likelihoods, greedy tokens, gradients of adapters and of all
 weights."""
 
+import json
+
 import numpy as np
 import peft
 import pytest
@@ -41,6 +43,23 @@ def test_absent_keys_mean_what_transformers_takes(kind):
     ours, theirs = normalize(kind, {"model_type": kind, **sizes}), normalize(kind, whole)
     tokens = {"hf", "bos_token_id", "eos_token_ids"}  # which a file has to say
     assert {key: ours[key] for key in ours.keys() - tokens} == {key: theirs[key] for key in ours.keys() - tokens}
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt2", "phi3", "cohere2"])
+def test_an_end_of_text_that_no_file_names_is_none(tmp_path, name):
+    """transformers' classes have ids of their own, which a model that is read from files does not end at."""
+    hf = {key: value for key, value in configuration(name).items() if key not in ("bos_token_id", "eos_token_id")}
+    config = normalize(name, hf)
+    tokenizer = load_checkpoint("tiny").tokenizer
+    write_checkpoint(tmp_path, config, random_values(config), tokenizer)
+    path = tmp_path / "tokenizer_config.json"
+    named = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in named.items() if key != "eos_token"}))
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.eos_token_id is not None and model.generation_config.eos_token_id is None
+    lm = jpo.load(str(tmp_path))
+    assert lm.tokenizer.eos_token_ids == [] and lm.tokenizer.eos_token_id is None
 
 
 def both(folder, name):

@@ -32,8 +32,6 @@ FAMILY = Family(
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": True,
         "sliding_window": 4096,
-        "bos_token_id": 5,
-        "eos_token_id": 255001,
     },
     keys={"rms_norm_eps": "layer_norm_eps"},
     reads=("logit_scale",),

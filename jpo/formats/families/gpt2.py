@@ -28,8 +28,6 @@ FAMILY = Family(
         "tie_word_embeddings": True,
         "n_positions": 1024,
         "layer_norm_epsilon": 1e-5,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
     },
     keys={
         "hidden_size": "n_embd",

@@ -37,8 +37,6 @@ FAMILY = Family(
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
-        "bos_token_id": 1,
-        "eos_token_id": 32000,
     },
     reads=("partial_rotary_factor",),
     neutral={"resid_pdrop": (None, 0, 0.0), "embd_pdrop": (None, 0, 0.0)},
