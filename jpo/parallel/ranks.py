@@ -20,7 +20,7 @@ _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_NRANK
 _PLACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")
 _SLURM = "SLURM_STEP_NUM_TASKS"  # of an srun step; a batch script or salloc has no step
 SWITCH = "JPO_RANKS"  # "off": a process that MPI launched works alone
-_WAIT = 1.0  # seconds that the other ranks leave rank 0 to say the same thing first
+_WAIT = 5.0  # seconds that the other ranks leave rank 0 to say the same thing first, and its launcher to end the job
 
 
 class Alone:
@@ -166,7 +166,7 @@ def _share_processors(ranks: Ranks) -> None:
 def fail(message: str, status: int = 1) -> None:
     """Says why this rank cannot go on and ends the whole job, so that no other rank waits for it.
 
-    What fails on every rank alike is said once: the others leave rank 0 a second to end the job first."""
+    What fails on every rank alike is said once: the others leave rank 0 some seconds to end the job first."""
     ranks = current()
     if ranks.size == 1:
         print(message, file=sys.stderr, flush=True)
