@@ -50,6 +50,13 @@ PyArrayObject *arg_copy(PyObject *object, const char *name, int type, int dimens
     return array;
 }
 
+PyObject *arg_item(PyObject *dict, const char *key) {
+    PyObject *name = PyUnicode_FromString(key);
+    PyObject *item = name ? PyDict_GetItemWithError(dict, name) : NULL;
+    Py_XDECREF(name);
+    return item;
+}
+
 bool arg_range(const char *name, long long value, long long low, long long high) {
     if (value >= low && value <= high) return true;
     return PyErr_Format(PyExc_ValueError, "%s must lie in %lld..%lld, got %lld", name, low, high, value), false;

@@ -39,6 +39,10 @@ bool arg_array(PyObject *object, const char *name, int type, int dimensions, boo
  * checked is what is used, whatever other threads do to the original; a new reference, or NULL with an error. */
 PyArrayObject *arg_copy(PyObject *object, const char *name, int type, int dimensions);
 
+/* dict[key], borrowed; NULL with an error, or without one where there is no such key. (PyDict_GetItemString hides
+ * errors: without memory for the key it would be missing.) */
+PyObject *arg_item(PyObject *dict, const char *key);
+
 /* low <= value <= high, else false with ValueError. */
 bool arg_range(const char *name, long long value, long long low, long long high);
 

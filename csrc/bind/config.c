@@ -7,8 +7,8 @@
 #include "bind/arguments.h"
 
 static PyObject *get(PyObject *dict, const char *key) {
-    PyObject *item = PyDict_GetItemString(dict, key);
-    if (!item) PyErr_Format(PyExc_ValueError, "config lacks %s", key);
+    PyObject *item = arg_item(dict, key);
+    if (!item && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "config lacks %s", key);
     return item;
 }
 
@@ -127,7 +127,8 @@ static bool read_rotary(PyObject *dict, jpo_rotary *rotary, PyArrayObject **freq
     if (!item || !(*frequencies = arg_copy(item, "inv_freq", NPY_FLOAT64, 1)) || !get_int(dict, "pairs", &pairs) ||
         !get_double(dict, "attention_factor", &rotary->factor))
         return false;
-    PyObject *other = PyDict_GetItemString(dict, "long_inv_freq");
+    PyObject *other = arg_item(dict, "long_inv_freq");
+    if (!other && PyErr_Occurred()) return false;
     if (other && other != Py_None) {
         if (!(*long_frequencies = arg_copy(other, "long_inv_freq", NPY_FLOAT64, 1)) ||
             !get_int(dict, "original", &rotary->original))

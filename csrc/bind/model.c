@@ -45,9 +45,10 @@ bool model_each_tensor(model_object *self, tensor_visitor visit, void *context) 
 
 /* The bytes of one stored tensor (dtype name, array), checked for its size (n, k); NULL with an error. */
 static PyArrayObject *stored_bytes(PyObject *tensors, const char *name, int64_t n, int64_t k, jpo_dtype *type) {
-    PyObject *item = PyDict_GetItemString(tensors, name);
+    PyObject *item = arg_item(tensors, name);
     const char *dtype_name;
     PyObject *bytes;
+    if (!item && PyErr_Occurred()) return NULL;
     if (!item) return PyErr_Format(PyExc_ValueError, "the model lacks the tensor %s", name), NULL;
     if (!PyTuple_Check(item))
         return PyErr_Format(PyExc_TypeError, "tensor %s must be a tuple (dtype, array), got %R", name, Py_TYPE(item)),

@@ -97,7 +97,8 @@ typedef struct {
 /* The named tensor's values in params become the model's own; its gradient stands at the same offset of grads. */
 static bool train_named(model_object *self, trained_tensors *trained, const char *name, jpo_tensor tensor,
                         const jpo_tensor_info *info, int64_t layer, bool bias) {
-    PyObject *item = PyDict_GetItemString(trained->offsets, name);
+    PyObject *item = arg_item(trained->offsets, name);
+    if (!item && PyErr_Occurred()) return false;
     if (!item && trained->all) return PyErr_Format(PyExc_ValueError, "set_full lacks the tensor %s", name), false;
     if (!item) return true;
     Py_ssize_t offset = PyLong_AsSsize_t(item);

@@ -22,7 +22,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from tests.peak_memory import Growth, available
+from .memory import Mark
 
 HANG_CPU, HANG_WALL, SPARE = 10.0, 60.0, 100 << 20
 LIMIT = 3 << 30  # bytes of address space beyond what the child begins with
@@ -43,14 +43,14 @@ def options():
     return parser.parse_args()
 
 
-def run_case(target, seed, index, folder):
+def run_case(target, seed, index, folder, mark):
     """None, or (kind, text) of the failure."""
     from . import targets
 
     rng = targets.generator(seed, index)
     case = target.case(rng, index)
     target.write(case, targets.emptied(folder))
-    growth = Growth() if available() else None
+    mark.begin()
     try:
         target.run(folder, case, rng)
     except target.allowed:
@@ -62,8 +62,9 @@ def run_case(target, seed, index, folder):
         ours = next((frame for frame in reversed(place) if f"{os.sep}jpo{os.sep}" in frame.filename), place[-1])
         where = f"{Path(ours.filename).name}:{ours.lineno}"
         return f"{type(error).__name__} at {where}", str(error)[:200]
-    if growth is not None and growth.end() > 4 * target.size(case) + SPARE:
-        return "memory", f"grew by {growth.bytes >> 20} MB for {target.size(case)} bytes"
+    grown = mark.end()
+    if grown > 4 * target.size(case) + SPARE:
+        return "memory", f"grew by {grown >> 20} MB for {target.size(case)} bytes"
     return None
 
 
@@ -74,11 +75,11 @@ def child(name, seed, first, last, state, folder, report):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    target = targets.named(name)
+    target, mark = targets.named(name), Mark()
     with open(report, "a", encoding="utf-8") as file:
         for index in range(first, last):
             state[: STATE.size] = STATE.pack(index, time.monotonic(), time.process_time())
-            failure = run_case(target, seed, index, folder)
+            failure = run_case(target, seed, index, folder, mark)
             if failure:
                 file.write(json.dumps([index, *failure]) + "\n")
                 file.flush()
@@ -176,7 +177,7 @@ def main():
         arguments.cases = 2000 if arguments.cases is None else arguments.cases
         names = list(targets.TARGETS) if arguments.target == "all" else [arguments.target]
         if arguments.case is not None:
-            found = run_case(targets.named(names[0]), arguments.seed, arguments.case, Path(scratch) / "case")
+            found = run_case(targets.named(names[0]), arguments.seed, arguments.case, Path(scratch) / "case", Mark())
             sys.exit(f"{names[0]} {arguments.case}: {found}" if found else 0)
         if arguments.grow:
             for name in names:

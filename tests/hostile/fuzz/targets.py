@@ -20,7 +20,6 @@ from jpo.errors import JpoError  # noqa: E402
 from jpo.feedback.journal import Entry, Journal  # noqa: E402
 from jpo.formats import load_checkpoint  # noqa: E402
 from jpo.formats.chat import render  # noqa: E402
-from jpo.formats.gguf import read_gguf  # noqa: E402
 from jpo.formats.huggingface import load_tokenizer  # noqa: E402
 from jpo.formats.peft import read_adapter  # noqa: E402
 from jpo.train import checkpoint  # noqa: E402
@@ -120,11 +119,7 @@ class Gguf(Target):
             tensor[3] = mutate.of_bytes(rng, tensor[3]) if tensor[3] else b"\0"
 
     def run(self, folder, case, rng):
-        path = str(folder / "m.gguf")
-        try:
-            read_gguf(path)
-        finally:
-            scored(load_checkpoint(path))
+        scored(load_checkpoint(str(folder / "m.gguf")))
 
 
 class Directory(Target):
@@ -389,8 +384,10 @@ def named(name):
 
 def emptied(folder):
     """The folder, with nothing in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
     return folder
 
 

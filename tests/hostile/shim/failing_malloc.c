@@ -1,6 +1,7 @@
 /* LD_PRELOAD shim: the allocation with index JPO_FAIL_AT (from 1), counted in our own library alone, fails; with
- * JPO_FAIL_ALWAYS=1 every later one fails too. malloc, calloc, realloc, aligned_alloc and anonymous mmap are counted where the
- * caller's address lies in _core's file. JPO_FAIL_COUNT=FILE gets the number of calls at exit. */
+ * JPO_FAIL_ALWAYS=1 every later one fails too. malloc, calloc, realloc, aligned_alloc and anonymous mmap are counted
+ * where the caller's address lies in _core's file. JPO_FAIL_COUNT=FILE gets the number of calls at exit. jpo_fail_from
+ * counts anew within a process (tests/hostile/sweep.py). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -28,6 +29,9 @@ static int fails(const void *caller) {
     errno = ENOMEM;
     return 1;
 }
+
+/* The call with index `at` from now on fails, 0: none; `forever`: every later one too. */
+void jpo_fail_from(long at, int forever) { calls = 0, fail_at = at, always = forever; }
 
 __attribute__((destructor)) static void report(void) {
     const char *path = getenv("JPO_FAIL_COUNT");
