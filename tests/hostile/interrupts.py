@@ -1,8 +1,10 @@
-"""python -m tests.hostile.interrupts [--trials 200] [--only NAME ...] [--model smollm2-135m] [--seconds S]
+"""python -m tests.hostile.interrupts [--trials 200] [--only NAME ...] [--model smollm2-135m] [--seconds S] [--log FILE]
 
 How soon Ctrl-C is answered in each public operation that takes long: seconds from the signal to the end of the call,
 over trials that are interrupted at random moments; median, 99th percentile, longest. Exit status 1 where a 99th
 percentile is above 250 ms. On a busy machine the scheduler is measured, not jpo.
+With --log each wait is a line of that file, and a run goes on from those that stand there: the sweep may be taken in
+pieces, operation by operation or ended at any moment.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +34,28 @@ AGAIN = 1.0  # seconds until it comes again: Python drops an exception that is r
 
 def waited(call, delay):
     """Seconds from the signal to the call's end; a call that ended before is made again."""
+    own, between, over = sys._getframe(), [], False
+
+    def interrupt(_, frame):
+        if not over and frame is not own and frame.f_code is not code:  # the call is at work
+            raise KeyboardInterrupt
+        between.append(frame)  # it has just ended: an exception here would leave by a way of its own
+
+    code = interrupt.__code__
+
     due = time.monotonic() + delay
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, delay, AGAIN)
     try:
-        while True:
+        while not between:
             call()
     except KeyboardInterrupt:
-        return time.monotonic() - due
+        pass
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    return time.monotonic() - due
 
 
 def kernels(scale=1.0):
@@ -111,12 +125,32 @@ def operations(model, folder, scale=1.0):
     }
 
 
-def measured(call, trials, seconds=float("inf"), seed=0):
-    """Sorted waits of the trials, as many as fit into `seconds`."""
-    rng, end, waits = random.Random(seed), time.monotonic() + seconds, []
+def measured(make, trials, seconds=float("inf"), before=(), told=lambda wait: None):
+    """Sorted waits of the trials, as many as fit into `seconds`, those of `before` among them; each new one is told."""
+    waits, end = list(before), time.monotonic() + seconds
+    call = make() if len(waits) < trials else None
     while len(waits) < trials and (time.monotonic() < end or not waits):
-        waits.append(waited(call, rng.uniform(0.002, LATEST)))
+        delay = random.Random(len(waits)).uniform(0.002, LATEST)
+        waits.append(waited(call, delay))
+        told(waits[-1])
     return sorted(waits)
+
+
+class Log:
+    """Waits in a file, one JSON line [model, operation, seconds] each; without a path none are kept."""
+
+    def __init__(self, path, model):
+        self.path, self.model = path, model
+
+    def waits(self, name):
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path and self.path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        return [seconds for model, operation, seconds in rows if (model, operation) == (self.model, name)]
+
+    def add(self, name, seconds):
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps([self.model, name, round(seconds, 6)]) + "\n")
 
 
 def main():
@@ -125,14 +159,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of one operation at most")
     parser.add_argument("--only", nargs="*", help="names of operations")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--log", type=Path, help="keep the waits here, and go on from those that stand here")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    late = []
+    late, log = [], Log(arguments.log, arguments.model)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(open(os.devnull, "w")):
         for name, make in operations(arguments.model, Path(scratch)).items():
             if arguments.only and name not in arguments.only:
                 continue
-            waits = measured(make(), arguments.trials, arguments.seconds)
+            known, told = log.waits(name)[: arguments.trials], partial(log.add, name)
+            waits = measured(make, arguments.trials, arguments.seconds, known, told)
             p99 = waits[min(len(waits) - 1, int(0.99 * len(waits)))]
             shown = f"median {waits[len(waits) // 2]:.3f} s, p99 {p99:.3f} s, longest {waits[-1]:.3f} s"
             print(f"{name}: {len(waits)} trials, {shown}", flush=True)

@@ -3,6 +3,7 @@ machine."""
 
 import gc
 import sys
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.hostile import interrupts
 
 def test_every_operation_ends_by_the_interrupt(tmp_path):
     for name, make in interrupts.operations("tiny", tmp_path, scale=0.02).items():
-        waits = interrupts.measured(make(), trials=2)
+        waits = interrupts.measured(make, trials=2)
         assert len(waits) == 2 and waits[0] >= 0, name
 
 
@@ -21,6 +22,21 @@ def test_a_late_answer_is_told(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="later than 0.0 s: score"):
         interrupts.main()
     assert "score: 2 trials, median" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_where_it_was_ended(tmp_path):
+    log, made = interrupts.Log(tmp_path / "waits.jsonl", "tiny"), []
+
+    def make():
+        made.append(time.monotonic())
+        return lambda: time.sleep(1)
+
+    for trials in (2, 3, 3):
+        known = log.waits("sleep")[:trials]
+        waits = interrupts.measured(make, trials, before=known, told=lambda wait: log.add("sleep", wait))
+        assert len(waits) == trials
+    assert len(made) == 2 and len(log.waits("sleep")) == 3  # the third run had nothing left to do
+    assert interrupts.Log(log.path, "another").waits("sleep") == [] == log.waits("another")
 
 
 def test_an_interrupt_that_a_callback_of_the_collector_loses_comes_again(monkeypatch):
@@ -45,3 +61,10 @@ def test_an_interrupt_that_a_callback_of_the_collector_loses_comes_again(monkeyp
     finally:
         gc.callbacks.remove(loses)
     assert lost
+
+
+def test_a_second_signal_while_the_first_is_counted(monkeypatch):
+    """On a busy machine the next one came while the answer to the first was being written down, and ended the sweep."""
+    monkeypatch.setattr(interrupts, "AGAIN", 1e-5)
+    for trial in range(20):
+        assert interrupts.waited(lambda: time.sleep(0.2), 0.001) >= 0, trial
