@@ -1,4 +1,4 @@
-"""python -m tests.hostile.sweep [NAME ...]: each allocation under each call of jpo._core fails, one after the other, in one process.
+"""python -m tests.hostile.sweep [NAME ...]: each allocation under each call of jpo._core fails in turn, in one process.
 
 Python's own allocations, NumPy's objects among them, fail by CPython's _testcapi; the engine's by the shim, where it is
 preloaded (tests/hostile/test_allocations.py). A call that lacked memory says so by MemoryError or gives the right
