@@ -13,6 +13,7 @@ import io
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ from jpo.web.store import VERDICTS, Answer, Showing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 _WRITE_SECONDS = 20.0  # between two writings of the output file while verdicts come
+_WRITE_SHARE = 0.02  # of the time that writing it may take at most
+_SWITCH_SECONDS = 5e-4  # after which a thread that writes or counts leaves the interpreter to a click
 _LOOK_SECONDS = 1.0  # between two looks whether everything is done
 _NAME_LIMIT = 60  # characters
 _TEXTS = 4096  # rendered ones that are kept
@@ -360,9 +363,12 @@ class Pages:
         """Writes the output file from time to time and once more at the end."""
 
         async def now_and_then() -> None:
+            pause = _WRITE_SECONDS
             while True:
-                await anyio.sleep(_WRITE_SECONDS)
+                await anyio.sleep(pause)
+                start = time.monotonic()
                 await anyio.to_thread.run_sync(self.try_save)
+                pause = max(_WRITE_SECONDS, (time.monotonic() - start) / _WRITE_SHARE)
 
         async def until_done() -> None:
             while self.when_done is not None:
@@ -384,6 +390,8 @@ class Pages:
                         self.when_failed()
                         break
 
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         async with anyio.create_task_group() as group:
             group.start_soon(now_and_then)
             group.start_soon(rounds)
@@ -392,6 +400,7 @@ class Pages:
                 yield
             finally:
                 group.cancel_scope.cancel()
+                sys.setswitchinterval(usual)
         self.try_save()
 
 

@@ -71,7 +71,7 @@ class Project:
 
     def more_to_ask(self) -> bool:
         """Whether another round can follow."""
-        return self.in_rounds and any(key not in self._desk.items for key in self.items.by_key)
+        return self.in_rounds and len(self._desk.items) < len(self.items)
 
     def release(self, keys: Sequence[str]) -> None:
         """Asks these items from now on."""
@@ -133,8 +133,9 @@ class Project:
     def undo(self, annotator: str) -> Answer | None:
         """Takes the annotator's last verdict back; it stands before him again."""
         with self._lock:
-            last = self.store.undo(annotator)
+            last = self._desk.last(annotator)
             if last is not None:
+                self.store.undo(last.showing.id)
                 del self._answers[last.showing.id]
                 self._desk.undone(last)
                 self.version += 1
@@ -143,9 +144,7 @@ class Project:
     def progress(self, annotator: str) -> tuple[int, int, float | None]:
         """(answered, of how many, median seconds an item)."""
         with self._lock:
-            done, total = self._desk.progress(annotator)
-            seconds = [answer.seconds for answer in self._desk.answers_of(annotator) if answer.seconds > 0]
-        return done, total, statistics.median(seconds) if seconds else None
+            return *self._desk.progress(annotator), self._desk.seconds(annotator)
 
     def finished(self) -> bool:
         """Whether nobody has anything left to do."""

@@ -200,15 +200,14 @@ class Store:
                 self._db.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", change)
         return Answer(_showing(found), verdict, rationale, tuple(tags), row[4], now) if new else None
 
-    def undo(self, annotator: str) -> Answer | None:
-        """Takes the annotator's last verdict back (changes keeps it) and returns it; None where there is none."""
+    def undo(self, showing: int) -> bool:
+        """Takes the standing verdict on a showing back (changes keeps it); False where there is none."""
         with self.together():
-            last = max(self.answers(annotator), key=lambda answer: (answer.at, answer.showing.id), default=None)
-            if last is not None:
-                self._db.execute("DELETE FROM verdicts WHERE showing = ?", (last.showing.id,))
-                change = (last.showing.id, None, "", "[]", time.time())
+            found = self._db.execute("DELETE FROM verdicts WHERE showing = ?", (showing,)).rowcount == 1
+            if found:
+                change = (showing, None, "", "[]", time.time())
                 self._db.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", change)
-            return last
+            return found
 
     def answers(self, annotator: str | None = None) -> list[Answer]:
         """The standing verdicts, all or one annotator's, in the order of their showings."""

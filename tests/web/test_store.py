@@ -46,8 +46,7 @@ def test_undo_takes_back_the_last_one_and_keeps_its_trace(store):
     first, second = store.show("a", "anna", False, 0), store.show("b", "anna", False, 0)
     store.answer(first.id, "anna", "left", "", [], 0)
     store.answer(second.id, "anna", "right", "why", [], 0)
-    assert store.undo("ben") is None
-    assert store.undo("anna").showing == second
+    assert store.undo(second.id) and not store.undo(second.id) and not store.undo(999)
     assert [answer.showing for answer in store.answers()] == [first]
     rows = store._db.execute("SELECT showing, verdict FROM changes ORDER BY rowid").fetchall()
     assert rows == [(first.id, "left"), (second.id, "right"), (second.id, None)]
@@ -126,6 +125,6 @@ def test_blocks_are_one_sync_and_undo_alone(store):
         store.answer(first.id, "anna", "left", "", [], 0)
     assert commits == ["COMMIT"] and store.showings() == [first] and len(store.answers()) == 1
     with pytest.raises(KeyError), store.together():
-        store.undo("anna")
+        store.undo(first.id)
         raise KeyError
     assert len(store.answers()) == 1 and not store._db.in_transaction
