@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,8 @@ _SUFFIXES = {
 }  # fmt: skip
 _NAMES = ".jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
 _CELL_LIMIT = 1 << 30  # characters of a CSV cell; the csv module's own bound is 128 KiB
+_VERDICT_COLUMN = "feedback"  # a table of jpo annotate has it: its cells are as spreadsheet_text made them
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a formula begins, and one that is already kept from being one
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -241,6 +244,17 @@ def _open(path: str) -> Any:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
+def spreadsheet_text(text: str) -> str:
+    """A cell of a table of people's records: an apostrophe stands before what a spreadsheet would take for a formula,
+    and before a text that looks as if it had been given one. `read_records` takes it back from such a table."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _plain_text(cell: str) -> str:
+    """The text that spreadsheet_text made the cell of."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
 def _csv_file(path: str, name: str) -> Iterator[Record]:
     """Rows under the names of the first one; what a quoted cell holds, line ends too, is its text."""
     tabs = ".tsv" in path.lower()[-7:]
@@ -253,6 +267,8 @@ def _csv_file(path: str, name: str) -> Iterator[Record]:
         line = 1
         try:
             keys = next(rows, [])
+            read = _plain_text if _VERDICT_COLUMN in keys else str
+            keys = [read(key) for key in keys]
             if len(set(keys)) != len(keys) or not all(key.strip() for key in keys):
                 raise DataError(f"{name}, line 1: expected a header of different names, got {', '.join(keys)}")
             if len(keys) == 1 and not tabs and max(map(keys[0].count, ";\t"), default=0):
@@ -264,7 +280,7 @@ def _csv_file(path: str, name: str) -> Iterator[Record]:
                         f"{name}, line {line}: expected {len(keys)} cells as the header has, got {len(row)}"
                     )
                 if row:
-                    yield _record({key: cell for key, cell in zip(keys, row, strict=True) if cell}, name, line)
+                    yield _record({key: read(cell) for key, cell in zip(keys, row, strict=True) if cell}, name, line)
                 line = rows.line_num + 1
         except csv.Error as error:
             raise DataError(f"{name}, line {line}: not CSV: {error}") from None

@@ -36,7 +36,7 @@ from jpo.web import openapi
 from jpo.web.exchange import exported
 from jpo.web.forms import FORMATS, MEDIA, SUFFIXES
 from jpo.web.project import Project, item_of
-from jpo.web.security import COOKIE, Bucket, Guard, address_of, cookie_of, json_object, session_of, signed
+from jpo.web.security import COOKIE, Bucket, Guard, address_of, cookie_of, json_object, protected, session_of, signed
 from jpo.web.store import VERDICTS, Answer, Showing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -419,6 +419,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     return PlainTextResponse(str(getattr(error, "detail", error)), status, headers)
 
 
+async def _failed(request: Request, error: Exception) -> Response:
+    return protected(PlainTextResponse("the server has failed on this request; its log says more", 500))
+
+
 async def _not_kept(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"nothing was kept, the server's disk failed ({error}); send it again", 503)
 
@@ -442,7 +446,13 @@ def build(pages: Pages, hosts: list[str]) -> Starlette:
     inner = Starlette(
         routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
         lifespan=pages.lifespan,
-        exception_handlers={HTTPException: _refused, JpoError: _refused, sqlite3.Error: _not_kept, OSError: _not_kept},
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, who=pages.who)],
+        exception_handlers={
+            HTTPException: _refused,
+            JpoError: _refused,
+            sqlite3.Error: _not_kept,
+            OSError: _not_kept,
+            Exception: _failed,
+        },
+        middleware=[Middleware(Guard, who=pages.who), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
     )
     return inner

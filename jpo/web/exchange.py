@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jpo.data.readers import Record
+from jpo.data.readers import Record, spreadsheet_text
 from jpo.data.records import preference_pairs
 from jpo.data.report import Report
 from jpo.errors import DataError
@@ -92,11 +92,15 @@ def _json(value: Any) -> str:
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
+    writer = csv.writer(out, lineterminator="\r\n")  # else a text with a carriage return is not quoted
+    writer.writerow(map(spreadsheet_text, names))
     for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in names])
+        writer.writerow([_table_cell(row.get(name)) for name in names])
     return out.getvalue()
+
+
+def _table_cell(value: Any) -> str:
+    return spreadsheet_text(value) if isinstance(value, str) else _cell(value)
 
 
 def _cell(value: Any) -> str:

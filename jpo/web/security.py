@@ -31,6 +31,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    "cache-control": "no-store",
 }
 
 
@@ -85,6 +86,13 @@ class Bucket:
         return left >= 1
 
 
+def protected(response: Response) -> Response:
+    """The response with the headers that Guard adds, for what is answered outside of it: an unforeseen fault."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
 class Guard:
     """ASGI middleware: security headers on every response, bounds on size (413), rate (429) and on the time that a body
     takes to arrive (408). rate None: no bound on the rate; who: whose requests are counted together."""
@@ -105,8 +113,6 @@ class Guard:
             if message["type"] == "http.response.start":
                 names = {name.lower() for name, _ in message["headers"]}
                 added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in names]
-                if b"cache-control" not in names:
-                    added.append((b"cache-control", b"no-store"))
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 

@@ -29,7 +29,7 @@ from jpo.errors import JpoError
 from jpo.web import metrics, openai_forms, openapi
 from jpo.web.models import Models
 from jpo.web.openai_forms import ApiError, Asked, TokenText
-from jpo.web.security import Guard, from_elsewhere, json_object
+from jpo.web.security import Guard, from_elsewhere, json_object, protected
 
 BODY_LIMIT = 8 << 20  # bytes: batches of prompts in token ids
 _CLOSED = 499  # the client went away before its answer was there
@@ -414,6 +414,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(refusal.body(), refusal.status, headers)
 
 
+async def _failed(request: Request, error: Exception) -> Response:
+    return protected(await _refused(request, error))
+
+
 def _guard_refusal(text: str, status: int) -> Response:
     return JSONResponse(ApiError(text, status=status).body(), status)
 
@@ -467,11 +471,11 @@ def build(api: Api, hosts: list[str], *, prefix: str = "", pages: Sequence[Route
     routes: list[Any] = [*api_routes(api), *pages]
     routes.append(openapi.route("jpo serve", routes, prefix))
     paths = [f"{prefix}{route.path}" for route in routes]
-    handlers: dict[Any, Callable[..., Any]] = {error: _refused for error in (HTTPException, JpoError, Exception)}
+    handlers: dict[Any, Callable[..., Any]] = {HTTPException: _refused, JpoError: _refused, Exception: _failed}
     middleware = [
         Middleware(Counted, counter=api.requests, paths=paths),
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(Guard, rate=None, limit=BODY_LIMIT, refusal=_guard_refusal),
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
     ]
     app_routes = [Mount(prefix, routes=routes)] if prefix else routes
     return Starlette(routes=app_routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)

@@ -1,6 +1,7 @@
 """Verdicts in other tools' forms: what is written is read back the same, by us and, where installed, by their own
 packages."""
 
+import csv
 import json
 from xml.etree import ElementTree
 
@@ -48,6 +49,26 @@ def test_written_and_read_back(form, tmp_path):
     assert sorted(map(str, map(essence, back))) == sorted(map(str, wanted))
     assert len(feedback_candidates(back)) == len(wanted)
     assert [item.joint for item in read_items(str(path))] == [True, False], "the same file can be annotated again"
+
+
+FORMULAS = "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-", "'quoted'", "a=1", "1-1", '=HYPERLINK("x","y")'
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    rows = [
+        {"instruction": text, "response_0": text, "response_1": f"b {i}", "=name": text, "feedback": i % 3,
+         "annotator": text, "rationale": text}
+        for i, text in enumerate(FORMULAS)
+    ]  # fmt: skip
+    path = tmp_path / "f.csv"
+    path.write_text(exported(rows, "csv"), encoding="utf-8", newline="")
+    with open(path, encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert len(cells) == 7 * (len(rows) + 1) and not any(cell[:1] in tuple("=+-@\t\r") for cell in cells if cell)
+    back = [verdict for record in read_records(str(path)) for verdict in verdicts(record)]
+    assert [{**row, "feedback": int(row["feedback"])} for row in back] == rows
+    path.write_text("instruction,response_0,response_1\n'=a,b,c\n")
+    assert read_records(str(path))[0]["instruction"] == "'=a", "a table of others is read as it stands"
 
 
 def test_preferences_train(tmp_path):

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 from web.test_fuzz_routes import served  # noqa: F401 (the fixture: jpo serve's application)
 from web.test_pages import CONDITIONAL, Person, Site
 
-from jpo.web import openapi
+from jpo.web import openai_forms, openapi
 from jpo.web.listen import Listener
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,23 @@ def test_every_answer_carries_the_headers(site, served):  # noqa: F811
                 assert value in reply.headers[name], (method, path, name)
             assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
             assert "unsafe" not in reply.headers["content-security-policy"] and "server" not in reply.headers
+
+
+def test_a_fault_of_the_server_carries_them_too(site, served, monkeypatch):  # noqa: F811
+    """An exception that nobody foresaw, and a host that is refused: answered outside of the routes."""
+
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(site.pages, "name_of", fail)
+    monkeypatch.setattr(openai_forms, "chat_asked", fail)
+    for app, method, path in ((site.app, "get", "/"), (served.app, "post", "/v1/chat/completions")):
+        client = TestClient(app, raise_server_exceptions=False)
+        for status, host in ((500, "testserver"), (400, "elsewhere.example")):
+            reply = client.request(method, path, json={}, headers={"host": host})
+            assert reply.status_code == status and "ZeroDivisionError" not in reply.text
+            for name, value in HEADERS.items():
+                assert value in reply.headers[name], (path, status, name)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +153,11 @@ def test_the_description_is_the_routes_and_their_fields(site, served):  # noqa: 
                 assert ("requestBody" in operation) is (method == "post"), path
                 known = client.request("options", path.replace("{", "").replace("}", "")).headers["allow"]
                 assert method.upper() in known, (path, known)
-    from jpo.web import openai_forms as forms
 
-    for path, fields in (("/v1/completions", forms.COMPLETION_FIELDS), ("/v1/chat/completions", forms.CHAT_FIELDS)):
+    for path, fields in (
+        ("/v1/completions", openai_forms.COMPLETION_FIELDS),
+        ("/v1/chat/completions", openai_forms.CHAT_FIELDS),
+    ):
         assert set(openapi.BODIES[path]["properties"]) == set(fields)
     assert not ({*openapi.BODIES, *openapi.FORMS} - {*paths_of(site.browser()), *paths_of(served)})
 
