@@ -80,8 +80,8 @@ def test_a_click_costs_the_same_after_many_verdicts(tmp_path):
 
 
 def test_writing_leaves_the_interpreter_and_the_time_to_clicks(tmp_path, monkeypatch):
-    """The output file is written beside the clicks: a thread that writes gives way at once, and a file that takes long is
-    written more rarely."""
+    """The output file is written beside the clicks: a thread that writes gives way at once, and a file that takes long
+    is written more rarely."""
     site, usual, pauses, sleep = Site(tmp_path, CONDITIONAL), sys.getswitchinterval(), [], anyio.sleep
 
     async def passed(seconds):
