@@ -69,7 +69,13 @@ def history(
         if len(keys) > 1:
             axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """The figure, written to `path` where one is given; its folder is made."""
     if path is not None:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         figure.savefig(path, dpi=150)
     return figure
 
@@ -98,9 +104,7 @@ def interplay(result: Mapping[str, Any], path: str | os.PathLike[str] | None = N
     height = 0.9 + len(rows) * max(0.55, 0.27 * len(sources) + 0.15)
     figure, axis = _pyplot().subplots(figsize=(7, height), layout="constrained")
     interplay_bars(axis, sources, rows)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return _saved(figure, path)
 
 
 def shares_known(sources: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ Check = Annotated[
         rich_help_panel="Optimization",
     ),
 ]
+Model = Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")]
 BaseModel = Annotated[str, typer.Option("--model", help="The base model: a name, a directory, a GGUF file.")]
 BaseAdapter = Annotated[str, typer.Option("--adapter", help="The adapter's directory (PEFT's format).")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on. (default: this machine alone)")]

@@ -139,6 +139,17 @@ def iter_records(source: Any) -> Iterator[Record]:
             raise DataError(f"records[{index}]: expected a mapping (or a path), got {type(item).__name__}")
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file that holds no records: UTF-8 with or without a byte order mark. DataError, naming it, where
+    it cannot be read."""
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            return _text(_without_mark(file.read(), name), name)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
 def is_record_file(name: str) -> bool:
     """Whether a name is that of records: "example", or one with a suffix that is read."""
     plain = name.lower().removesuffix(".gz")

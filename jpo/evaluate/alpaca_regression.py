@@ -10,6 +10,7 @@ of a gamed baseline with a small weight. Knows annotations and numbers; runs not
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jpo.data.readers import read_text
 from jpo.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -48,7 +50,7 @@ def read_difficulty(path: str | os.PathLike[str]) -> Difficulty:
     of: dict[int, float] = {}
     gamed: list[tuple[float, float, float]] = []
     preferences: list[float] = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with io.StringIO(read_text(name), newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
         if columns and "index" not in columns:

@@ -88,12 +88,13 @@ def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def write_text(path: str, text: str) -> None:
-    """`text` as UTF-8, atomically."""
+    """`text` as UTF-8, atomically; the folder is made where there is none."""
 
     def write(temporary: str) -> None:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     write_atomic(path, write)
 
 

@@ -224,6 +224,9 @@ class StudyConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise JpoError(f"{name}: expected different ones, got {values}")
+        for name, seeds in (("seed", [self.seed]), ("training_seeds", self.training_seeds)):
+            if min(seeds) < 0:
+                raise JpoError(f"{name}: expected whole numbers of at least 0, got {min(seeds)}")
         for name in (*self.methods, *self.scaling_methods, *self.overrides):
             if name not in METHODS:
                 near = difflib.get_close_matches(name, METHODS, n=1)

@@ -152,7 +152,7 @@ class TrainingConfig:
         for name in ("steps", "save_total_limit", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
-        for name in ("save_steps", "eval_steps", "eval_samples"):
+        for name in ("save_steps", "eval_steps", "eval_samples", "seed"):
             self._whole(name, 0)
         self._whole("eval_max_new_tokens", 1)
         if not 0 <= self.eval_temperature < float("inf"):

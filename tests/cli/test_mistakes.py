@@ -9,6 +9,9 @@ import pytest
 from jpo.cli.main import build_app, main
 
 PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "A boat."}
+CANDIDATE = {"instruction": "a", "response_0": "b", "response_1": "c"}
+SIDES = {"instruction_0": "a", "response_0": "b", "instruction_1": "c", "response_1": "d"}
+JOINT = {**SIDES, "label_0": "chosen", "label_1": "rejected"}
 # the command line's names, which design.md binds: a command that vanishes is a fault
 COMMANDS = {
     "annotate", "compact", "completion", "demo", "doctor", "evaluate", "export", "feedback", "generate", "inspect",
@@ -120,3 +123,61 @@ def test_conversations_are_answered_and_scored_under_the_chat_template(run):
     lines("pairs.jsonl", {"prompt": turn} | sides)
     chosen = run("score", "pairs.jsonl", "--model", "tiny")
     assert chosen[0] == 0 and chosen == run("score", "pairs.jsonl", "--model", "tiny", "--template", "chat")
+
+
+def test_scores_and_verdicts_are_not_written_over_what_they_are_of(run):
+    """jpo score, annotate and evaluate used to leave their rows in place of the records that they had read."""
+    pairs, candidates = lines("pairs.jsonl", PAIR), lines("c.jsonl", CANDIDATE)
+    rows = [{"id": 0, "instruction": "a", "output": "b", "model": "m", "temperature": 0, "seed": 0, "sample": 0}]
+    rows, gold = lines("g.jsonl", *rows), lines("gold.jsonl", {"id": 0, "instruction": "a", "gold_response": "c"})
+    ask = ("evaluate", "--generations", rows)
+    judge = ("--gold", gold, "--judge", "local", "--model", "tiny")
+    for name, command in (
+        (pairs, ("score", pairs, "--model", "tiny", "--output", pairs)),
+        (candidates, ("annotate", "--input", candidates, "--output", candidates, "--convert")),
+        (rows, (*ask, *judge, "--output", rows)),
+        (gold, (*ask, *judge, "--output", gold)),
+        (rows, (*ask, "--alpaca-eval-output", rows)),
+    ):
+        before = open(name).read()
+        status, _, error = run(*command)
+        assert (status, open(name).read()) == (1, before), command
+        assert f"{name}: is read and written at once" in error
+
+
+def test_scores_make_the_folder_that_they_are_written_into(run):
+    """It used to be missed when all was scored, under the name of a temporary file."""
+    status, _, error = run("score", lines("pairs.jsonl", PAIR), "--model", "tiny", "--output", "new/one/scores.jsonl")
+    assert status == 0 and not error and len(open("new/one/scores.jsonl").readlines()) == 1
+
+
+def test_figures_make_the_folder_that_they_are_written_into(run):
+    with open("j.jsonl", "w") as file:
+        file.write(json.dumps({**JOINT, "feedback": 0}) + "\n")
+    assert run("interplay", "--input", "j.jsonl", "--json", "new/figures.json", "--plot", "drawn/f.svg")[0] == 0
+    assert os.path.exists("drawn/f.svg") and json.load(open("new/figures.json"))["verdicts"] == 1
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe{", b"index\n\xe4", None])
+def test_a_text_that_cannot_be_read(run, text):
+    """Bytes that are no text used to be shown as a traceback."""
+    if text is not None:
+        with open("text", "wb") as file:
+            file.write(text)
+    lines("c.jsonl", CANDIDATE)
+    with open("a.json", "w") as file:
+        json.dump([{"generator_2": "m", "preference": 1.0, "output_1": "a", "output_2": "b", "instruction": "i"}], file)
+    for command in (
+        ("annotate", "--input", "c.jsonl", "--output", "o.jsonl", "--guideline", "text", "--port", "0"),
+        ("evaluate", "--alpaca-eval-annotations", "a.json", "--alpaca-eval-difficulty", "text"),
+    ):
+        status, _, error = run(*command)
+        assert status == 1 and re.match(
+            r"jpo: text: is UTF-16|jpo: text, line 2: byte 0 |jpo: text: cannot be read: No such file", error
+        )
+
+
+def test_a_negative_seed(run):
+    """It used to end in NumPy's traceback."""
+    status, _, error = run("train", "--model", "tiny", "--data", "example", "--seed", "-1", "--output", "out")
+    assert (status, error) == (1, "jpo: seed: expected a whole number of at least 0, got -1\n")

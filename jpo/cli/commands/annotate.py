@@ -9,87 +9,96 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from jpo.cli.options import Host, Port
+from jpo.cli.selecting import PANEL, ChoosingModel, ChoosingTemplate, no_model
 from jpo.web.forms import Format
 
-_ROUNDS = "Which to ask next"
 Strategy = Literal["random", "margin", "dopt"]  # these two stand in jpo.feedback.selection and jpo.web.rounds, which
 Refit = Literal["linear", "adapter"]  # load more than a command's head should
 
 
+Input = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        help="Candidates: JSONL, JSON, CSV or Parquet, also tasks of Label Studio and records of Argilla; joint ones may "
+        "stand among them.",
+    ),
+]
+Output = Annotated[str, typer.Option("--output", help="Feedback records, written while verdicts come in.")]
+FormatName = Annotated[
+    Format,
+    typer.Option("--format", help="Of the output: feedback (JSONL), csv, label-studio, argilla, preferences."),
+]
+Convert = Annotated[
+    bool,
+    typer.Option("--convert", help="Write the verdicts that --input already holds in that format; serve nothing."),
+]
+Annotators = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    typer.Option("--annotator", help="A name that gets a secret link of its own; may repeat. Others cannot enter."),
+]
+Overlap = Annotated[int, typer.Option("--overlap", help="Annotators of each item.")]
+Repeat = Annotated[float, typer.Option("--repeat", help="Share of items that come again with sides exchanged.")]
+Apart = Annotated[bool, typer.Option("--apart", help="Conditional items first, then joint ones; else mixed.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the order of items and of which side stands left.")]
+Guideline = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--guideline",
+        help="A text file with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
+    ),
+]
+Select = Annotated[
+    Optional[Strategy],  # noqa: UP045
+    typer.Option(
+        "--select",
+        help="Ask in rounds of --count items: answers in, refit, next round. By chance; the smallest margins; a D-optimal "
+        "design.",
+        rich_help_panel=PANEL,
+    ),
+]
+Count = Annotated[int, typer.Option("--count", min=1, help="Items of a round.", rich_help_panel=PANEL)]
+Adapter = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--adapter", help="Its margins choose the first round.", rich_help_panel=PANEL),
+]
+RefitName = Annotated[
+    Refit,
+    typer.Option(
+        "--refit",
+        help="linear: a reward over the hidden states, at once; adapter: a new one trained after each round.",
+        rich_help_panel=PANEL,
+    ),
+]
+Prefix = Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")]
+UntilDone = Annotated[
+    bool, typer.Option("--until-done", help="End when every item has its answers, so that a script goes on.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; serve nothing.")]
+
+
 def annotate(
-    input: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            help="Candidates: JSONL, JSON, CSV or Parquet, also tasks of Label Studio and records of Argilla; joint ones may "
-            "stand among them.",
-        ),
-    ],
-    output: Annotated[str, typer.Option("--output", help="Feedback records, written while verdicts come in.")],
-    format: Annotated[
-        Format,
-        typer.Option("--format", help="Of the output: feedback (JSONL), csv, label-studio, argilla, preferences."),
-    ] = "feedback",
-    convert: Annotated[
-        bool,
-        typer.Option("--convert", help="Write the verdicts that --input already holds in that format; serve nothing."),
-    ] = False,
+    input: Input,
+    output: Output,
+    format: FormatName = "feedback",
+    convert: Convert = False,
     host: Host = "127.0.0.1",
     port: Port = 8765,
-    annotator: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
-        typer.Option("--annotator", help="A name that gets a secret link of its own; may repeat. Others cannot enter."),
-    ] = None,
-    overlap: Annotated[int, typer.Option("--overlap", help="Annotators of each item.")] = 1,
-    repeat: Annotated[
-        float, typer.Option("--repeat", help="Share of items that come again with sides exchanged.")
-    ] = 0.0,
-    apart: Annotated[
-        bool, typer.Option("--apart", help="Conditional items first, then joint ones; else mixed.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order of items and of which side stands left.")] = 0,
-    guideline: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--guideline",
-            help="A text file with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
-        ),
-    ] = None,
-    select: Annotated[
-        Optional[Strategy],  # noqa: UP045
-        typer.Option(
-            "--select",
-            help="Ask in rounds of --count items: answers in, refit, next round. By chance; the smallest margins; a D-optimal "
-            "design.",
-            rich_help_panel=_ROUNDS,
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Items of a round.", rich_help_panel=_ROUNDS)] = 20,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=_ROUNDS),
-    ] = None,
-    adapter: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--adapter", help="Its margins choose the first round.", rich_help_panel=_ROUNDS),
-    ] = None,
-    template: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=_ROUNDS),
-    ] = None,
-    refit: Annotated[
-        Refit,
-        typer.Option(
-            "--refit",
-            help="linear: a reward over the hidden states, at once; adapter: a new one trained after each round.",
-            rich_help_panel=_ROUNDS,
-        ),
-    ] = "linear",
-    prefix: Annotated[str, typer.Option("--prefix", help="Path behind a reverse proxy, as /annotate.")] = "",
-    until_done: Annotated[
-        bool, typer.Option("--until-done", help="End when every item has its answers, so that a script goes on.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; serve nothing.")] = False,
+    annotator: Annotators = None,
+    overlap: Overlap = 1,
+    repeat: Repeat = 0.0,
+    apart: Apart = False,
+    seed: Seed = 0,
+    guideline: Guideline = None,
+    select: Select = None,
+    count: Count = 20,
+    model: ChoosingModel = None,
+    adapter: Adapter = None,
+    template: ChoosingTemplate = None,
+    refit: RefitName = "linear",
+    prefix: Prefix = "",
+    until_done: UntilDone = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Let people compare candidates in the browser.
 
@@ -103,10 +112,12 @@ def annotate(
     the page goes on; started again, everything goes on where it was. What comes out is what jpo interplay, jpo pairs
     --preferences and jpo train read.
     """
+    from jpo.data.readers import check_apart
     from jpo.web.assignment import Rules
     from jpo.web.items import read_items
     from jpo.web.listen import check_prefix
 
+    check_apart(output, [input])
     if convert:
         _convert(input, output, format)
         return
@@ -158,12 +169,12 @@ def _say_items(items: Any) -> None:
 
 
 def _guideline(path: str | None) -> str:
+    from jpo.data.readers import read_text
     from jpo.web.project import GUIDELINE
 
     if path is None:
         return GUIDELINE
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
+    return read_text(path).strip()
 
 
 def _serve(
@@ -202,7 +213,7 @@ def _check_rounds(select: str | None, model: str | None, adapter: str | None, te
     if select is None and (model or adapter or template):
         raise JpoError("--model, --adapter and --template: only --select knows them")
     if select not in (None, "random") and model is None:
-        raise JpoError(f"--select {select}: a model is needed; give --model M (a directory, a GGUF file, smollm2-135m)")
+        raise no_model(f"--select {select}")
 
 
 def _rounds(project: Any, strategy: Strategy, count: int, scoring: tuple[str | None, ...], refit: Refit) -> Any:

@@ -101,8 +101,9 @@ def evaluate(
             return
         figures = found
     if json:
-        with open(json, "w", encoding="utf-8") as file:
-            json_.dump(figures, file, indent=1)
+        from jpo.formats.files import write_text
+
+        write_text(json, json_.dumps(figures, indent=1))
 
 
 def _check_one(sources: dict[str, Any]) -> None:
@@ -128,6 +129,7 @@ def _judged(
     """The figures of generations whose comparison with gold a judge is asked for; dealt: executor, shards, shard. None
     where this process computed a shard, or worked for another."""
     from jpo.cli.progress import bar
+    from jpo.data.readers import check_apart
     from jpo.errors import JpoError
     from jpo.evaluate.judging import judge_generations
     from jpo.evaluate.released import read_known, write_verdicts
@@ -137,6 +139,7 @@ def _judged(
         raise JpoError("--generations needs --gold and --judge (or --alpaca-eval-output)")
     executor, shards, shard = dealt
     path = output or f"{os.path.splitext(generations[0])[0]}.judged.jsonl"
+    check_apart(path, [*generations, gold])
     if executor and not over_executor(executor, shards, path, judging.values["journal"]):
         return None
     part = Shard.parse(shard) if shard else None
@@ -223,9 +226,10 @@ def _annotations(path: str, difficulty: str | None) -> dict[str, Any]:
 
 
 def _alpaca_eval(generations: list[str], path: str) -> None:
-    from jpo.data import read_records
+    from jpo.data.readers import check_apart, read_records
     from jpo.evaluate.alpaca_eval import write_alpaca_eval_outputs
 
+    check_apart(path, generations)
     count = write_alpaca_eval_outputs(path, read_records(generations))
     typer.echo(f"{count} outputs written to {path}: alpaca_eval --model_outputs {path}")
 

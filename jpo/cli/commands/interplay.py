@@ -57,8 +57,9 @@ def interplay(
     if agreed is not None:
         result["agreement"] = agreed
     if json:
-        with open(json, "w", encoding="utf-8") as file:
-            json_.dump(result, file, indent=1)
+        from jpo.formats.files import write_text
+
+        write_text(json, json_.dumps(result, indent=1))
     if plot:
         from jpo import plots
 

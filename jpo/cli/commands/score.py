@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import Check
+from jpo.cli.options import Check, Model
 from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 
 
 def score(
     input: Annotated[str, typer.Argument(help="Preference pairs, or {instruction, response} examples.")],
-    model: Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")],
+    model: Model,
     adapter: Annotated[
         Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
         typer.Option("--adapter", help="Adapter; the model without it is the reference, its template is used."),
@@ -37,7 +38,7 @@ def score(
 
     jpo score pairs.jsonl --model smollm2-135m --adapter out --output scores.jsonl
     """
-    from jpo.data import read_records
+    from jpo.data.readers import check_apart, read_records
     from jpo.errors import JpoError
     from jpo.evaluate.scoring import summary
     from jpo.formats.files import write_text
@@ -46,6 +47,9 @@ def score(
     if (executor or shard) and not output:
         raise JpoError("--executor and --shard write files: give --output FILE")
     check_alone("jpo score", executor, shard)
+    if output is not None:
+        check_apart(output, [input])
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)  # what is amiss there is said at once
     own: dict[str, Any] = {"adapter": adapter, "scope": scope, "beta": beta, "template": template, "check": check}
     if executor:
         if over_executor(executor, shards, str(output)):

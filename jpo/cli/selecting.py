@@ -1,0 +1,24 @@
+"""The flags that say which candidates to ask next: those of jpo pairs and jpo annotate alike."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from jpo.errors import JpoError
+
+PANEL = "Which to ask next"
+ChoosingModel = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=PANEL),
+]
+ChoosingTemplate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=PANEL),
+]
+
+
+def no_model(what: str) -> JpoError:
+    """The fault of flags that cannot choose without a model."""
+    return JpoError(f"{what}: a model is needed; give --model M (a directory, a GGUF file, smollm2-135m)")
