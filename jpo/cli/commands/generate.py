@@ -9,85 +9,86 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import CacheDtype, Check
+from jpo.cli.options import CacheDtype, Check, Model
 from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
 from jpo.defaults import MAX_NEW_TOKENS
 
-
-def _records(input: str | None, prompt: list[str] | None, limit: int | None) -> list[dict[str, Any]]:
-    from jpo.data import read_records
-    from jpo.errors import JpoError
-
-    if (input is None) == (prompt is None):
-        raise JpoError("give either --input FILE or --prompt TEXT")
-    if limit is not None and limit < 1:
-        raise JpoError(f"--limit: expected a positive whole number, got {limit}")
-    if prompt is not None:
-        return [{"id": place, "instruction": text} for place, text in enumerate(prompt)][:limit]
-    return read_records(input)[:limit]  # type: ignore[return-value]
+Input = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    typer.Option("--input", help="Records with an instruction (or prompt); id or instruction_id names them."),
+]
+Prompts = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--prompt", help="An instruction (may repeat), instead of --input."),
+]
+Output = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--output", help="JSONL file; run again to go on where it stopped. (default: standard output)"),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Sample anew, whatever --output holds: it stands until the new file is whole."),
+]
+Adapter = Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")]  # noqa: UP045
+Name = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--name", help="Written as model; jpo evaluate groups by it. (default: the adapter's folder)"),
+]
+TemplateName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--template",
+        help="spaced, paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else spaced; chat "
+        "for conversations where the model has a chat template)",
+    ),
+]
+Count = Annotated[int, typer.Option("--n", help="Samples of each instruction, temperature and seed.")]
+Temperatures = Annotated[
+    Optional[list[float]],  # noqa: UP045
+    typer.Option("--temperature", help="May repeat; 0 is greedy. (default: 1.0)"),
+]
+TopP = Annotated[float, typer.Option("--top-p", help="Cut to the likeliest tokens of this probability.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Cut to this many tokens; 0: no cut. The paper: 50.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="A sample's length at most.")]
+Seeds = Annotated[
+    Optional[list[int]],  # noqa: UP045
+    typer.Option("--seed", help="May repeat. (default: 0)"),
+]
+Stops = Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")]  # noqa: UP045
+Limit = Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")]  # noqa: UP045
+Compute = Annotated[
+    str,
+    typer.Option(
+        "--compute", help="float32, int16, bfloat16, bfloat16x2, bfloat16x3; auto: the fastest of small error."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")]
 
 
 def generate(
-    model: Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")],
-    input: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
-        typer.Option("--input", help="Records with an instruction (or prompt); id or instruction_id names them."),
-    ] = None,
-    prompt: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--prompt", help="An instruction (may repeat), instead of --input."),
-    ] = None,
-    output: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--output", help="JSONL file; run again to go on where it stopped. (default: standard output)"),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Sample anew, whatever --output holds: it stands until the new file is whole."
-        ),
-    ] = False,
-    adapter: Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")] = None,  # noqa: UP045
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--name", help="Written as model; jpo evaluate groups by it. (default: the adapter's folder)"),
-    ] = None,
-    template: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--template",
-            help="spaced, paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else spaced; chat "
-            "for conversations where the model has a chat template)",
-        ),
-    ] = None,
-    n: Annotated[int, typer.Option("--n", help="Samples of each instruction, temperature and seed.")] = 1,
-    temperature: Annotated[
-        Optional[list[float]],  # noqa: UP045
-        typer.Option("--temperature", help="May repeat; 0 is greedy. (default: 1.0)"),
-    ] = None,
-    top_p: Annotated[float, typer.Option("--top-p", help="Cut to the likeliest tokens of this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Cut to this many tokens; 0: no cut. The paper: 50.")] = 0,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="A sample's length at most.")
-    ] = MAX_NEW_TOKENS,
-    seed: Annotated[
-        Optional[list[int]],  # noqa: UP045
-        typer.Option("--seed", help="May repeat. (default: 0)"),
-    ] = None,
-    stop: Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")] = None,  # noqa: UP045
-    compute: Annotated[
-        str,
-        typer.Option(
-            "--compute", help="float32, int16, bfloat16, bfloat16x2, bfloat16x3; auto: the fastest of small error."
-        ),
-    ] = "auto",
+    model: Model,
+    input: Input = None,
+    prompt: Prompts = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    adapter: Adapter = None,
+    name: Name = None,
+    template: TemplateName = None,
+    n: Count = 1,
+    temperature: Temperatures = None,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
+    seed: Seeds = None,
+    stop: Stops = None,
+    limit: Limit = None,
+    compute: Compute = "auto",
     cache_dtype: CacheDtype = "float32",
     check: Check = True,
     executor: ExecutorName = None,
     shards: ShardCount = None,
     shard: ShardText = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sampled; load no model.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Sample responses of a model for a file of instructions.
 
@@ -131,6 +132,19 @@ def generate(
     part = Shard.parse(shard)
     with aside(part.path(str(output))) as path:
         _sample(model, compute, check, adapter, name, template, records, settings, path, part, overwrite)
+
+
+def _records(input: str | None, prompt: list[str] | None, limit: int | None) -> list[dict[str, Any]]:
+    from jpo.data import read_records
+    from jpo.errors import JpoError
+
+    if (input is None) == (prompt is None):
+        raise JpoError("give either --input FILE or --prompt TEXT")
+    if limit is not None and limit < 1:
+        raise JpoError(f"--limit: expected a positive whole number, got {limit}")
+    if prompt is not None:
+        return [{"id": place, "instruction": text} for place, text in enumerate(prompt)][:limit]
+    return read_records(input)[:limit]  # type: ignore[return-value]
 
 
 def _sample(

@@ -7,82 +7,91 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-SELECT = "Which to ask next"
+from jpo.cli.selecting import PANEL, ChoosingModel, ChoosingTemplate, no_model
+
+Input = Annotated[list[str], typer.Option("--input", help="Records to read (.jsonl, .json, .parquet); may repeat.")]
+Output = Annotated[str, typer.Option("--output", help="The .jsonl file to write; replaced as a whole.")]
+Weak = Annotated[
+    bool,
+    typer.Option("--weak", help="Joint pairs: chosen responses over rejected ones of other instructions."),
+]
+Conditional = Annotated[
+    bool,
+    typer.Option("--conditional", help="Candidates of two responses to one instruction, to judge."),
+]
+Candidates = Annotated[
+    bool, typer.Option("--candidates", help="Joint candidates of two items with different instructions, to judge.")
+]
+Preferences = Annotated[
+    bool, typer.Option("--preferences", help="Preference pairs from records that jpo feedback has judged.")
+]
+Count = Annotated[
+    Optional[int],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    typer.Option(
+        "--count",
+        min=1,
+        help="Joint candidates to make (default: half as many as items); with --select: to ask next.",
+    ),
+]
+Mix = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--mix", help="Shares of chosen-chosen, rejected-rejected, chosen-rejected: CC=1,RR=1,CR=2."),
+]
+PerInstruction = Annotated[
+    int, typer.Option("--per-instruction", min=1, help="Conditional candidates of each instruction at most.")
+]
+KeepTies = Annotated[bool, typer.Option("--keep-ties", help="Ties as records too, for --loss dpo_rk and dpo_davidson.")]
+Majority = Annotated[
+    bool, typer.Option("--majority", help="One pair of what several annotators judged: the majority's.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")]
+Select = Annotated[
+    Optional[Literal["random", "margin", "dopt"]],  # noqa: UP045
+    typer.Option(
+        "--select",
+        help="The --count candidates to ask next: by chance; the model's smallest margins; a D-optimal design.",
+        rich_help_panel=PANEL,
+    ),
+]
+Feedback = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--feedback", help="Answers so far, of jpo feedback or jpo annotate; may repeat.", rich_help_panel=PANEL
+    ),
+]
+Adapter = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--adapter",
+        help="Adapter of the round before: its margins. (default: a linear reward fitted to --feedback)",
+        rich_help_panel=PANEL,
+    ),
+]
+Compute = Annotated[
+    str,
+    typer.Option("--compute", help="As of jpo train.", rich_help_panel=PANEL),
+]
 
 
 def pairs(
-    input: Annotated[list[str], typer.Option("--input", help="Records to read (.jsonl, .json, .parquet); may repeat.")],
-    output: Annotated[str, typer.Option("--output", help="The .jsonl file to write; replaced as a whole.")],
-    weak: Annotated[
-        bool,
-        typer.Option("--weak", help="Joint pairs: chosen responses over rejected ones of other instructions."),
-    ] = False,
-    conditional: Annotated[
-        bool,
-        typer.Option("--conditional", help="Candidates of two responses to one instruction, to judge."),
-    ] = False,
-    candidates: Annotated[
-        bool, typer.Option("--candidates", help="Joint candidates of two items with different instructions, to judge.")
-    ] = False,
-    preferences: Annotated[
-        bool, typer.Option("--preferences", help="Preference pairs from records that jpo feedback has judged.")
-    ] = False,
-    count: Annotated[
-        Optional[int],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
-        typer.Option(
-            "--count",
-            min=1,
-            help="Joint candidates to make (default: half as many as items); with --select: to ask next.",
-        ),
-    ] = None,
-    mix: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--mix", help="Shares of chosen-chosen, rejected-rejected, chosen-rejected: CC=1,RR=1,CR=2."),
-    ] = None,
-    per_instruction: Annotated[
-        int, typer.Option("--per-instruction", min=1, help="Conditional candidates of each instruction at most.")
-    ] = 1,
-    keep_ties: Annotated[
-        bool, typer.Option("--keep-ties", help="Ties as records too, for --loss dpo_rk and dpo_davidson.")
-    ] = False,
-    majority: Annotated[
-        bool, typer.Option("--majority", help="One pair of what several annotators judged: the majority's.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")] = 0,
-    select: Annotated[
-        Optional[Literal["random", "margin", "dopt"]],  # noqa: UP045
-        typer.Option(
-            "--select",
-            help="The --count candidates to ask next: by chance; the model's smallest margins; a D-optimal design.",
-            rich_help_panel=SELECT,
-        ),
-    ] = None,
-    feedback: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--feedback", help="Answers so far, of jpo feedback or jpo annotate; may repeat.", rich_help_panel=SELECT
-        ),
-    ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=SELECT),
-    ] = None,
-    adapter: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--adapter",
-            help="Adapter of the round before: its margins. (default: a linear reward fitted to --feedback)",
-            rich_help_panel=SELECT,
-        ),
-    ] = None,
-    template: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=SELECT),
-    ] = None,
-    compute: Annotated[
-        str,
-        typer.Option("--compute", help="As of jpo train.", rich_help_panel=SELECT),
-    ] = "auto",
+    input: Input,
+    output: Output,
+    weak: Weak = False,
+    conditional: Conditional = False,
+    candidates: Candidates = False,
+    preferences: Preferences = False,
+    count: Count = None,
+    mix: Mix = None,
+    per_instruction: PerInstruction = 1,
+    keep_ties: KeepTies = False,
+    majority: Majority = False,
+    seed: Seed = 0,
+    select: Select = None,
+    feedback: Feedback = None,
+    model: ChoosingModel = None,
+    adapter: Adapter = None,
+    template: ChoosingTemplate = None,
+    compute: Compute = "auto",
 ) -> None:
     """Build pairs out of records: candidates to judge, preference pairs out of verdicts, weak joint pairs.
 
@@ -114,10 +123,11 @@ def pairs(
     feedback) and neither --count nor --mix is given, else joint candidates. What is dropped is counted and said.
     """
     from jpo.data.readers import check_apart, read_records, write_records
-    from jpo.data.report import Report
     from jpo.errors import JpoError
 
-    if weak + conditional + candidates + preferences + (select is not None) > 1:
+    kinds = {"weak": weak, "conditional": conditional, "candidates": candidates, "preferences": preferences}
+    asked = [kind for kind, given in kinds.items() if given]
+    if len(asked) + (select is not None) > 1:
         raise JpoError("--weak, --conditional, --candidates, --preferences, --select: expected at most one of them")
     if select is None and (feedback or model or adapter or template or compute != "auto"):
         raise JpoError("--feedback, --model, --adapter, --template and --compute: only --select knows them")
@@ -127,54 +137,55 @@ def pairs(
     records = read_records(input)
     if select is not None:
         told, result = _selected(select, count, records, feedback, (model, adapter, template, compute), seed)
-        write_records(output, result)
-        typer.echo(f"{told}\n{len(result)} candidates to ask next written to {output}")
-        return
-    asked = count is not None or mix is not None
-    if not (weak or conditional or candidates or preferences):
-        preferences = not asked and all("feedback" in record for record in records)
-        candidates = not preferences
-    if asked and not candidates:
+        noun = "candidates to ask next"
+    else:
+        judged = count is None and mix is None and all("feedback" in record for record in records)
+        kind = asked[0] if asked else "preferences" if judged else "candidates"
+        told, result, noun = _built(kind, records, seed, count, mix, per_instruction, keep_ties, majority)
+    write_records(output, result)
+    typer.echo(f"{told}\n{len(result)} {noun} written to {output}")
+
+
+def _built(
+    kind: str,
+    records: Any,
+    seed: int,
+    count: int | None,
+    mix: str | None,
+    per_instruction: int,
+    keep_ties: bool,
+    majority: bool,
+) -> tuple[Any, list[dict[str, Any]], str]:
+    """(what became of the records, those of this kind built out of them, what they are called)."""
+    from jpo.data.records import preference_pairs
+    from jpo.data.report import Report
+    from jpo.errors import JpoError
+    from jpo.feedback import pairs as build
+
+    if (count is not None or mix is not None) and kind != "candidates":
         raise JpoError("--count and --mix: only candidates (--candidates) know them")
-    if per_instruction > 1 and not conditional:
+    if per_instruction > 1 and kind != "conditional":
         raise JpoError("--per-instruction: only --conditional knows it")
-    if (keep_ties or majority) and not preferences:
+    if (keep_ties or majority) and kind != "preferences":
         raise JpoError("--keep-ties and --majority: only preferences (--preferences) know them")
     report = Report()
-    if weak or preferences:
-        result, noun = _pairs(records, weak, seed, report, keep_ties, majority)
+    if kind == "weak":
+        given = preference_pairs(records, report=report)
+        report.kept = 0
+        result, noun = build.weak_joint_pairs(given, seed, report), "weak joint pairs"
+    elif kind == "preferences":
+        result = build.preferences_from_feedback(records, report=report, keep_ties=keep_ties, majority=majority)
+        noun = "preference pairs"
+    elif kind == "conditional":
+        result = build.conditional_candidates(records, per_instruction, seed, report=report)
+        noun = "conditional candidates"
     else:
-        result, noun = _candidates(records, conditional, per_instruction, count, mix, seed, report)
+        items = build.items_of(records, report=report)
+        result = build.joint_candidates(items, count, seed, None if mix is None else build.parse_mix(mix))
+        noun = f"joint candidates of {len(items)} items"
     if not result:
         raise JpoError(f"no {noun} came out of {len(records)} records:\n{report}")
-    write_records(output, result)
-    typer.echo(f"{report}\n{len(result)} {noun} written to {output}")
-
-
-def _pairs(
-    records: Any, weak: bool, seed: int, report: Any, keep_ties: bool, majority: bool
-) -> tuple[list[dict[str, Any]], str]:
-    from jpo.data.records import preference_pairs
-    from jpo.feedback import pairs as build
-
-    if not weak:
-        made = build.preferences_from_feedback(records, report=report, keep_ties=keep_ties, majority=majority)
-        return made, "preference pairs"
-    given = preference_pairs(records, report=report)
-    report.kept = 0
-    return build.weak_joint_pairs(given, seed, report), "weak joint pairs"
-
-
-def _candidates(
-    records: Any, conditional: bool, per_instruction: int, count: int | None, mix: str | None, seed: int, report: Any
-) -> tuple[list[dict[str, Any]], str]:
-    from jpo.feedback import pairs as build
-
-    if conditional:
-        return build.conditional_candidates(records, per_instruction, seed, report=report), "conditional candidates"
-    items = build.items_of(records, report=report)
-    shares = None if mix is None else build.parse_mix(mix)
-    return build.joint_candidates(items, count, seed, shares), f"joint candidates of {len(items)} items"
+    return report, result, noun
 
 
 def _selected(
@@ -196,7 +207,7 @@ def _selected(
     model, adapter, template, compute = scoring
     if model is None and (strategy != "random" or adapter or template):
         what = f"--select {strategy}" if strategy != "random" else "--adapter and --template"
-        raise JpoError(f"{what}: a model is needed; give --model M (a directory, a GGUF file, smollm2-135m)")
+        raise no_model(what)
     report = Report()
     pool = rounds.pool_of(records, read_records(feedback) if feedback else [], report)
     scored = None

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from jpo.cli.options import CacheDtype, Check, Host, Port
+from jpo.cli.options import CacheDtype, Check, Host, Model, Port
 from jpo.defaults import MAX_NEW_TOKENS
 
 
 def serve(
-    model: Annotated[str, typer.Option("--model", help="smollm2-135m, tiny, a directory, a GGUF file.")],
+    model: Model,
     adapter: Annotated[
         Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
         typer.Option("--adapter", help="NAME=PATH of an adapter over the model; may repeat. (NAME: the folder's)"),
