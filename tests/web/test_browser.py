@@ -149,6 +149,10 @@ def test_two_people_and_a_narrow_screen(folder):
             anna.choose("1")
             ben.choose("2")
         assert anna.showing() != ben.showing()
+        lengthen = "document.querySelector('.side > .text').innerHTML = '<p>one more</p>'.repeat(5)"
+        places = "return [...document.querySelectorAll('.side .choice')].map(b => b.getBoundingClientRect().top | 0)"
+        anna.driver.execute_script(lengthen)
+        assert len(set(anna.driver.execute_script(places))) == 1, "both sides' buttons stand at one height"
         for person in (anna, ben):
             assert not scrolls_sideways(person.driver)
         assert ben.driver.get_log("browser") == [], "the policy of the page is kept and nothing fails"
