@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from jpo import __version__
 from jpo.web import openai_forms
-from jpo.web.store import VERDICTS
+from jpo.web.store import LIMITS, VERDICTS
 
 Schema = dict[str, Any]
 _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
@@ -67,8 +67,8 @@ BODIES: dict[str, Schema] = {
     "/keep": _object(("comparison", "verdict"), comparison=_TEXT, verdict={"enum": ["left", "right", "undo"]}),
     "/verdict": _object(
         ("showing", "verdict"), showing={"type": "integer"}, verdict={"enum": list(VERDICTS)},
-        seconds={"type": "number", "minimum": 0}, rationale={"type": "string", "maxLength": 4000},
-        tags={"type": "array", "items": {"type": "string", "maxLength": 40}, "maxItems": 12},
+        seconds={"type": "number", "minimum": 0}, rationale={"type": "string", "maxLength": LIMITS["rationale"]},
+        tags={"type": "array", "items": {"type": "string", "maxLength": LIMITS["tag"]}, "maxItems": LIMITS["tags"]},
     ),
     "/undo": _object(),
 }  # fmt: skip

@@ -19,14 +19,13 @@ from jpo.web.assignment import Choice, Desk, Rules
 from jpo.web.exchange import VERDICT, exported
 from jpo.web.forms import Format
 from jpo.web.items import Item, Items
-from jpo.web.store import Answer, Showing, Store
+from jpo.web.store import LIMITS, Answer, Showing, Store
 
 GUIDELINE = (
     "Which side is better? Weigh accuracy first, then coherence, then harmlessness. Length alone is no merit. Where the two "
     "sides answer different instructions, judge which response serves its own instruction better."
 )
 _FEW, _CARELESS = 4, 0.7  # gold items or repetitions from which on a share below this is marked
-_LIMITS = {"rationale": 4000, "tag": 40, "tags": 12}  # characters, characters, number
 
 
 @dataclass
@@ -118,10 +117,10 @@ class Project:
     ) -> bool:
         """Keeps a verdict; False where it was kept before. JpoError names what is wrong with it."""
         for name, text in (("rationale", rationale), *(("tag", tag) for tag in tags)):
-            if not isinstance(text, str) or len(text) > _LIMITS[name]:
-                raise JpoError(f"{name}: expected a text of at most {_LIMITS[name]} characters")
-        if len(tags) > _LIMITS["tags"]:
-            raise JpoError(f"tags: expected at most {_LIMITS['tags']}, got {len(tags)}")
+            if not isinstance(text, str) or len(text) > LIMITS[name]:
+                raise JpoError(f"{name}: expected a text of at most {LIMITS[name]} characters")
+        if len(tags) > LIMITS["tags"]:
+            raise JpoError(f"tags: expected at most {LIMITS['tags']}, got {len(tags)}")
         with self._lock:
             new = self.store.answer(showing, annotator, verdict, rationale, tags, seconds)
             if new is not None:

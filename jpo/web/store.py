@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from jpo.errors import FormatError, JpoError
 
 VERDICTS = ("left", "right", "equal", "skip")
+LIMITS = {"rationale": 4000, "tag": 40, "tags": 12}  # characters, characters, number: of an annotator's own words
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS annotators (name TEXT PRIMARY KEY, salt TEXT NOT NULL, passcode TEXT NOT NULL, at REAL NOT NULL);
