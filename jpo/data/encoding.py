@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.data.records import Example, Judged, Messages, Pair, Text, text_key
+from jpo.data.records import Example, Judged, Pair
 from jpo.data.report import Report
 from jpo.data.templates import Template
+from jpo.data.texts import Messages, Text, text_key
 from jpo.errors import DataError, JpoError
 
 TRUNCATION = ("keep_start", "keep_end", "drop")

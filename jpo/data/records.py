@@ -6,7 +6,6 @@ text that can be but teaches nothing (blank, both sides equal) is dropped and co
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,23 @@ from typing import Any, TypeVar
 from jpo.data.forms import nearest_form
 from jpo.data.readers import Record
 from jpo.data.report import Report
+from jpo.data.texts import (
+    Drop,
+    Messages,
+    Text,
+    check_unicode,
+    checked,
+    holds_messages,
+    keys_of,
+    messages_of,
+    plain,
+    roles_of,
+    shortest_form,
+    text_of,
+)
 from jpo.errors import DataError
 
-Messages = tuple[dict[str, str], ...]
-Text = str | Messages  # a plain text, or a conversation that has more than the one turn which a plain text says
-
 _PAPER = ("i_chosen", "r_chosen", "i_reject", "r_reject")
-_ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,6 @@ class TestItem:
 def good_texts(record: Pair | Judged | Example) -> tuple[Text, Text]:
     """The instruction and the response of a record; of a pair, those that are preferred."""
     return (record.i_chosen, record.r_chosen) if isinstance(record, Pair) else (record.instruction, record.response)
-
-
-class _Drop(Exception):
-    """A well-formed record of no use; the message is the reason counted."""
 
 
 T = TypeVar("T")
@@ -198,7 +203,7 @@ def _converted(
         present = {key: value for key, value in record.items() if not _absent(value)}
         try:
             made = choose(record)(present, where)
-        except _Drop as reason:
+        except Drop as reason:
             report.drop(str(reason), where)
         else:
             report.kept += 1
@@ -231,14 +236,14 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
         expected = "i_chosen, r_chosen, i_reject, r_reject, or prompt, chosen, rejected, or chosen, rejected"
         raise _no_form("preference record", expected, record, where)
     if texts[0] == texts[2] and texts[1] == texts[3]:
-        raise _Drop("both sides are equal")
+        raise Drop("both sides are equal")
     weak, tie = (_boolean(record, key, where) for key in ("weak", "tie"))
-    talks = _holds_messages(record, used)
+    talks = holds_messages(record, used)
     return Pair(*texts, weak, _rest(record, (*used, "weak", "tie")), where, talks, tie)
 
 
 def _no_form(what: str, expected: str, record: Mapping[str, Any], where: str) -> DataError:
-    return DataError(f"{where}: no {what}: expected the keys {expected}; got {_keys(record)}; {nearest_form(record)}")
+    return DataError(f"{where}: no {what}: expected the keys {expected}; got {keys_of(record)}; {nearest_form(record)}")
 
 
 def _boolean(record: Mapping[str, Any], key: str, where: str, numbers: bool = False) -> bool:
@@ -261,18 +266,18 @@ def _trl_texts(record: dict[str, Any], where: str) -> tuple[Text, Text, Text, Te
 
     A conversational `chosen` beside a plain `prompt` holds its prompt itself, as TRL too takes it.
     """
-    sides = [_messages(record[key]) for key in ("chosen", "rejected")]
+    sides = [messages_of(record[key]) for key in ("chosen", "rejected")]
     if (sides[0] is None) != (sides[1] is None):
         raise DataError(f"{where}: chosen and rejected: expected both texts or both conversations")
-    if "prompt" in record and (sides[0] is None or _messages(record["prompt"]) is not None):
-        prompt = _text(record, "prompt", where)
-        return prompt, _text(record, "chosen", where), prompt, _text(record, "rejected", where)
+    if "prompt" in record and (sides[0] is None or messages_of(record["prompt"]) is not None):
+        prompt = text_of(record, "prompt", where)
+        return prompt, text_of(record, "chosen", where), prompt, text_of(record, "rejected", where)
     if sides[0] is None:
         for key in ("chosen", "rejected"):
-            _text(record, key, where)
+            text_of(record, key, where)
         prompt, chosen, rejected = _split_text(record["chosen"], record["rejected"], where)
         return prompt, chosen, prompt, rejected
-    turns = [_checked(record[key], key, where) for key in ("chosen", "rejected")]
+    turns = [checked(record[key], key, where) for key in ("chosen", "rejected")]
     return _split_turns(turns[0], turns[1], where)
 
 
@@ -282,7 +287,7 @@ def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
     TRL cuts at the first unequal character, also within a word; here the word goes to the answers as a whole.
     """
     if chosen == rejected:
-        raise _Drop("both sides are equal")
+        raise Drop("both sides are equal")
     shortest = min(len(chosen), len(rejected))
     cut = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
     end, sides = cut, (chosen, rejected)
@@ -295,14 +300,14 @@ def _split_text(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
     if not chosen[:end].strip():
         raise DataError(f"{where}: chosen and rejected: no common beginning to take as the prompt; give the key prompt")
     if not chosen[end:].strip() or not rejected[end:].strip():
-        raise _Drop("blank response")
+        raise Drop("blank response")
     return chosen[:end], chosen[end:], rejected[end:]
 
 
 def _split_turns(chosen: Messages, rejected: Messages, where: str) -> tuple[Text, Text, Text, Text]:
     """The common turns are the prompt; where there are none, each side's last turn alone is its response."""
     if chosen == rejected:
-        raise _Drop("both sides are equal")
+        raise Drop("both sides are equal")
     shortest = min(len(chosen), len(rejected)) - 1  # a response of one turn at least
     end = next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)
     if end > 0 and chosen[end - 1]["role"] != "assistant" and _asks(chosen[:end]):
@@ -313,9 +318,9 @@ def _split_turns(chosen: Messages, rejected: Messages, where: str) -> tuple[Text
     for key, (prompt, answer) in zip(("chosen", "rejected"), halves, strict=True):
         if not prompt or answer[0]["role"] != "assistant":
             raise DataError(
-                f"{where}: {key}: expected a prompt's turns and then the assistant's, got {_roles(prompt + answer)}"
+                f"{where}: {key}: expected a prompt's turns and then the assistant's, got {roles_of(prompt + answer)}"
             )
-        texts += [_shortest(prompt, "user"), _shortest(answer, "assistant")]
+        texts += [shortest_form(prompt, "user"), shortest_form(answer, "assistant")]
     return texts[0], texts[1], texts[2], texts[3]
 
 
@@ -325,9 +330,9 @@ def _asks(turns: Messages) -> bool:
 
 def _judged(record: dict[str, Any], where: str) -> Judged:
     used = ("prompt", "completion")
-    instruction, response = (_text(record, key, where) for key in used)
+    instruction, response = (text_of(record, key, where) for key in used)
     label = _boolean(record, "label", where, numbers=True)
-    talks = _holds_messages(record, used)
+    talks = holds_messages(record, used)
     return Judged(instruction, response, label, _rest(record, (*used, "label")), where, talks)
 
 
@@ -338,24 +343,24 @@ def is_judged(record: Mapping[str, Any]) -> bool:
 
 def _example(record: dict[str, Any], where: str) -> Example:
     if is_judged(record) and not _boolean(record, "label", where, numbers=True):
-        raise _Drop("label is false: no answer to learn from")
+        raise Drop("label is false: no answer to learn from")
     if "output" in record and "instruction" in record and "response" not in record:  # Alpaca; a line of jpo generate
-        answer = _text({"response": record["output"]}, "response", where)
-        talks = _holds_messages(record, ("instruction", "output"))
+        answer = text_of({"response": record["output"]}, "response", where)
+        talks = holds_messages(record, ("instruction", "output"))
         return Example(
             instruction_of(record, where), answer, _rest(record, ("instruction", "input", "output")), where, talks
         )
     for used in (("instruction", "response"), ("prompt", "completion")):
         if any(key in record for key in used):
-            instruction, response = (_text(record, key, where) for key in used)
-            return Example(instruction, response, _rest(record, used), where, _holds_messages(record, used))
+            instruction, response = (text_of(record, key, where) for key in used)
+            return Example(instruction, response, _rest(record, used), where, holds_messages(record, used))
     if "messages" not in record:
         expected = "instruction, response, or prompt, completion, or messages, or instruction, input, output"
         raise _no_form("example", expected, record, where)
-    turns = _checked(record["messages"], "messages", where)
+    turns = checked(record["messages"], "messages", where)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise DataError(f"{where}: messages: expected a prompt's turns and then the assistant's, got {_roles(turns)}")
-    prompt, answer = _shortest(turns[:-1], "user"), _shortest(turns[-1:], "assistant")
+        raise DataError(f"{where}: messages: expected a prompt's turns and then the assistant's, got {roles_of(turns)}")
+    prompt, answer = shortest_form(turns[:-1], "user"), shortest_form(turns[-1:], "assistant")
     return Example(prompt, answer, _rest(record, ("messages",)), where, True)
 
 
@@ -396,27 +401,8 @@ def _test_item(record: dict[str, Any], where: str) -> TestItem:
     used = ("instruction", "gold_response")
     if not any(key in record for key in used):
         raise _no_form("test item", ", ".join(used), record, where)
-    instruction, gold = (_text(record, key, where) for key in used)
+    instruction, gold = (text_of(record, key, where) for key in used)
     return TestItem(instruction, gold, _rest(record, used), where)
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> Text:
-    """The text or conversation under `key`: present, of the right type, encodable, not blank."""
-    if key not in record:
-        raise DataError(f"{where}: key {key!r} is missing or null; got {_keys(record)}; {nearest_form(record)}")
-    value = record[key]
-    if isinstance(value, str):
-        _check_unicode(value, key, where)
-        if not value.strip():
-            raise _Drop(f"blank {key}")
-        return str(value)
-    if _messages(value) is None:
-        raise DataError(f"{where}: {key}: expected a string (or a list of messages), got {_type(value)}")
-    answer = key.startswith(("r_", "response", "gold")) or key in ("chosen", "rejected", "completion")
-    turns = _checked(value, key, where)
-    if answer and turns[0]["role"] != "assistant":
-        raise DataError(f"{where}: {key}: expected the assistant's turns alone, got {_roles(turns)}")
-    return _shortest(turns, "assistant" if answer else "user")
 
 
 def instruction_of(record: Mapping[str, Any], where: str) -> Text:
@@ -424,8 +410,8 @@ def instruction_of(record: Mapping[str, Any], where: str) -> Text:
     instruction, a blank line, and its `input` where it has one. DataError without one."""
     key = "prompt" if "prompt" in record and "instruction" not in record else "instruction"
     try:
-        text = _text(record, key, where)
-    except _Drop as reason:
+        text = text_of(record, key, where)
+    except Drop as reason:
         raise DataError(f"{where}: {reason}: there is nothing to answer") from None
     given = record.get("input")
     if (
@@ -435,94 +421,15 @@ def instruction_of(record: Mapping[str, Any], where: str) -> Text:
         and isinstance(given, str)
         and given.strip()
     ):
-        _check_unicode(given, "input", where)
+        check_unicode(given, "input", where)
         return f"{text}\n\n{given}"
     return text
-
-
-def _four(record: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Text, Text, Text, Text]:
-    first, second, third, fourth = (_text(record, key, where) for key in names)
-    return first, second, third, fourth
-
-
-def _messages(value: Any) -> list[Any] | None:
-    """`value` as a list if it is one (tuple, array), else None."""
-    if hasattr(value, "tolist") and not isinstance(value, str):  # NumPy arrays, out of pandas
-        value = value.tolist()
-    return list(value) if isinstance(value, (list, tuple)) else None
-
-
-def _holds_messages(record: Mapping[str, Any], keys: Sequence[str]) -> bool:
-    return any(_messages(record[key]) is not None for key in keys if key in record)
-
-
-def _checked(value: Any, key: str, where: str) -> Messages:
-    turns = []
-    for index, turn in enumerate(_messages(value) or []):
-        place = f"{where}: {key}[{index}]"
-        if not isinstance(turn, Mapping) or "role" not in turn:
-            raise DataError(f"{place}: expected a message {{'role': ..., 'content': ...}}, got {_type(turn)}")
-        if turn["role"] not in _ROLES:
-            raise DataError(f"{place}: role: expected one of {', '.join(_ROLES)}; got {turn['role']!r}")
-        content = _content(turn.get("content"), f"{place}: content")
-        _check_unicode(content, f"{key}[{index}]", where)
-        rest = {name: entry for name, entry in turn.items() if name not in ("role", "content") and entry is not None}
-        turns.append({"role": turn["role"], "content": content, **rest})
-    if not turns or not any(turn["content"].strip() for turn in turns):
-        raise _Drop(f"blank {key}")
-    return tuple(turns)
-
-
-def _content(content: Any, place: str) -> str:
-    """A message's text; a list of text parts is joined, anything that is no text is refused."""
-    if isinstance(content, str):
-        return content
-    parts = _messages(content)
-    if parts is None:
-        raise DataError(f"{place}: expected a string, got {_type(content)}")
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise DataError(f"{place}: expected text parts alone; images, audio and tool results are not implemented")
-    return "".join(part["text"] for part in parts)
-
-
-def _shortest(turns: Messages, role: str) -> Text:
-    """One bare turn of the expected role is its text; anything more stays a conversation, for a chat template."""
-    if len(turns) == 1 and turns[0]["role"] == role and len(turns[0]) == 2:
-        return turns[0]["content"]
-    return turns
-
-
-def _check_unicode(text: str, key: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {key}: character {error.start} is half a surrogate pair, which is no text") from None
 
 
 def _rest(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in used}
 
 
-def plain(text: Text) -> Any:
-    """As JSON holds it: a string, or a list of messages."""
-    return text if isinstance(text, str) else list(text)
-
-
-def _keys(record: Mapping[str, Any]) -> str:
-    names = sorted(map(str, record))
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
-
-
-def _roles(turns: Messages) -> str:
-    return ", ".join(turn["role"] for turn in turns)
-
-
-def _type(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
-
-
-def text_key(text: Text) -> str:
-    """A text or conversation as a string that equals another's only where they are equal."""
-    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
+def _four(record: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Text, Text, Text, Text]:
+    first, second, third, fourth = (text_of(record, key, where) for key in names)
+    return first, second, third, fourth

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jpo.data.records import Messages, Text
+from jpo.data.texts import Messages, Text
 from jpo.errors import DataError, JpoError
 
 DEFAULT = "spaced"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.readers import Record
-from jpo.data.records import Text, instruction_of, text_key
+from jpo.data.records import instruction_of
+from jpo.data.texts import Text, text_key
 from jpo.errors import DataError
 
 Identity = str | int

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jpo.data.readers import Record, iter_records, write_records
-from jpo.data.records import instruction_of, items_to_test, plain, text_key
+from jpo.data.records import instruction_of, items_to_test
+from jpo.data.texts import plain, text_key
 from jpo.errors import DataError
 from jpo.evaluate.items import Item, items_of
 from jpo.evaluate.released import Known, generation, known_feedback, untemplated

@@ -20,7 +20,7 @@ import numpy as np
 
 from jpo.cache import CacheType, check_type, row_bytes
 from jpo.data import Encoder, Template
-from jpo.data.records import plain, text_key
+from jpo.data.texts import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
 from jpo.disk import lock, naming_faults, settle
 from jpo.errors import DataError, JpoError

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jpo.data.records import Candidate, candidates, text_key
+from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
+from jpo.data.texts import text_key
 from jpo.data.words import raw_words
 from jpo.errors import DataError, MissingExtra
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jpo.data.records import Candidate, Text, candidates, plain, text_key
+from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
+from jpo.data.texts import Text, plain, text_key
 from jpo.errors import DataError
 from jpo.evaluate.statistics import t_interval, wilson
 from jpo.evaluate.winrate import text_length

@@ -16,18 +16,9 @@ import numpy as np
 
 from jpo.data.batches import permutation
 from jpo.data.readers import Record
-from jpo.data.records import (
-    Candidate,
-    Pair,
-    Text,
-    candidates,
-    feedback_candidates,
-    plain,
-    preference_pairs,
-    sft_examples,
-    text_key,
-)
+from jpo.data.records import Candidate, Pair, candidates, feedback_candidates, preference_pairs, sft_examples
 from jpo.data.report import Report
+from jpo.data.texts import Text, plain, text_key
 from jpo.data.words import raw_words
 from jpo.errors import DataError, JpoError
 from jpo.feedback.agreement import majority as majority_of

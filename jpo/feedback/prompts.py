@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from jpo.data.records import Candidate, Text
+from jpo.data.records import Candidate
 from jpo.data.templates import TEXTS
+from jpo.data.texts import Text
 from jpo.errors import JpoError
 
 VERSION = "1"

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from jpo.data.readers import Record
-from jpo.data.records import Candidate, Text, candidates, feedback_candidates, text_key
+from jpo.data.records import Candidate, candidates, feedback_candidates
 from jpo.data.report import Report
+from jpo.data.texts import Text, text_key
 from jpo.errors import DataError, JpoError
 from jpo.feedback.pairs import majority_votes
 from jpo.feedback.selection import Strategy, fit_head, next_batch, probability, scaled

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jpo.data.readers import read_records
-from jpo.data.records import candidates, instruction_of, plain
+from jpo.data.records import candidates, instruction_of
+from jpo.data.texts import plain
 from jpo.errors import JpoError
 from jpo.evaluate.winrate import text_length
 from jpo.study.config import WORLD, StudyConfig

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from jpo.data.readers import read_records
-from jpo.data.records import Pair, plain, preference_pairs
+from jpo.data.records import Pair, preference_pairs
 from jpo.data.report import Report
 from jpo.data.templates import DEFAULT, Template
+from jpo.data.texts import plain
 from jpo.errors import DataError
 from jpo.formats.peft import read_adapter
 

@@ -19,9 +19,10 @@ from typing import Any
 import jpo
 from jpo.data.batches import permutation
 from jpo.data.readers import iter_records, read_records, write_records
-from jpo.data.records import items_to_test, plain, sft_examples
+from jpo.data.records import items_to_test, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import DEFAULT
+from jpo.data.texts import plain
 from jpo.disk import settle
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set

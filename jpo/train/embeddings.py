@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jpo.data.readers import read_records
-from jpo.data.records import Text, instruction_of, plain, text_key
+from jpo.data.records import instruction_of
+from jpo.data.texts import Text, plain, text_key
 from jpo.errors import DataError, JpoError
 from jpo.functions import function_named
 

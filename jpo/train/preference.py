@@ -15,8 +15,9 @@ from jpo.data.batches import GroupedOrder, micro_batches
 from jpo.data.cache import CachedRecords, Recipe
 from jpo.data.encoding import Encoded, EncodedPair, iopo_groups, side_by_side
 from jpo.data.forest import Forest, build_forest
-from jpo.data.records import Judged, Pair, Text
+from jpo.data.records import Judged, Pair
 from jpo.data.report import Report
+from jpo.data.texts import Text
 from jpo.errors import JpoError
 from jpo.model import LanguageModel
 from jpo.objectives import LOSSES, PreferenceLoss, lengths_read, preference_loss

@@ -19,7 +19,8 @@ from typing import Any
 
 from jpo.data.encoding import Encoder
 from jpo.data.readers import iter_records
-from jpo.data.records import Example, Judged, Pair, Text, good_texts, plain, text_key
+from jpo.data.records import Example, Judged, Pair, good_texts
+from jpo.data.texts import Text, plain, text_key
 from jpo.disk import naming_faults, write_atomic
 from jpo.errors import JpoError
 from jpo.parallel.team import Team

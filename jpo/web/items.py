@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jpo.data.readers import iter_records
-from jpo.data.records import Candidate, Text, candidates, text_key
+from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
+from jpo.data.texts import Text, text_key
 from jpo.errors import DataError
 from jpo.web import exchange
 
