@@ -6,6 +6,8 @@
  * the update while the tile is in the second cache. */
 #include "ops/group.h"
 
+#include <string.h>
+
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
@@ -15,6 +17,9 @@ enum {
     ROWS = 32,
     UPDATE_ROWS = 192,
     TILE_PANELS = 4,
+    WIDE_PANELS = 8,
+    SUM_ROWS = 1024,
+    LINE = 16,
     MOST = JPO_LINEAR_GROUP,
     SGEMM_BYTES = JPO_SGEMM_SCRATCH * sizeof(float)
 };
@@ -56,7 +61,9 @@ typedef struct {
     projection projection[MOST];
     size_t shared; /* bytes of scratch->shared that are handed out; memory NULL: only counted */
     char *memory, *scratch;
-    size_t part; /* bytes of one thread's scratch: that of ops/sgemm, then panels */
+    /* Bytes of one thread's scratch: that of ops/sgemm; panels; where sums wait, those of a tile (chunk, lds). */
+    size_t part, panels;
+    int64_t lds;
 } group;
 
 /* ---- what a call needs: one function that counts, and run again hands out memory ---- */
@@ -75,6 +82,11 @@ static jpo_weight adapter_matrix(const jpo_gemm_kernel *kernel, const float *dat
 static bool adapts(const jpo_gemm_kernel *kernel) {
     return kernel && kernel->low_rank && jpo_gemm_find(kernel->low_rank);
 }
+
+/* Whether the sums of a tile wait in the thread's scratch, where one range of the depth after the other goes on from
+ * them: the rows of an output often lie a power of two apart and then share few places of the second cache, which
+ * costs a kernel of tiles a third of its rate. */
+static bool sums_wait(const group *g) { return adapts(g->kernel); }
 
 static jpo_packed_rows open_rows(group *g, const jpo_weight *w, const float *x, int64_t ldx, int64_t depth) {
     jpo_packed_rows rows;
@@ -171,21 +183,51 @@ static void add_updates(const group *g, const product *p, int64_t row0, int64_t 
     }
 }
 
-/* One range of a term's depth; the last one in chunks of rows that are still in the second cache when the updates
- * follow. */
-static void multiply_range(const group *g, const product *p, const term *t, const jpo_packed_tile *tile, int64_t d0,
-                           int64_t row0, int64_t count, int64_t c0, bool add, bool last, float *scratch) {
-    const int64_t step = last && p->updates ? UPDATE_ROWS : count;
-    for (int64_t i = row0; i < row0 + count; i += step) {
-        const int64_t some = jpo_min64(step, row0 + count - i);
-        jpo_packed_multiply_rows(p->out + i * p->ldo + c0, p->ldo, &t->rows, i, some, d0, tile, add);
-        if (last) add_updates(g, p, i, some, c0, tile->columns, scratch);
+/* A rectangle of an output, and where its sums are meanwhile: there, or in the thread's scratch. */
+typedef struct {
+    const product *p;
+    int64_t row0, count, c0, columns;
+    float *out, *sums; /* (count, columns; p->ldo), (count, columns; lds) */
+    int64_t lds;
+} rectangle;
+
+static rectangle rectangle_of(const group *g, const product *p, char *scratch, int64_t row0, int64_t count,
+                              int64_t c0) {
+    rectangle r = {.p = p, .row0 = row0, .count = count, .c0 = c0, .columns = jpo_min64(g->tile, p->width - c0)};
+    const bool wait =
+        sums_wait(g) && (p->terms > 1 || p->term[0].depth > jpo_packed_range(g->kernel, p->term[0].depth));
+    r.out = p->out + row0 * p->ldo + c0;
+    r.sums = wait ? (float *)(scratch + SGEMM_BYTES + g->panels) : r.out;
+    r.lds = wait ? g->lds : p->ldo;
+    return r;
+}
+
+static void copy_rows(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * ldt, from + i * ldf, (size_t)columns * sizeof(float));
+}
+
+/* One range of a term's depth; the last one in chunks of rows that are still in the second cache when the way to the
+ * output and the updates follow. */
+static void multiply_range(const group *g, const rectangle *r, const term *t, const jpo_packed_tile *tile, int64_t d0,
+                           bool add, bool last, float *scratch) {
+    const product *p = r->p;
+    const bool wait = r->sums != r->out;
+    const int64_t step = last && (p->updates || wait) ? UPDATE_ROWS : r->count;
+    for (int64_t i = 0; i < r->count; i += step) {
+        const int64_t some = jpo_min64(step, r->count - i), row = r->row0 + i;
+        float *sums = r->sums + i * r->lds, *out = r->out + i * p->ldo;
+        jpo_packed_multiply_rows(sums, r->lds, &t->rows, row, some, d0, tile, add);
+        if (!last) continue;
+        if (wait) copy_rows(out, p->ldo, sums, r->lds, some, r->columns);
+        add_updates(g, p, row, some, r->c0, r->columns, scratch);
     }
 }
 
 static void multiply_tile(const group *g, const product *p, char *scratch, int64_t row0, int64_t count, int64_t c0) {
-    const int64_t columns = jpo_min64(g->tile, p->width - c0);
+    const rectangle r = rectangle_of(g, p, scratch, row0, count, c0);
+    const int64_t columns = r.columns;
     void *memory = scratch + SGEMM_BYTES;
+    if (p->accumulate && r.sums != r.out) copy_rows(r.sums, r.lds, r.out, p->ldo, count, columns);
     for (int i = 0; i < p->terms; i++) {
         const term *t = &p->term[i];
         const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
@@ -196,8 +238,8 @@ static void multiply_tile(const group *g, const product *p, char *scratch, int64
                 jpo_packed_pack(&tile, memory, &t->w, d0, depth, c0, columns, true);
             else
                 jpo_packed_pack(&tile, memory, &t->w, c0, columns, d0, depth, false);
-            multiply_range(g, p, t, &tile, d0, row0, count, c0, p->accumulate || i || d0,
-                           i + 1 == p->terms && d0 + depth == t->depth, (float *)scratch);
+            multiply_range(g, &r, t, &tile, d0, p->accumulate || i || d0, i + 1 == p->terms && d0 + depth == t->depth,
+                           (float *)scratch);
         }
     }
 }
@@ -217,11 +259,13 @@ static int64_t tiles_of(const group *g, int64_t tile) {
     return tiles;
 }
 
-/* Panels of a tile: at most four, which share the rows that they are multiplied with while those are in the second
- * cache; of these the number that lets the threads end together, with two tiles a thread or more. */
+/* Panels of a tile: at most four, or eight where sums wait, which share the rows that they are multiplied with while
+ * those are in the second cache; of these the number that lets the threads end together, with two tiles a thread or
+ * more. */
 static int64_t panels_of_tile(const group *g) {
     int64_t best = 1, cost = INT64_MAX, threads = jpo_threads_count();
-    for (int64_t each = 1; each <= TILE_PANELS; each++) {
+    const int64_t most = sums_wait(g) ? WIDE_PANELS : TILE_PANELS;
+    for (int64_t each = 1; each <= most; each++) {
         const int64_t tiles = tiles_of(g, each * g->kernel->panel), busiest = jpo_ceil_div(tiles, threads) * each;
         if (busiest > cost || (each > 1 && tiles < 2 * threads)) continue;
         best = each, cost = busiest;
@@ -238,6 +282,7 @@ static int64_t cut(group *g) {
     const int64_t tiles = tiles_of(g, g->tile);
     for (int i = 0; i < g->products; i++) g->product[i].tiles = jpo_ceil_div(g->product[i].width, g->tile);
     g->chunks = g->kernel ? jpo_max64(jpo_min64(2 * jpo_threads_count() / tiles, g->m / 128), 1) : 1;
+    if (sums_wait(g)) g->chunks = jpo_max64(g->chunks, jpo_ceil_div(g->m, SUM_ROWS));
     g->chunk = jpo_ceil_div(g->m, g->chunks);
     if (g->kernel) g->chunk = jpo_round_up(g->chunk, g->kernel->align);
     return tiles * g->chunks;
@@ -245,14 +290,17 @@ static int64_t cut(group *g) {
 
 static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) {
     size_t bytes;
-    g->part = 0;
+    g->panels = 0;
     for (int i = 0; i < g->products; i++)
         for (int j = 0; j < g->product[i].terms; j++) {
             const term *t = &g->product[i].term[j];
             const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
             const size_t part = jpo_packed_tile_bytes(&t->w, jpo_min64(range, t->depth), g->tile);
-            if (part > g->part) g->part = part;
+            if (part > g->panels) g->panels = part;
         }
+    g->lds = g->tile + LINE;
+    g->part = g->panels; /* a chunk has at most SUM_ROWS rows */
+    if (g->products && sums_wait(g)) g->part += (size_t)(g->chunk * g->lds) * sizeof(float);
     if (!jpo_size_add(g->part, SGEMM_BYTES, &g->part) || !jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))
         return jpo_fail(err, JPO_ERR_MEMORY, "the panels of a product of %lld rows do not fit the address space",
                         (long long)g->m);

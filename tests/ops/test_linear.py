@@ -385,6 +385,23 @@ def test_a_bad_weight_is_not_hidden(kernel):
     assert np.isnan(got[:, 40]).all() and np.isfinite(np.delete(got, 40, 1)).all()
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_rows_beyond_a_chunk_and_ranges_of_depth_do_not_change_a_bit(kernel, direction, accumulate):
+    """Sums of more than 1,024 rows and one range of the depth, which may wait beside the output (ops/group.c): the
+    bits of the same rows by themselves, whose sums wait elsewhere."""
+    compute, m, n, k = KERNELS[kernel], 1100, 1224 if direction == "backward" else 40, 1224
+    k = 64 if direction == "backward" else k
+    rng = np.random.default_rng(11)
+    data, _ = make_weight(rng, "BF16", n, k)
+    x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
+    start = rng.standard_normal((m, n if direction == "forward" else k)).astype(np.float32) if accumulate else None
+    whole = product(x, data, n, k, "BF16", compute, direction, start)
+    for rows in (slice(0, 200), slice(960, 1100)):
+        alone = product(x[rows], data, n, k, "BF16", compute, direction, start[rows] if accumulate else None)
+        assert np.array_equal(whole[rows], alone)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_rounded_threads_do_not_change_a_bit(kernel, direction):
     compute = KERNELS[kernel]
