@@ -19,6 +19,7 @@ enum {
     TILE_PANELS = 4,
     WIDE_PANELS = 8,
     SUM_ROWS = 1024,
+    NEAR_ROWS = 1024,
     LINE = 16,
     MOST = JPO_LINEAR_GROUP,
     SGEMM_BYTES = JPO_SGEMM_SCRATCH * sizeof(float)
@@ -64,6 +65,7 @@ typedef struct {
     /* Bytes of one thread's scratch: that of ops/sgemm; panels; where sums wait, those of a tile (chunk, lds). */
     size_t part, panels;
     int64_t lds;
+    bool wait; /* sums_wait */
 } group;
 
 /* ---- what a call needs: one function that counts, and run again hands out memory ---- */
@@ -82,11 +84,6 @@ static jpo_weight adapter_matrix(const jpo_gemm_kernel *kernel, const float *dat
 static bool adapts(const jpo_gemm_kernel *kernel) {
     return kernel && kernel->low_rank && jpo_gemm_find(kernel->low_rank);
 }
-
-/* Whether the sums of a tile wait in the thread's scratch, where one range of the depth after the other goes on from
- * them: the rows of an output often lie a power of two apart and then share few places of the second cache, which
- * costs a kernel of tiles a third of its rate. */
-static bool sums_wait(const group *g) { return adapts(g->kernel); }
 
 static jpo_packed_rows open_rows(group *g, const jpo_weight *w, const float *x, int64_t ldx, int64_t depth) {
     jpo_packed_rows rows;
@@ -194,8 +191,7 @@ typedef struct {
 static rectangle rectangle_of(const group *g, const product *p, char *scratch, int64_t row0, int64_t count,
                               int64_t c0) {
     rectangle r = {.p = p, .row0 = row0, .count = count, .c0 = c0, .columns = jpo_min64(g->tile, p->width - c0)};
-    const bool wait =
-        sums_wait(g) && (p->terms > 1 || p->term[0].depth > jpo_packed_range(g->kernel, p->term[0].depth));
+    const bool wait = g->wait && (p->terms > 1 || p->term[0].depth > jpo_packed_range(g->kernel, p->term[0].depth));
     r.out = p->out + row0 * p->ldo + c0;
     r.sums = wait ? (float *)(scratch + SGEMM_BYTES + g->panels) : r.out;
     r.lds = wait ? g->lds : p->ldo;
@@ -253,6 +249,15 @@ static void tile_task(void *context, int64_t task, int thread) {
     if (count > 0) multiply_tile(g, p, g->scratch + (size_t)thread * g->part, row0, count, tile * g->tile);
 }
 
+/* Whether the sums of a tile wait in the thread's scratch, where one range of the depth after the other goes on from
+ * them. Rows of an output that lie a multiple of 4 kB apart share few places of the caches, which costs a kernel of
+ * tiles up to a third of its rate; of others the copy costs more than it spares. Bits are the same either way. */
+static bool sums_wait(const group *g) {
+    bool near = false;
+    for (int i = 0; i < g->products; i++) near |= g->product[i].ldo % NEAR_ROWS == 0;
+    return near && adapts(g->kernel);
+}
+
 static int64_t tiles_of(const group *g, int64_t tile) {
     int64_t tiles = 0;
     for (int i = 0; i < g->products; i++) tiles += jpo_ceil_div(g->product[i].width, tile);
@@ -264,7 +269,7 @@ static int64_t tiles_of(const group *g, int64_t tile) {
  * more. */
 static int64_t panels_of_tile(const group *g) {
     int64_t best = 1, cost = INT64_MAX, threads = jpo_threads_count();
-    const int64_t most = sums_wait(g) ? WIDE_PANELS : TILE_PANELS;
+    const int64_t most = g->wait ? WIDE_PANELS : TILE_PANELS;
     for (int64_t each = 1; each <= most; each++) {
         const int64_t tiles = tiles_of(g, each * g->kernel->panel), busiest = jpo_ceil_div(tiles, threads) * each;
         if (busiest > cost || (each > 1 && tiles < 2 * threads)) continue;
@@ -277,12 +282,13 @@ static int64_t panels_of_tile(const group *g) {
  * panels anew; outputs do not depend on this cut. Those of OpenBLAS may, so that its cut is one of shape alone: four
  * tiles or more. */
 static int64_t cut(group *g) {
+    g->wait = sums_wait(g);
     g->tile = g->kernel ? panels_of_tile(g) * g->kernel->panel
                         : jpo_min64(jpo_round_up(jpo_ceil_div(g->product[0].width, 4), 32), 128);
     const int64_t tiles = tiles_of(g, g->tile);
     for (int i = 0; i < g->products; i++) g->product[i].tiles = jpo_ceil_div(g->product[i].width, g->tile);
     g->chunks = g->kernel ? jpo_max64(jpo_min64(2 * jpo_threads_count() / tiles, g->m / 128), 1) : 1;
-    if (sums_wait(g)) g->chunks = jpo_max64(g->chunks, jpo_ceil_div(g->m, SUM_ROWS));
+    if (g->wait) g->chunks = jpo_max64(g->chunks, jpo_ceil_div(g->m, SUM_ROWS));
     g->chunk = jpo_ceil_div(g->m, g->chunks);
     if (g->kernel) g->chunk = jpo_round_up(g->chunk, g->kernel->align);
     return tiles * g->chunks;
@@ -300,7 +306,7 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
         }
     g->lds = g->tile + LINE;
     g->part = g->panels; /* a chunk has at most SUM_ROWS rows */
-    if (g->products && sums_wait(g)) g->part += (size_t)(g->chunk * g->lds) * sizeof(float);
+    if (g->products && g->wait) g->part += (size_t)(g->chunk * g->lds) * sizeof(float);
     if (!jpo_size_add(g->part, SGEMM_BYTES, &g->part) || !jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))
         return jpo_fail(err, JPO_ERR_MEMORY, "the panels of a product of %lld rows do not fit the address space",
                         (long long)g->m);

@@ -121,12 +121,10 @@ typedef struct {
     int64_t ldy, row0, count;
 } loop;
 
-/* Rows of activations that stay in the second cache while the panels of one range pass: whole groups. By tiles (those
- * with a low_rank) half as many, beside the sums that wait there (ops/group.c). */
+/* Rows of activations that stay in the second cache while the panels of one range pass: whole groups. */
 static int64_t block_rows(const jpo_gemm_kernel *kernel, int64_t depth) {
     size_t bytes = kernel->rows_bytes ? kernel->rows_bytes(kernel->rows, depth) : (size_t)(kernel->rows * depth) * 4;
-    const int64_t block = kernel->low_rank ? BLOCK_BYTES / 2 : BLOCK_BYTES;
-    return jpo_max64(block / (int64_t)bytes, 1) * kernel->rows;
+    return jpo_max64(BLOCK_BYTES / (int64_t)bytes, 1) * kernel->rows;
 }
 
 /* One panel for rows first..end: the panel stays in the first or second cache, groups of rows pass by. Rows are dealt

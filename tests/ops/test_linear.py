@@ -387,19 +387,23 @@ def test_a_bad_weight_is_not_hidden(kernel):
 
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_rows_beyond_a_chunk_and_ranges_of_depth_do_not_change_a_bit(kernel, direction, accumulate):
-    """Sums of more than 1,024 rows and one range of the depth, which may wait beside the output (ops/group.c): the
-    bits of the same rows by themselves, whose sums wait elsewhere."""
-    compute, m, n, k = KERNELS[kernel], 1100, 1224 if direction == "backward" else 40, 1224
-    k = 64 if direction == "backward" else k
+def test_sums_that_wait_beside_the_output_do_not_change_a_bit(kernel, direction, accumulate):
+    """Rows of the output 4 kB apart, more than 1,024 of them and several ranges of the depth (ops/group.c): the bits
+    of some of the rows in an output of another stride, and nothing written beside it."""
+    compute, m, depth, width = KERNELS[kernel], 1100, 1224, 40
+    n, k = (width, depth) if direction == "forward" else (depth, width)
     rng = np.random.default_rng(11)
     data, _ = make_weight(rng, "BF16", n, k)
-    x = rng.standard_normal((m, k if direction == "forward" else n)).astype(np.float32)
-    start = rng.standard_normal((m, n if direction == "forward" else k)).astype(np.float32) if accumulate else None
-    whole = product(x, data, n, k, "BF16", compute, direction, start)
+    x = rng.standard_normal((m, depth)).astype(np.float32)
+    buffer = np.full((m, 1024), 77, np.float32)
+    start = rng.standard_normal((m, width)).astype(np.float32) if accumulate else None
+    if accumulate:
+        buffer[:, 8 : 8 + width] = start
+    _core._linear_product(buffer[:, 8 : 8 + width], x, data, n, k, "BF16", compute, direction, accumulate)
+    assert (buffer[:, :8] == 77).all() and (buffer[:, 8 + width :] == 77).all()
     for rows in (slice(0, 200), slice(960, 1100)):
         alone = product(x[rows], data, n, k, "BF16", compute, direction, start[rows] if accumulate else None)
-        assert np.array_equal(whole[rows], alone)
+        assert np.array_equal(buffer[rows, 8 : 8 + width], alone)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
