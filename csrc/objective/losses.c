@@ -123,7 +123,9 @@ static void loss_apo_down(const jpo_preference *p, double *loss, double *d_w, do
 static void loss_discopop(const jpo_preference *p, double *loss, double *d_w, double *d_l) {
     double t = p->tau;
     EACH_PAIR {
-        double x = p->beta * difference(p, i), rest = sigmoid(-x / t), exponential = exp(log_sigmoid(x / t) - x);
+        double x = p->beta * difference(p, i), rest = sigmoid(-x / t);
+        /* log sg(x / t) - x, of which the infinities of both cancel where x is -inf */
+        double exponential = exp(isinf(x) && x < 0 ? weigh(1 / t - 1, x) : log_sigmoid(x / t) - x);
         loss[i] = -weigh(rest, log_sigmoid(x)) + exponential;
         double slope = weigh(sigmoid_slope(x / t) / t, log_sigmoid(x)) - rest * sigmoid(-x) +
                        weigh(exponential, sigmoid(-x / t) / t - 1);

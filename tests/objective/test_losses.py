@@ -158,6 +158,55 @@ def test_infinities_and_nan():
     np.testing.assert_allclose(got.grad_chosen[:2] * 3, [-0.1, 0.0])
 
 
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_response_of_no_probability(name, side):
+    """At -inf each loss and gradient is what it tends to: discopop's loss was NaN. NaN itself stays NaN."""
+
+    def found(value):
+        policy, ref, lengths = batch(12)
+        policy[side][2] = value
+        ours, _ = arguments(name, policy, ref, lengths)
+        got = jpo.preference_loss(*policy, loss=name, **ours)
+        return np.array([got.losses, got.grad_chosen, got.grad_rejected])
+
+    limit, far = found(-np.inf), found(-1e9)
+    assert not np.isnan(limit).any()
+    endless = np.isinf(limit)
+    np.testing.assert_allclose(limit[~endless], far[~endless], rtol=1e-6, atol=1e-6)
+    assert (np.sign(limit[endless]) == np.sign(far[endless])).all() and (np.abs(far[endless]) > 1e5).all()
+    if side == 0 or name != "sft":  # which does not read the rejected side
+        assert np.isnan(found(np.nan)[0]).any()
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
+def test_discopop_at_no_probability(tau):
+    """log sg(x / tau) - x tends to -inf, 0 or inf by whether tau lies below, at or above 1."""
+    zero = np.zeros(1)
+    given = {"ref_chosen": zero, "ref_rejected": zero, "loss": "discopop", "discopop_tau": tau, "beta": 0.1}
+    limit, far = (jpo.preference_loss([value], [-1.0], **given) for value in (-np.inf, -4000.0))
+    assert limit.losses[0] == np.inf and far.losses[0] > 100
+    if tau <= 1:
+        np.testing.assert_allclose([limit.grad_chosen, limit.grad_rejected], [far.grad_chosen, far.grad_rejected])
+    else:
+        assert limit.grad_chosen[0] == -np.inf and limit.grad_rejected[0] == np.inf and far.grad_chosen[0] < -1e10
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+def test_a_response_of_no_probability_under_a_divergence(divergence, side):
+    def found(value):
+        policy, ref, _ = batch(13)
+        policy[side][2] = value
+        got = jpo.preference_loss(*policy, ref_chosen=ref[0], ref_rejected=ref[1], f_divergence_type=divergence)
+        return np.array([got.losses, got.grad_chosen, got.grad_rejected])
+
+    limit, far = found(-np.inf), found(-1e9)
+    finite = np.isfinite(limit)
+    assert not np.isnan(limit).any() and finite.sum() >= limit.size - 1
+    np.testing.assert_allclose(limit[finite], far[finite], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_missing_and_ignored_arguments(name):
     policy, ref, lengths = batch(10)
