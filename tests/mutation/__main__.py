@@ -1,8 +1,9 @@
-"""python -m tests.mutation --area objective|bind|parsers [--every N] [--limit N]
+"""python -m tests.mutation --area objective|bind|parsers [--every N] [--limit N] [--only FILE[:LINE] ...] [--seconds S]
 
 Removes each bounds check (bind, parsers) or turns each operator of the losses and their gradients (objective) in turn,
 in a copy of the tree, and runs the area's tests: a mutant that passes them all has survived, is printed with its line,
-and the exit status is 1. --every N takes each N-th mutant alone. Takes seconds a mutant, so it is no part of the test
+and the exit status is 1. --every N takes each N-th mutant alone, --only those of a file or of a line of it (the end of its
+path is enough), --seconds begins no further one after that time. Takes seconds a mutant, so it is no part of the test
 suite.
 """
 
@@ -22,7 +23,8 @@ AREAS = {  # area -> (sources, tests)
     "bind": (
         ["csrc/bind/arguments.c", "csrc/bind/generation.c", "csrc/bind/kernels.c", "csrc/bind/linear.c",
          "csrc/bind/model.c", "csrc/bind/objective.c", "csrc/bind/training.c", "csrc/model/forest.c"],
-        ["tests/bind/test_misuse.py", "tests/bind/test_state.py", "tests/ops/test_sample.py", "tests/model/test_forest.py"],
+        ["tests/bind/test_misuse.py", "tests/bind/test_doors.py", "tests/bind/test_state.py", "tests/ops/test_sample.py",
+         "tests/model/test_forest.py"],
     ),
     "parsers": (
         ["jpo/formats/gguf.py", "jpo/formats/huggingface.py", "jpo/formats/files.py", "jpo/formats/config.py",
@@ -109,6 +111,13 @@ def mutants(area):
             yield source, text, start, end, new
 
 
+def wanted(only, source, text, start):
+    """Whether a mutant lies where --only says: FILE, or FILE:LINE."""
+    line = text.count("\n", 0, start) + 1
+    places = [place.partition(":") for place in only]
+    return not only or any(source.endswith(file) and at in ("", str(line)) for file, _, at in places)
+
+
 def killed(tree, area, source, text):
     """How the mutant was noticed: the compiler or a test; None where all tests pass."""
     (tree / source).write_text(text, encoding="utf-8")
@@ -132,14 +141,26 @@ def main():
     parser.add_argument("--area", required=True, choices=AREAS)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--only", nargs="*", default=[], metavar="FILE[:LINE]")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         tree = Path(place) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "demo", "__pycache__"))
+        others = (
+            "coverage",
+            "sanitized-*",
+            "peers",
+            "lowest",
+            "notebooks",
+        )  # what .ci/ puts into build/, and larger things
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "demo", "__pycache__", *others))
         subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True)
-        chosen = list(mutants(arguments.area))[:: arguments.every][: arguments.limit]
+        chosen = [mutant for mutant in mutants(arguments.area) if wanted(arguments.only, *mutant[:3])]
+        chosen = chosen[:: arguments.every][: arguments.limit]
         counts, survivors, began = {}, [], time.monotonic()
         for source, text, start, end, new in chosen:
+            if time.monotonic() - began > arguments.seconds:
+                break
             how = killed(tree, arguments.area, source, text[:start] + new + text[end:])
             (tree / source).write_text(text, encoding="utf-8")
             counts[how or "survived"] = counts.get(how or "survived", 0) + 1
@@ -147,7 +168,8 @@ def main():
                 line = text.count("\n", 0, start) + 1
                 survivors.append(f"{source}:{line}: {' '.join(text[start:end].split())!r} -> {new.strip()!r}")
                 print("survived", survivors[-1], flush=True)
-        print(f"{arguments.area}: {len(chosen)} mutants in {time.monotonic() - began:.0f} s: {counts}", flush=True)
+        tried = f"{sum(counts.values())} of {len(chosen)} mutants"
+        print(f"{arguments.area}: {tried} in {time.monotonic() - began:.0f} s: {counts}", flush=True)
     sys.exit(1 if survivors else 0)
 
 
