@@ -1,11 +1,14 @@
 """The refusals of each door of jpo._core that no wrapper meets, by the words that they are made in."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import jpo
 from jpo import _core
 from jpo.formats import load_checkpoint
+from tests.hostile.sweep import Calls
 
 F, D, INT, LONG = np.float32, np.float64, np.int32, np.int64
 
@@ -259,3 +262,64 @@ def test_steps_of_adamw(message, spoilt):
     step(dict(ADAMW))
     with pytest.raises((ValueError, TypeError), match=message):
         step({**ADAMW, **spoilt})
+
+
+# ---- every call, with each of its arguments spoilt
+
+CALLS = Calls()
+STRANGE = (
+    object(),
+    "x",
+    1 << 70,
+    -(1 << 70),
+    [[None]],
+    np.zeros((1, 1, 1)),
+    np.zeros((2, 3), np.complex64),
+    float("nan"),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS.names if isinstance(CALLS.fresh(name), partial)])
+def test_strange_arguments_are_refused_in_each_place(name):
+    """By an exception of the contract, never by SystemError or a signal; what they may stand for is taken (flags)."""
+    call = CALLS.fresh(name)
+    with pytest.raises(TypeError):
+        call.func()
+    for place in range(len(call.args)):
+        refused = 0
+        for strange in STRANGE:
+            call = CALLS.fresh(name)
+            try:
+                call.func(*call.args[:place], strange, *call.args[place + 1 :], **call.keywords)
+            except (ValueError, TypeError, OverflowError):
+                refused += 1
+        assert refused or isinstance(call.args[place], (bool, int)), (name, place)
+
+
+# what only Python reads of a configuration
+APART = {"model_type", "bos_token_id", "eos_token_ids", "hf"}
+
+
+@pytest.mark.parametrize("key", [key for key in CALLS.config if key not in APART])
+def test_each_key_of_a_configuration(key):
+    _core.tensors(CALLS.config)
+    with pytest.raises(ValueError, match=f"config lacks {key}"):
+        _core.tensors({name: value for name, value in CALLS.config.items() if name != key})
+    with pytest.raises((ValueError, TypeError)):
+        _core.tensors({**CALLS.config, key: object()})
+
+
+@pytest.mark.parametrize("key", ["inv_freq", "pairs", "attention_factor", "original", "long_inv_freq"])
+def test_each_key_of_rotary_frequencies(key):
+    first = CALLS.config["rotary"][0]
+    whole = {**first, "long_inv_freq": np.array(first["inv_freq"], float), "original": 64}
+    assert _core.tensors({**CALLS.config, "rotary": [whole]})
+    for strange in ("x", object()):
+        with pytest.raises((ValueError, TypeError)):
+            _core.tensors({**CALLS.config, "rotary": [{**whole, key: strange}]})
+    if key != "long_inv_freq":
+        with pytest.raises(ValueError, match=f"config lacks {key}"):
+            _core.tensors({**CALLS.config, "rotary": [{name: value for name, value in whole.items() if name != key}]})
+    else:
+        with pytest.raises(ValueError, match="as long as inv_freq"):
+            _core.tensors({**CALLS.config, "rotary": [{**whole, key: np.ones(3)}]})
