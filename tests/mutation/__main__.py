@@ -1,10 +1,11 @@
-"""python -m tests.mutation --area objective|bind|parsers [--every N] [--limit N] [--only FILE[:LINE] ...] [--seconds S]
+"""python -m tests.mutation --area objective|bind|parsers [--every N] [--limit N] [--only FILE[:LINE] ...]
+[--seconds S]
 
 Removes each bounds check (bind, parsers) or turns each operator of the losses and their gradients (objective) in turn,
 in a copy of the tree, and runs the area's tests: a mutant that passes them all has survived, is printed with its line,
-and the exit status is 1. --every N takes each N-th mutant alone, --only those of a file or of a line of it (the end of its
-path is enough), --seconds begins no further one after that time. Takes seconds a mutant, so it is no part of the test
-suite.
+and the exit status is 1. --every N takes each N-th mutant alone, --only those of a file or of a line of it (the end of
+its path is enough), --seconds begins no further one after that time. Takes seconds a mutant, so it is no part of the
+test suite.
 """
 
 import argparse
