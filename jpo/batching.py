@@ -136,7 +136,6 @@ class Job:
         self.request, self.on_event = request, on_event
         self.cancelled = False
         self.waiting_since = time.monotonic()
-        self.first_token_seconds: float | None = None
         self.passed_over = 0
         self.readings = [_Reading(model) for model in request.models]
         self.samples: list[_Sample] = []
@@ -178,7 +177,6 @@ class Counts:
     prompt_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
-    step_rows: int = 0
     cancelled: int = 0
 
 
@@ -431,7 +429,6 @@ class Batcher:
             return
         rows = {r.model: r.last for r in job.readings if r.last is not None}
         self._draw([(job, sample, {m: row for m, row in rows.items()}) for sample in job.samples])
-        job.first_token_seconds = time.monotonic() - job.waiting_since
 
     # tokens
 
@@ -453,7 +450,6 @@ class Batcher:
                 logits = self.cache.logits(range(len(some)))
                 for row, place in enumerate(some):
                     rows[place][model] = logits[row]
-                self.counts.step_rows += len(some)
         self._draw([(job, sample, row) for (job, sample), row in zip(streams, rows, strict=True)])
 
     def _next_row(self, job: Job, sample: _Sample, model: str) -> Piece:

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jpo import _core
 from jpo.errors import JpoError
 from jpo.formats import StoredTensor
 
@@ -16,7 +15,6 @@ from jpo.formats import StoredTensor
 ProductType = Literal["float32", "int16", "bfloat16", "bfloat16x2", "bfloat16x3"]
 Compute = Literal[ProductType, "auto"]
 COMPUTES: tuple[ProductType, ...] = get_args(ProductType)
-COMPUTE_MEANINGS = {name: meaning for name, meaning, _ in _core.compute_types()}
 Storage = Literal["auto", "as-stored", "float32", "bfloat16", "q8_0"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 

@@ -7,7 +7,7 @@ scaling is (rsLoRA, alpha_pattern) is folded into B. Outside check of names and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from jpo.export.presets import AdapterType, file_type
 from jpo.formats.gguf import GGUFFile
 from jpo.formats.stored import BLOCKS
 
-ADAPTER_TYPES: tuple[AdapterType, ...] = get_args(AdapterType)
 _DTYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}
 
 
