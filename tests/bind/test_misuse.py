@@ -181,6 +181,16 @@ def test_each_bound_of_an_adapter(model, name, value):
         model.set_lora(params, params.copy(), [(*{**LORA, name: value}.values(), 0, 256)])
 
 
+@pytest.mark.parametrize("given", [{"dropout": 0.1}, {"magnitudes": 400}], ids=["dropout", "magnitudes"])
+def test_an_adapter_of_the_embedding_has_neither_magnitudes_nor_dropout(model, given):
+    (code,) = [code for code, (name, *_) in enumerate(_core.TENSORS) if name == "model.embed_tokens"]
+    params = np.zeros(1 << 14, np.float32)
+    place = {**LORA, "module": code, "a": 0, "b": 1 << 12, "magnitudes": -1}
+    model.set_lora(params, params.copy(), [tuple(place.values())])
+    with pytest.raises(ValueError, match="model.embed_tokens has neither magnitudes nor dropout"):
+        model.set_lora(params, params.copy(), [tuple({**place, **given}.values())])
+
+
 @pytest.mark.parametrize(
     ("message", "spoilt"),
     [
