@@ -76,13 +76,13 @@ def test_an_adapter_that_says_paper_from_before(tmp_path):
 
 def test_a_checkpoint_from_before_goes_on(tmp_path, monkeypatch):
     """Its mark names the template; equal tokens are what counts."""
-    from jpo.train import preference
+    from jpo.train import trainer as trainers
 
-    def of_that_time(*given, real=preference.fingerprint):
+    def of_that_time(*given, real=trainers.fingerprint):
         return real(*given) | {"template": '"paper"'}
 
     with monkeypatch.context() as patch:
-        patch.setattr(preference, "fingerprint", of_that_time)
+        patch.setattr(trainers, "fingerprint", of_that_time)
         config = jpo.PreferenceConfig(**options(output=str(tmp_path)))
         jpo.PreferenceTrainer(jpo.load("tiny"), TEXTS, config).train()
     state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
