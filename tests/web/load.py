@@ -33,12 +33,14 @@ class Annotate(Process):
 
 
 class Clicker(threading.Thread):
-    """One person who clicks as fast as the page lets him (or every `pause` seconds), and sends again what was not
-    acknowledged, as the page's script does."""
+    """One person who clicks as fast as the page lets him (or after `pause` seconds in the mean), and sends again what
+    was not acknowledged, as the page's script does. Pauses are random, since equal ones keep people in step; with
+    `together` they are equal, so that all click at once and the last one waits for all others."""
 
-    def __init__(self, url, name, end, pause):
+    def __init__(self, url, name, end, pause, together=False):
         super().__init__(daemon=True)
-        self.url, self.person, self.end, self.pause = url, name, end, pause
+        self.url, self.person, self.end = url, name, end
+        self.pauses = (pause, pause) if together else (0.5 * pause, 1.5 * pause)
         self.acknowledged, self.times = {}, []  # showing -> verdict
 
     def run(self):
@@ -53,7 +55,7 @@ class Clicker(threading.Thread):
                 self.times.append(time.monotonic() - start)
                 self.acknowledged.setdefault(body["showing"], body["verdict"])
                 html = reply.json()["html"]
-                time.sleep(self.pause)
+                time.sleep(random.uniform(*self.pauses))
 
     def again(self, ask):
         while True:
@@ -71,7 +73,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(folder, clients, seconds, kills, pause, items=5000):
+def run(folder, clients, seconds, kills, pause, items=5000, together=False):
     """(times of all clicks, sorted; verdicts acknowledged; kills). AssertionError where one is lost or doubled."""
     with open(folder / "in.jsonl", "w", encoding="utf-8") as file:
         for i in range(items):
@@ -79,7 +81,7 @@ def run(folder, clients, seconds, kills, pause, items=5000):
     port = free_port()
     server = Annotate(folder, port)
     end = float("inf")
-    people = [Clicker(f"http://127.0.0.1:{port}", f"p{i}", lambda: end, pause) for i in range(clients)]
+    people = [Clicker(f"http://127.0.0.1:{port}", f"p{i}", lambda: end, pause, together) for i in range(clients)]
     for person in people:
         person.start()
     while not all(person.acknowledged for person in people):  # all have entered
@@ -112,11 +114,12 @@ def main():
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between a person's clicks")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between a person's clicks, in the mean")
+    parser.add_argument("--together", action="store_true", help="equal pauses: everybody clicks at the same moments")
     parser.add_argument("--items", type=int, default=5000)
     o = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        times, count, kills = run(Path(folder), o.clients, o.seconds, o.kills, o.pause, o.items)
+        times, count, kills = run(Path(folder), o.clients, o.seconds, o.kills, o.pause, o.items, o.together)
     shown = {
         name: round(1000 * times[int(q * (len(times) - 1))], 1) for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1))
     }
