@@ -11,8 +11,8 @@ COMPUTES = (
     Variant("float32"),
     Variant("float32 by OpenBLAS", {"openblas": True}, only=("preference-8", "score-512", "prompt-512")),
     Variant("int16", {"compute": "int16"}, only=EVERY_COMPUTE),
-    Variant("bfloat16", {"compute": "bfloat16"}, only=EVERY_COMPUTE),
-    Variant("bfloat16x2", {"compute": "bfloat16x2"}, only=EVERY_COMPUTE),
+    Variant("bfloat16", {"compute": "bfloat16"}, only=(*EVERY_COMPUTE, "mistral-7b")),
+    Variant("bfloat16x2", {"compute": "bfloat16x2"}, only=(*EVERY_COMPUTE, "mistral-7b")),
     Variant("bfloat16x3", {"compute": "bfloat16x3"}, only=EVERY_COMPUTE),
     Variant("float32, nothing shared", {"steps": "apart"}, only=("long-prompts", "joint-reuse")),
 )
