@@ -31,6 +31,11 @@ def permitted(mode: int) -> int:
     return mode & ~mask
 
 
+def make_folder_of(path: str | os.PathLike[str]) -> None:
+    """Makes the folder that `path` will stand in, where there is none; OSError where that cannot be."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+
+
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jpo.disk import make_folder_of
 from jpo.errors import DataError, MissingExtra
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's
@@ -75,7 +76,7 @@ def history(
 def _saved(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     """The figure, written to `path` where one is given; its folder is made."""
     if path is not None:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        make_folder_of(path)
         figure.savefig(path, dpi=150)
     return figure
 

@@ -17,10 +17,10 @@ enum {
     ROWS = 32,
     UPDATE_ROWS = 192,
     TILE_PANELS = 4,
-    WIDE_PANELS = 8,
-    SUM_ROWS = 1024,
-    NEAR_ROWS = 1024,
-    LINE = 16,
+    WIDE_PANELS = 8,    /* of a tile whose sums wait */
+    SUM_ROWS = 1024,    /* of a tile whose sums wait, at most */
+    PAGE_FLOATS = 1024, /* 4 kB */
+    LINE_FLOATS = 16,   /* of a line of the caches: rows of waiting sums lie so much farther apart than they are long */
     MOST = JPO_LINEAR_GROUP,
     SGEMM_BYTES = JPO_SGEMM_SCRATCH * sizeof(float)
 };
@@ -254,7 +254,7 @@ static void tile_task(void *context, int64_t task, int thread) {
  * tiles up to a third of its rate; of others the copy costs more than it spares. Bits are the same either way. */
 static bool sums_wait(const group *g) {
     bool near = false;
-    for (int i = 0; i < g->products; i++) near |= g->product[i].ldo % NEAR_ROWS == 0;
+    for (int i = 0; i < g->products; i++) near |= g->product[i].ldo % PAGE_FLOATS == 0;
     return near && adapts(g->kernel);
 }
 
@@ -304,7 +304,7 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
             const size_t part = jpo_packed_tile_bytes(&t->w, jpo_min64(range, t->depth), g->tile);
             if (part > g->panels) g->panels = part;
         }
-    g->lds = g->tile + LINE;
+    g->lds = g->tile + LINE_FLOATS;
     g->part = g->panels; /* a chunk has at most SUM_ROWS rows */
     if (g->products && g->wait) g->part += (size_t)(g->chunk * g->lds) * sizeof(float);
     if (!jpo_size_add(g->part, SGEMM_BYTES, &g->part) || !jpo_size_mul(g->part, (size_t)jpo_threads_count(), &bytes))

@@ -166,7 +166,7 @@ def check_apart(output: str | os.PathLike[str], sources: Iterable[Any]) -> None:
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
     """Writes JSON Lines beside `path`, syncs and renames: readers see the old file or the whole new one. The count."""
-    from jpo.disk import write_atomic
+    from jpo.disk import make_folder_of, write_atomic
 
     path = os.fspath(path)
     if not path.lower().endswith((".jsonl", ".ndjson")):
@@ -181,7 +181,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, A
                 count += 1
 
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        make_folder_of(path)
         write_atomic(path, write)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from None

@@ -22,7 +22,7 @@ from jpo.cache import CacheType, check_type, row_bytes
 from jpo.data import Encoder, Template
 from jpo.data.texts import plain, text_key
 from jpo.defaults import MAX_NEW_TOKENS
-from jpo.disk import lock, naming_faults, settle
+from jpo.disk import lock, make_folder_of, naming_faults, settle
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.items import Item, digest, items_of
 from jpo.parallel.shards import Shard
@@ -195,7 +195,7 @@ def _appended(path: str | None, final: str | None, alone: bool) -> Iterator[Any]
         yield None
         return
     with naming_faults(path, "mend this and run the command again: it goes on where it was"):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        make_folder_of(path)
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             if alone:
                 lock(file, f"{path}: another process samples into it; wait for it, or give another --output")

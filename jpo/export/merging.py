@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jpo.disk import make_folder_of
 from jpo.errors import JpoError
 from jpo.export import container
 from jpo.export.base import Base, open_base
@@ -144,7 +145,7 @@ def refuse_existing(path: str, overwrite: bool) -> None:
         raise JpoError(f"{path}: is a directory; give the name of the file to write")
     if os.path.exists(path) and not overwrite:
         raise JpoError(f"{path}: exists already; give another name, or --overwrite")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    make_folder_of(path)
 
 
 def merge(

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jpo import _core
-from jpo.disk import write_atomic
+from jpo.disk import make_folder_of, write_atomic
 from jpo.errors import FormatError
 from jpo.formats.stored import BLOCKS, StoredTensor
 from jpo.formats.tensors import layer_tensors, tensor_shapes
@@ -94,7 +94,7 @@ def write_text(path: str, text: str) -> None:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    make_folder_of(path)
     write_atomic(path, write)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.readers import Record, iter_records
-from jpo.disk import lock, settle, write_atomic
+from jpo.disk import lock, make_folder_of, settle, write_atomic
 from jpo.errors import JpoError
 
 _TEXT = re.compile(r"([0-9]+)/([0-9]+)")
@@ -71,7 +71,7 @@ def aside(path: str) -> Iterator[str]:
     """The name under which `path` is written inside the block, and renamed to it at its end; what an interrupted run
     left there is found again, and a finished file keeps its own name. One writer at a time."""
     part = path if os.path.exists(path) else f"{path}.part"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    make_folder_of(path)
     with open(part, "a", encoding="utf-8") as file:
         lock(file, f"{part}: another process writes this shard")
         yield part

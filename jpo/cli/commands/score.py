@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Annotated, Any, Optional
 
 import typer
@@ -39,6 +38,7 @@ def score(
     jpo score pairs.jsonl --model smollm2-135m --adapter out --output scores.jsonl
     """
     from jpo.data.readers import check_apart, read_records
+    from jpo.disk import make_folder_of
     from jpo.errors import JpoError
     from jpo.evaluate.scoring import summary
     from jpo.formats.files import write_text
@@ -49,7 +49,7 @@ def score(
     check_alone("jpo score", executor, shard)
     if output is not None:
         check_apart(output, [input])
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)  # what is amiss there is said at once
+        make_folder_of(output)  # what is amiss there is said at once
     own: dict[str, Any] = {"adapter": adapter, "scope": scope, "beta": beta, "template": template, "check": check}
     if executor:
         if over_executor(executor, shards, str(output)):
