@@ -1,7 +1,7 @@
 """What a model is between calls: whose memory its weights are, what a pass has left, who is at work."""
 
+import contextlib
 import gc
-import signal
 import threading
 import time
 
@@ -10,6 +10,7 @@ import pytest
 
 import jpo
 from jpo import _core
+from tests.interrupted import alarm
 
 PROMPTS, ANSWERS = ["Name a colour.", "Add 2 and 3."], [" Blue.", " Five of them."]
 INT = np.int32
@@ -117,24 +118,15 @@ def test_an_interrupted_pass_leaves_no_rows(lm):
     def stop(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        for _ in range(200):
-            signal.setitimer(signal.ITIMER_REAL, 0.001)
-            try:
-                for _ in range(50):
-                    run(core, list(range(1, 60)))
-            except KeyboardInterrupt:
-                pass
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            try:
-                assert np.isfinite(core.hidden(rows)).all()
-            except ValueError as error:
-                assert "left 0 rows" in str(error)
-                return
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    for _ in range(200):
+        with contextlib.suppress(KeyboardInterrupt), alarm(stop, 0.001):
+            for _ in range(50):
+                run(core, list(range(1, 60)))
+        try:
+            assert np.isfinite(core.hidden(rows)).all()
+        except ValueError as error:
+            assert "left 0 rows" in str(error)
+            return
     pytest.skip("no interrupt fell into a pass: the passes of this machine are too short")
 
 
@@ -259,14 +251,11 @@ def test_a_handler_may_set_the_number_of_threads(lm):
         jpo.set_num_threads(1 + len(calls) % 2)
         calls.append(jpo.get_num_threads())
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
     try:
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
-            run(core, list(range(1, 60)))
+        with alarm(handler, 0.002, 0.002):
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                run(core, list(range(1, 60)))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         jpo.set_num_threads(2)
     assert calls[:4] == [1, 2, 1, 2]

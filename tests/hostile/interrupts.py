@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -26,10 +25,11 @@ import jpo
 from jpo import export
 from jpo.data.readers import read_records
 from jpo.feedback.pairs import conditional_candidates
+from tests.interrupted import alarm
 
 GOAL = 0.25  # seconds
 LATEST = 0.15  # the signal comes within this time of the call
-AGAIN = 1.0  # seconds until it comes again: Python drops an exception that is raised in a callback of the collector
+AGAIN = 1.0  # seconds until it comes again: Python drops an exception that is raised in a callback or in __del__
 
 
 def waited(call, delay):
@@ -44,17 +44,14 @@ def waited(call, delay):
     code = interrupt.__code__
 
     due = time.monotonic() + delay
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, delay, AGAIN)
-    try:
-        while not between:
-            call()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with alarm(interrupt, delay, AGAIN):
+        try:
+            while not between:
+                call()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            over = True
     return time.monotonic() - due
 
 
