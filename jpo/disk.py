@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -170,6 +171,35 @@ def write_atomic(path: str, write: Callable[[str], None]) -> None:
             raise JpoError(f"{path}: cannot be written: {error}") from None  # a full disk, by safetensors' own name
         os.chmod(aside, permitted(0o666))
         settle(aside, path)
+
+
+def write_text(path: str, text: str) -> None:
+    """`text` as UTF-8, atomically; the folder is made where there is none."""
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+    make_folder_of(path)
+    write_atomic(path, write)
+
+
+def write_json(path: str, value: Any) -> None:
+    """`value` as indented JSON, atomically; NaN is refused because no reader is bound to take it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def aside(path: str) -> Iterator[str]:
+    """The name under which `path` is written inside the block, and renamed to it at its end; what an interrupted run
+    left there is found again, and a finished file keeps its own name. One writer at a time."""
+    part = path if os.path.exists(path) else f"{path}.part"
+    make_folder_of(path)
+    with open(part, "a", encoding="utf-8") as file:
+        lock(file, f"{part}: another process writes this shard")
+        yield part
+    if part != path:
+        settle(part, path)
 
 
 # ---- faults ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -25,9 +25,7 @@ from jpo.formats.tensors import (
     trainable_shapes,
     transposed_names,
 )
-
-if TYPE_CHECKING:
-    from jpo.model import Trainable
+from jpo.trainable import Trainable
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import tokenizers
 
+from jpo.disk import write_json, write_text
 from jpo.errors import JpoError
 
 _TAIL = 8  # tokens before a continuation that tell how its first one is spelled
@@ -249,8 +250,6 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes tokenizer.json and tokenizer_config.json (chat template inside), as transformers reads them."""
-        from jpo.formats.files import write_json, write_text
-
         folder = os.fspath(folder)
         os.makedirs(folder, exist_ok=True)
         settings = {

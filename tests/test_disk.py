@@ -86,3 +86,16 @@ def test_faults_of_the_written_file_are_named_with_the_remedy_and_others_pass(tm
     if own:
         assert str(caught.value).startswith(f"{path}: cannot be written: No space left on device")
         assert str(caught.value).endswith("; mend this") and (name == "out" or faulty in str(caught.value))
+
+
+def test_a_full_disk_under_safetensors_names_the_file(tmp_path):
+    from safetensors import SafetensorError
+
+    def write(temporary):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(JpoError, match=r"model.safetensors: cannot be written: .*No space left"):
+        write_atomic(str(path), write)
+    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]

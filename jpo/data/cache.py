@@ -27,9 +27,8 @@ from jpo.data.records import Example, Judged, Pair, good_texts, stream_examples,
 from jpo.data.report import Report
 from jpo.data.store import RECORDS, TOKENS, Kind, Store, Writer
 from jpo.data.templates import Template
-from jpo.disk import permitted, sync_folder, temporary
+from jpo.disk import permitted, sync_folder, temporary, write_json
 from jpo.errors import DataError, FormatError, JpoError
-from jpo.formats.files import write_json
 
 _FORMAT = "jpo encoded records 1"
 _FACTS = "cache.json"

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jpo.data.readers import read_records
+from jpo.disk import write_text
 from jpo.errors import DataError
 from jpo.evaluate.alpaca_regression import Difficulty, alpaca_length_controlled
 from jpo.evaluate.statistics import length_controlled
-from jpo.formats.files import write_text
 
 
 def alpaca_eval_outputs(generations: Iterable[Mapping[str, Any]], generator: str | None = None) -> list[dict[str, Any]]:

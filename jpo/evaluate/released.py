@@ -15,9 +15,9 @@ from typing import Any
 
 from jpo.data.readers import Record
 from jpo.data.templates import TEXTS
+from jpo.disk import write_text
 from jpo.errors import DataError
 from jpo.evaluate.winrate import SEPARATOR, read_cache
-from jpo.formats.files import write_text
 
 FEEDBACK = {"model": 0, "gold": 1, "equal": 2}  # a cache's verdicts as feedback on (output, gold)
 Known = Mapping[tuple[str, str, str], int]

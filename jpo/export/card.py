@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.formats.files import read_text, write_text
+from jpo.disk import write_text
+from jpo.formats.files import read_text
 from jpo.formats.peft import base_name
 
 CARD = "README.md"

@@ -13,10 +13,9 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from jpo.disk import permitted, settle, sync_folder, sync_tree, temporary
+from jpo.disk import permitted, settle, sync_folder, sync_tree, temporary, write_json
 from jpo.errors import JpoError
 from jpo.export.container import TensorPlan
-from jpo.formats.files import write_json
 
 _INDEX = "model.safetensors.index.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jpo.disk import make_folder_of
+from jpo.disk import make_folder_of, write_json
 from jpo.errors import JpoError
 from jpo.export import container
 from jpo.export.base import Base, open_base
@@ -24,7 +24,6 @@ from jpo.export.rows import Rows, check_type
 from jpo.export.vocabulary import tokenizer_metadata
 from jpo.export.whole import beyond_low_rank, merged_base
 from jpo.formats.chat import Ended
-from jpo.formats.files import write_json
 from jpo.formats.writing import hugging_face_config
 
 _SCALARS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}

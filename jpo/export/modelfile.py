@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.templates import Template
+from jpo.disk import write_text
 from jpo.errors import JpoError, printable
 from jpo.formats.chat import Ended
-from jpo.formats.files import read_text, write_text
+from jpo.formats.files import read_text
 from jpo.tokenization import Tokenizer
 
 MODELFILE = "Modelfile"

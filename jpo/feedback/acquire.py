@@ -25,7 +25,8 @@ from jpo.data.report import Report
 from jpo.defaults import CONCURRENCY, MAX_ATTEMPTS
 from jpo.disk import lock, naming_faults, settle
 from jpo.errors import JpoError
-from jpo.feedback.journal import MOST, Entry, GroupCommit, Journal, content_key
+from jpo.feedback.entries import Entry
+from jpo.feedback.journal import MOST, GroupCommit, Journal, content_key
 from jpo.feedback.prompts import Prompt, Question
 from jpo.feedback.protocol import Judge, JudgeFault
 from jpo.feedback.replies import parse_reply

@@ -1,119 +1,27 @@
 """Verdict journals as one Parquet file: what many shards were told, sorted by key, a fraction of SQLite's size.
 
 The file is written aside, synced and renamed before a journal is removed, so that a kill loses nothing and compacting
-again ends what it had begun. A verdict is found in it by the smallest and largest key of its row groups. Knows entries
-and files; never judges.
+again ends what it had begun. Knows entries and files; never judges.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import heapq
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
 from jpo.disk import lock, naming_faults, write_atomic
-from jpo.errors import FormatError, JpoError, MissingExtra
-from jpo.feedback.journal import COLUMNS, SQLITE, Entry, Journal, entries_of
+from jpo.errors import JpoError
+from jpo.feedback.compacted import FORMAT, SUFFIX, Compacted, pyarrow_for
+from jpo.feedback.entries import COLUMNS, Entry
+from jpo.feedback.journal import Journal, entries_of
 
-SUFFIX = ".parquet"
-_GROUP = 4096  # rows that are read together to find one
-_KEPT = 64  # row groups that stand in memory
-_MAGIC = b"PAR1"
-_FORMAT = b"jpo verdicts 1"
+_GROUP = 4096  # rows that lie together, and are read together to find one
 _REMEDY = "free some space and compact again: nothing is lost"
-
-
-def _arrow(what: str) -> Any:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.compute  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingExtra(
-            f"{what}: verdicts in Parquet need pyarrow; install it with: pip install 'jpo[parquet]'"
-        ) from None
-    return pyarrow
-
-
-def beside(journal: str) -> Compacted | None:
-    """What was compacted of a journal before: X.parquet beside X.sqlite; None where there is none of ours."""
-    name = compacted_name(journal)
-    if not os.path.isfile(name):
-        return None
-    with open(name, "rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            return None
-    try:
-        return Compacted(name)
-    except NoVerdicts:
-        return None
-
-
-def compacted_name(journal: str | os.PathLike[str]) -> str:
-    """X.parquet of X.sqlite."""
-    return os.fspath(journal).removesuffix(SQLITE) + SUFFIX
-
-
-class NoVerdicts(FormatError):
-    """A sound Parquet file of something else."""
-
-
-class Compacted:
-    """Entries of a Parquet file that `compact` wrote, by key. FormatError where it is none, or damaged."""
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fspath(path)
-        self._arrow = _arrow(self.path)
-        try:
-            self._file = self._arrow.parquet.ParquetFile(self.path, memory_map=True)
-        except (OSError, self._arrow.ArrowException) as error:
-            raise FormatError(f"{self.path}: no readable file of verdicts: {_first(error)}") from None
-        told = (self._file.schema_arrow.metadata or {}).get(b"format")
-        if told != _FORMAT or tuple(self._file.schema_arrow.names) != COLUMNS:
-            raise NoVerdicts(f"{self.path}: holds no verdicts that jpo compact wrote")
-        groups = [self._file.metadata.row_group(i).column(0).statistics for i in range(self._file.num_row_groups)]
-        self._last = [found.max for found in groups]
-        self._rows = lru_cache(_KEPT)(self._group)
-
-    def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
-
-    def get(self, key: str) -> Entry | None:
-        """The entry, or None."""
-        place = bisect.bisect_left(self._last, key)
-        if place == len(self._last):
-            return None
-        rows = self._rows(place)
-        found = self._arrow.compute.index(rows.column("key"), key).as_py()
-        return None if found < 0 else next(self._entries(rows.slice(found, 1)))
-
-    def entries(self) -> Iterator[Entry]:
-        """All, by key."""
-        for place in range(self._file.num_row_groups):
-            yield from self._entries(self._group(place))
-
-    def _entries(self, rows: Any) -> Iterator[Entry]:
-        """Rows of the file, checked."""
-        columns = rows.to_pydict()
-        for row in zip(*(columns[name] for name in COLUMNS), strict=True):
-            yield Entry.of_row(row, f"{self.path}: key {str(row[0])[:16]}")
-
-    def _group(self, place: int) -> Any:
-        try:
-            return self._file.read_row_group(place)
-        except (OSError, self._arrow.ArrowException) as error:
-            raise FormatError(f"{self.path}: row group {place} cannot be read: {_first(error)}") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def compact(output: str | os.PathLike[str], journals: Sequence[str], *, keep: bool = False) -> int:
@@ -177,11 +85,11 @@ def _weight(entry: Entry) -> tuple[bool, int]:
 
 def _write(part: str, entries: Iterator[Entry]) -> int:
     """All entries, _GROUP rows together."""
-    arrow = _arrow(part)
+    arrow = pyarrow_for(part)
     whole = ("attempts", "tokens", "completion_tokens")
     kinds = {name: arrow.int64() if name in whole else arrow.string() for name in COLUMNS}
     kinds |= {"swapped": arrow.bool_(), "failed": arrow.bool_()}
-    schema = arrow.schema([arrow.field(name, kinds[name]) for name in COLUMNS], metadata={b"format": _FORMAT})
+    schema = arrow.schema([arrow.field(name, kinds[name]) for name in COLUMNS], metadata={b"format": FORMAT})
     count, rows = 0, list[tuple[object, ...]]()
     options = {"compression": "zstd", "use_dictionary": ["judge", "verdict", "problem", "protocol"]}
     with arrow.parquet.ParquetWriter(part, schema, write_statistics=True, **options) as writer:
@@ -200,7 +108,3 @@ def _write(part: str, entries: Iterator[Entry]) -> int:
         if rows:
             flush()
     return count
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

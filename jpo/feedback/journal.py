@@ -15,10 +15,11 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jpo.errors import FormatError, JpoError
+from jpo.feedback.compacted import compacted_of
+from jpo.feedback.entries import COLUMNS, SALVAGE, Entry
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
@@ -35,25 +36,9 @@ _LATER = {  # columns that the first journals lack
     "failed": "INTEGER NOT NULL DEFAULT 0",
     "protocol": "TEXT NOT NULL DEFAULT 'tie'",
 }
-COLUMNS = (
-    "key",
-    "judge",
-    "swapped",
-    "attempts",
-    "verdict",
-    "reply",
-    "problem",
-    "tokens",
-    "completion_tokens",
-    "failed",
-    "protocol",
-)
-VERDICTS = ("A", "B", "tie")
 DAMAGE = (sqlite3.Error, UnicodeError)  # what SQLite raises over a damaged file: its message may hold the file's bytes
 MOST = (1 << 63) - 1  # what SQLite holds; a count above it is not believed
 _CHECKED_BYTES = 64 << 20  # journals up to here are checked for damage as they are opened
-SALVAGE = "; the journal is damaged: --salvage keeps what is sound of it and goes on"
-SQLITE = ".sqlite"  # a journal's name ends so
 _BATCH = 4096  # entries of a commit while journals are merged
 _GATHER = 0.0005  # seconds that a commit waits for verdicts which arrive together; a sync takes longer
 
@@ -68,46 +53,6 @@ def content_key(judge: str, version: str, swapped: bool, prompt: str) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The state of one question after its last attempt; tokens are those of all its attempts."""
-
-    key: str
-    judge: str
-    swapped: bool
-    attempts: int
-    verdict: str | None = None
-    reply: str | None = None  # raw, its beginning
-    problem: str | None = None
-    tokens: int = 0
-    completion_tokens: int = 0
-    failed: bool = False  # given up: only --retry-failed asks again
-    protocol: str = "tie"
-
-    def values(self) -> tuple[object, ...]:
-        """As the table's row."""
-        return tuple(getattr(self, name) for name in COLUMNS)
-
-    @classmethod
-    def of_row(cls, row: Sequence[Any], where: str) -> Entry:
-        """The entry of a row, checked; FormatError names `where` and the column that cannot be."""
-        values = dict(zip(COLUMNS, row, strict=True))
-        for name in ("swapped", "attempts", "tokens", "completion_tokens", "failed"):
-            value = values[name]
-            if not isinstance(value, int) or value < 0 or (name in ("swapped", "failed") and value > 1):
-                raise FormatError(f"{where}: {name}: expected a whole number, got {value!r:.40}{SALVAGE}")
-        for name in ("key", "judge", "protocol"):
-            if not isinstance(values[name], str):
-                raise FormatError(f"{where}: {name}: expected a text, got {values[name]!r:.40}{SALVAGE}")
-        for name in ("reply", "problem"):
-            if not isinstance(values[name], (str, type(None))):
-                raise FormatError(f"{where}: {name}: expected a text or null, got {values[name]!r:.40}{SALVAGE}")
-        if values["verdict"] not in (*VERDICTS, None):
-            got = f"{values['verdict']!r:.40}"
-            raise FormatError(f"{where}: verdict: expected A, B, tie or null, got {got}{SALVAGE}")
-        return cls(**{**values, "swapped": bool(values["swapped"]), "failed": bool(values["failed"])})
-
-
 class Journal:
     """Entries by key; one writer at a time, and a reader beside it. create=False: a missing file reads as empty.
 
@@ -119,7 +64,7 @@ class Journal:
     ):
         self.path = os.fspath(path)
         self.beside = Journal(beside, create=False) if beside is not None else None
-        self.compacted = _compacted(self.path)
+        self.compacted = compacted_of(self.path)
         where = self.path if create or os.path.exists(self.path) else ":memory:"
         self._open: list[sqlite3.Connection] = []
         try:
@@ -237,15 +182,6 @@ def entries_of(connection: sqlite3.Connection, where: str) -> Iterator[Entry]:
             yield Entry.of_row(row, f"{where}: key {str(row[0])[:16]}")
     except DAMAGE as error:
         raise FormatError(f"{where}: {error}{SALVAGE}") from None
-
-
-def _compacted(path: str) -> Any:
-    """The Parquet file that was made of this journal before, if it is there."""
-    if not os.path.exists(path.removesuffix(SQLITE) + ".parquet"):
-        return None  # pyarrow is not asked for
-    from jpo.feedback.compact import beside
-
-    return beside(path)
 
 
 def merge(path: str, sources: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from jpo.disk import settle, write_atomic
 from jpo.errors import FormatError
-from jpo.feedback.journal import COLUMNS, DAMAGE, MOST, VERDICTS, Entry, Journal
+from jpo.feedback.entries import COLUMNS, VERDICTS, Entry
+from jpo.feedback.journal import DAMAGE, MOST, Journal
 from jpo.feedback.replies import parse_reply
 
 _KEY = re.compile(r"[0-9a-f]{64}")

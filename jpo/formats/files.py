@@ -1,4 +1,4 @@
-"""What all formats share: JSON of bounded size, text and JSON written whole, tensors checked against a config."""
+"""What all formats share: JSON of bounded size, tensors checked against a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jpo import _core
-from jpo.disk import make_folder_of, write_atomic
 from jpo.errors import FormatError
 from jpo.formats.stored import BLOCKS, StoredTensor
 from jpo.formats.tensors import layer_tensors, tensor_shapes
@@ -85,22 +84,6 @@ def parse_json_object(path: str, text: str) -> dict[str, Any]:
 def read_json(path: str, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """A file that holds one JSON object."""
     return parse_json_object(path, read_text(path, limit))
-
-
-def write_text(path: str, text: str) -> None:
-    """`text` as UTF-8, atomically; the folder is made where there is none."""
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-
-    make_folder_of(path)
-    write_atomic(path, write)
-
-
-def write_json(path: str, value: Any) -> None:
-    """`value` as indented JSON, atomically; NaN is refused because no reader is bound to take it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_tensors(where: str, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jpo.disk import write_atomic
+from jpo.disk import write_atomic, write_json
 from jpo.errors import FormatError, JpoError
 from jpo.formats.expressions import why_slow
-from jpo.formats.files import check_finite, read_json, write_json
+from jpo.formats.files import check_finite, read_json
 from jpo.formats.huggingface import read_safetensors
 from jpo.formats.tensors import MODULES
 from jpo.formats.values import boolean, integer, number

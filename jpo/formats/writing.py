@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jpo.disk import write_atomic
+from jpo.disk import write_atomic, write_json
 from jpo.errors import JpoError
-from jpo.formats.files import write_json
 from jpo.formats.tensors import tensor_shapes
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jpo.data.readers import Record, iter_records
-from jpo.disk import lock, make_folder_of, settle, write_atomic
+from jpo.disk import write_atomic
 from jpo.errors import JpoError
 
 _TEXT = re.compile(r"([0-9]+)/([0-9]+)")
@@ -64,19 +64,6 @@ class Part:
 
     def __iter__(self) -> Iterator[Record]:
         return itertools.islice(iter_records(self.source), self.first, self.end)
-
-
-@contextlib.contextmanager
-def aside(path: str) -> Iterator[str]:
-    """The name under which `path` is written inside the block, and renamed to it at its end; what an interrupted run
-    left there is found again, and a finished file keeps its own name. One writer at a time."""
-    part = path if os.path.exists(path) else f"{path}.part"
-    make_folder_of(path)
-    with open(part, "a", encoding="utf-8") as file:
-        lock(file, f"{part}: another process writes this shard")
-        yield part
-    if part != path:
-        settle(part, path)
 
 
 def counts(output: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jpo import doctor
 from jpo.data.readers import read_records
-from jpo.formats.files import write_text
+from jpo.disk import write_text
 from jpo.study import figures, world
 from jpo.study.config import WORLD
 from jpo.study.methods import METHODS

@@ -23,7 +23,7 @@ from jpo.data.records import items_to_test, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import DEFAULT
 from jpo.data.texts import plain
-from jpo.disk import settle
+from jpo.disk import aside, settle, write_json
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set
 from jpo.evaluate.items import items_of
@@ -35,11 +35,10 @@ from jpo.feedback.acquire import acquire
 from jpo.feedback.interplay import interplay
 from jpo.feedback.judges import CallableJudge, make_judge
 from jpo.feedback.prompts import Question
-from jpo.formats.files import write_json
 from jpo.formats.peft import is_adapter
 from jpo.model import LanguageModel
 from jpo.parallel.executors import Pool
-from jpo.parallel.shards import Shard, aside, join
+from jpo.parallel.shards import Shard, join
 from jpo.study import decoder, given, world
 from jpo.study.config import WORLD, StudyConfig
 from jpo.study.methods import METHODS, amount_of, mixture, swapped

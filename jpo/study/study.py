@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jpo.disk import lock, sweep_temporaries
+from jpo.disk import lock, sweep_temporaries, write_json, write_text
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
-from jpo.formats.files import write_json, write_text
 from jpo.formats.peft import is_adapter
 from jpo.parallel.executors import opened
 from jpo.study.config import FREE, WORLD, StudyConfig

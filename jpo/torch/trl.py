@@ -24,8 +24,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from jpo.data.encoding import Encoder
 from jpo.data.records import preference_pairs
 from jpo.data.templates import Template
+from jpo.disk import write_json
 from jpo.errors import JpoError
-from jpo.formats.files import write_json
 from jpo.tokenization import Tokenizer
 from jpo.train.common import SETTINGS_VERSION
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from jpo.disk import aside
 from jpo.errors import FormatError
 from jpo.parallel.ranks import Alone
-from jpo.parallel.shards import aside
 
 _FORMAT = "jpo reference log-likelihoods 1"
 _DIGEST = 32  # bytes of a SHA-256

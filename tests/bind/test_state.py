@@ -75,7 +75,7 @@ def test_a_failed_set_full_leaves_the_stored_weights(lm):
     before = scores(lm)
     names = list(lm._checkpoint.tensors)
     shapes = {name: lm._checkpoint.tensors[name].shape for name in names}
-    from jpo.model import Trainable
+    from jpo.trainable import Trainable
 
     vector = Trainable(shapes)
     for missing in names[:: max(1, len(names) // 6)]:

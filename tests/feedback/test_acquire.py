@@ -18,7 +18,8 @@ from jpo.cli.main import main
 from jpo.data.records import candidates
 from jpo.errors import JpoError
 from jpo.feedback.acquire import acquire, combine, plan
-from jpo.feedback.journal import Entry, Journal
+from jpo.feedback.entries import Entry
+from jpo.feedback.journal import Journal
 from jpo.feedback.judges import CallableJudge, LocalJudge, OpenAIJudge, retry_after
 from jpo.feedback.openai_judge import asked_wait, rate_limit_wait, reset_after
 from jpo.feedback.prompts import ANSWERS, Prompt, judge_prompt

@@ -14,8 +14,10 @@ pytest.importorskip("pyarrow")
 from jpo.cli.main import main
 from jpo.errors import FormatError, JpoError
 from jpo.feedback.acquire import acquire
-from jpo.feedback.compact import Compacted, compact, compacted_name
-from jpo.feedback.journal import Entry, Journal, content_key
+from jpo.feedback.compact import compact
+from jpo.feedback.compacted import Compacted, compacted_name
+from jpo.feedback.entries import Entry
+from jpo.feedback.journal import Journal, content_key
 from jpo.feedback.protocol import Reply
 
 

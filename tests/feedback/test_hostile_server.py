@@ -14,7 +14,8 @@ import pytest
 from jpo.cli.main import main
 from jpo.errors import JpoError
 from jpo.feedback.acquire import acquire
-from jpo.feedback.journal import Entry, GroupCommit, Journal
+from jpo.feedback.entries import Entry
+from jpo.feedback.journal import GroupCommit, Journal
 from jpo.feedback.judges import CallableJudge, OpenAIJudge
 from jpo.feedback.openai_judge import server_name, without_key
 from jpo.feedback.transport import MAX_REPLY_BYTES, Decoded, JudgeFault

@@ -11,7 +11,8 @@ import pytest
 from jpo.cli.main import main
 from jpo.errors import FormatError, JpoError
 from jpo.feedback.acquire import acquire
-from jpo.feedback.journal import Entry, Journal
+from jpo.feedback.entries import Entry
+from jpo.feedback.journal import Journal
 from jpo.feedback.judges import CallableJudge
 from jpo.feedback.salvage import salvage
 from tests.feedback.server import longest

@@ -10,10 +10,11 @@ import pytest
 
 from jpo.cli.main import main
 from jpo.cli.sharding import without_own
+from jpo.disk import aside
 from jpo.errors import JpoError
 from jpo.feedback.journal import Journal
 from jpo.parallel import executors
-from jpo.parallel.shards import Part, Shard, aside, counts, join
+from jpo.parallel.shards import Part, Shard, counts, join
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent

@@ -150,7 +150,7 @@ def annotate(
 
 def _convert(input: str, output: str, form: Format) -> None:
     from jpo.data.readers import iter_records
-    from jpo.formats.files import write_text
+    from jpo.disk import write_text
     from jpo.web.exchange import exported, verdicts
 
     rows = [row for record in iter_records(input) for row in verdicts(record)]

@@ -27,7 +27,7 @@ def compact(
     """
     from jpo.errors import JpoError
     from jpo.feedback.compact import compact as compact_journals
-    from jpo.feedback.compact import compacted_name
+    from jpo.feedback.compacted import compacted_name
 
     if output is None and len(journal) > 1:
         raise JpoError(f"--output is missing: the .parquet file for {len(journal)} journals")

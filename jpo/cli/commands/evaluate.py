@@ -101,7 +101,7 @@ def evaluate(
             return
         figures = found
     if json:
-        from jpo.formats.files import write_text
+        from jpo.disk import write_text
 
         write_text(json, json_.dumps(figures, indent=1))
 

@@ -102,10 +102,11 @@ def generate(
     1.0 --top-k 50 --output generations.jsonl
     """
     from jpo.data.readers import check_apart
+    from jpo.disk import aside
     from jpo.errors import JpoError
     from jpo.evaluate.items import items_of
     from jpo.evaluate.sampling import Sampling, remaining
-    from jpo.parallel.shards import Shard, aside
+    from jpo.parallel.shards import Shard
 
     check_alone("jpo generate", executor, shard)
     if output and input:

@@ -57,7 +57,7 @@ def interplay(
     if agreed is not None:
         result["agreement"] = agreed
     if json:
-        from jpo.formats.files import write_text
+        from jpo.disk import write_text
 
         write_text(json, json_.dumps(result, indent=1))
     if plot:

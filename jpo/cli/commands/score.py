@@ -38,11 +38,10 @@ def score(
     jpo score pairs.jsonl --model smollm2-135m --adapter out --output scores.jsonl
     """
     from jpo.data.readers import check_apart, read_records
-    from jpo.disk import make_folder_of
+    from jpo.disk import aside, make_folder_of, write_text
     from jpo.errors import JpoError
     from jpo.evaluate.scoring import summary
-    from jpo.formats.files import write_text
-    from jpo.parallel.shards import Shard, aside
+    from jpo.parallel.shards import Shard
 
     if (executor or shard) and not output:
         raise JpoError("--executor and --shard write files: give --output FILE")

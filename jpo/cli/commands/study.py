@@ -62,8 +62,8 @@ def study(
         tldr.yaml
     """
     from jpo.cli.commands.demo import show
+    from jpo.disk import write_text
     from jpo.errors import JpoError
-    from jpo.formats.files import write_text
     from jpo.parallel.ranks import SWITCH
     from jpo.study import Study, load_config, preset_text, run_study
 

@@ -17,7 +17,8 @@ import model_files as files  # noqa: E402
 import jpo  # noqa: E402
 from jpo.data import readers, records  # noqa: E402
 from jpo.errors import JpoError  # noqa: E402
-from jpo.feedback.journal import Entry, Journal  # noqa: E402
+from jpo.feedback.entries import Entry  # noqa: E402
+from jpo.feedback.journal import Journal  # noqa: E402
 from jpo.formats import load_checkpoint  # noqa: E402
 from jpo.formats.chat import render  # noqa: E402
 from jpo.formats.huggingface import load_tokenizer  # noqa: E402
