@@ -32,7 +32,7 @@ def alarm(handler, delay, again=0.0):
 
 
 def wait_after_signal(call, delay):
-    """Seconds from a signal, `delay` seconds into the call, to the call's end, which must be the handler's exception."""
+    """Seconds from a signal, `delay` seconds into the call, to the call's end by the handler's exception."""
     raised = []
 
     def stop(*_):
