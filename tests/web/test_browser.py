@@ -149,10 +149,22 @@ def test_two_people_and_a_narrow_screen(folder):
             anna.choose("1")
             ben.choose("2")
         assert anna.showing() != ben.showing()
-        lengthen = "document.querySelector('.side > .text').innerHTML = '<p>one more</p>'.repeat(5)"
-        places = "return [...document.querySelectorAll('.side .choice')].map(b => b.getBoundingClientRect().top | 0)"
-        anna.driver.execute_script(lengthen)
-        assert len(set(anna.driver.execute_script(places))) == 1, "both sides' buttons stand at one height"
+        lengthen = "document.querySelector('.side > .text').innerHTML = '<p>one more</p>'.repeat(50)"
+        for person in (anna, ben):
+            person.driver.execute_script(lengthen)
+            places = person.driver.execute_script(
+                "return [...document.querySelectorAll('.choice')].map(b => b.getBoundingClientRect().bottom)"
+            )
+            assert len(places) == 4 and max(places) <= person.driver.execute_script("return innerHeight"), (
+                "however long the texts are, every choice is in reach"
+            )
+        anna.driver.execute_script("document.querySelector('#answer').scrollIntoView()")
+        before = anna.done()
+        anna.find("[name=tags]").send_keys("one, two\n")
+        time.sleep(0.2)
+        assert anna.done() == before, "Enter behind the tags chooses nothing"
+        anna.find(".choice[value=equal]").click()
+        anna.wait(lambda: anna.done() == before + 1)
         for person in (anna, ben):
             assert not scrolls_sideways(person.driver)
         assert ben.driver.get_log("browser") == [], "the policy of the page is kept and nothing fails"
@@ -168,4 +180,5 @@ def test_two_people_and_a_narrow_screen(folder):
         anna.driver.quit()
         ben.driver.quit()
         server.stop(signal.SIGINT)
-    assert len((folder / "out.jsonl").read_text().splitlines()) == 6
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 7 and [row["tags"] for row in rows if row.get("tags")] == [["one", "two"]]

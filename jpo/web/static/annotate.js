@@ -37,7 +37,7 @@ function begin(html) {
     if (draft && draft.showing === Number(open.dataset.showing)) { open.rationale.value = draft.rationale; open.tags.value = draft.tags; }
     open.addEventListener("input", () => localStorage.setItem(store + "draft", JSON.stringify({
         showing: Number(open.dataset.showing), rationale: open.rationale.value, tags: open.tags.value })));
-    open.addEventListener("submit", (event) => { event.preventDefault(); if (event.submitter) choose(event.submitter.value); });
+    open.addEventListener("submit", (event) => event.preventDefault()); // Enter behind the tags chooses nothing
     asWritten();
     for (const text of open.querySelectorAll(".text")) fold(text);
     if (html !== undefined) window.scrollTo(0, 0);
@@ -115,7 +115,11 @@ document.addEventListener("keydown", (event) => {
         for (const text of document.querySelectorAll(".text")) fold(text);
     }
 });
-document.addEventListener("click", (event) => { if (event.target.closest("[data-undo]")) undo(); });
+document.addEventListener("click", (event) => {
+    const chosen = event.target.closest(".choice");
+    if (chosen) choose(chosen.value);
+    else if (event.target.closest("[data-undo]")) undo();
+});
 document.getElementById("open-help").addEventListener("click", () => help.showModal());
 document.addEventListener("visibilitychange", () => { // time with the page out of sight does not count
     if (document.hidden) hiddenAt = performance.now();
