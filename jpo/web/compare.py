@@ -124,6 +124,7 @@ class Page:
         self.max_new_tokens = max_new_tokens
         self.secret = secrets.token_urlsafe(32)
         self.known: OrderedDict[str, Comparison] = OrderedDict()
+        self._keeping = threading.Lock()  # two clicks at once on one comparison write one record
         loader = jinja2.FileSystemLoader(os.path.join(HERE, "templates"))
         self.templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
@@ -271,19 +272,22 @@ class Page:
         comparison = self.known.get(name) if isinstance(name, str) else None
         if comparison is None:
             raise HTTPException(404, "this comparison is not known any more: compare again")
+        if verdict != "undo" and not all(side.text.strip() for side in comparison.sides):
+            raise HTTPException(409, "nothing is written: an empty answer makes no pair; ask again with another seed")
         await anyio.to_thread.run_sync(self._keep, comparison, verdict)
         return JSONResponse({"kept": comparison.kept})
 
     def _keep(self, comparison: Comparison, verdict: str) -> None:
         wanted = "" if verdict == "undo" else verdict
-        if comparison.kept == wanted:
-            return
-        try:
-            if comparison.kept:
-                self.records.remove(comparison.name)
-                comparison.kept = ""
-            if wanted:
-                self.records.add(comparison.row(wanted))
-        except OSError as error:
-            raise JpoError(f"{self.records.path}: {error.strerror or error}") from None
-        comparison.kept = wanted
+        with self._keeping:
+            if comparison.kept == wanted:
+                return
+            try:
+                if comparison.kept:
+                    self.records.remove(comparison.name)
+                    comparison.kept = ""
+                if wanted:
+                    self.records.add(comparison.row(wanted))
+            except OSError as error:
+                raise JpoError(f"{self.records.path}: {error.strerror or error}") from None
+            comparison.kept = wanted

@@ -3,17 +3,23 @@
 import json
 import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
 import pytest
 from reference.models import adapter_of, write_random
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from web.servers import Serve
 from web.test_browser import MISSING, browser, scrolls_sideways
 
 import jpo
 from jpo.data.records import preference_pairs
 from jpo.data.templates import Template
+from jpo.web.compare import Comparison, Page, Records, Side
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,46 @@ def test_a_click_is_a_record_that_trains(served):
     lm = jpo.load(str(served.folder / "base"))
     config = jpo.PreferenceConfig(scope="joint", steps=1, batch_size=2, output=str(served.folder / "out"))
     assert len(jpo.PreferenceTrainer(lm, str(served.records), config).train()["loss"]) == 1
+
+
+class Slow(Records):
+    """Takes its time between the look and the writing."""
+
+    def add(self, row):
+        time.sleep(0.1)
+        super().add(row)
+
+
+@pytest.fixture
+def page(tmp_path):
+    page = Page(SimpleNamespace(names=["before", "after"]), str(tmp_path / "records.jsonl"), max_new_tokens=8)
+    page.records = Slow(page.records.path)
+    return page
+
+
+def compared(left, right):
+    sides = (Side("before", "Say", text=left), Side("after", "Say", text=right))
+    return Comparison(sides, 0.1, {"seed": 0})
+
+
+def test_two_clicks_at_once_write_one_record(page):
+    comparison = compared("one", "two")
+    with ThreadPoolExecutor(4) as people:
+        list(people.map(lambda _: page._keep(comparison, "left"), range(4)))
+    with open(page.records.path) as file:
+        rows = [json.loads(line) for line in file]
+    assert [row["r_chosen"] for row in rows] == ["one"]
+
+
+def test_an_empty_answer_is_not_kept(page):
+    """Training drops such a pair: the page would have said that it is written."""
+    http = TestClient(Starlette(routes=page.routes()))
+    csrf = re.search(r'data-csrf="(\w+)"', http.get("/").text)[1]
+    comparison = compared("one", " \n")
+    page.known[comparison.name] = comparison
+    body = {"comparison": comparison.name, "verdict": "left"}
+    reply = http.post("/keep", json=body, headers={"x-csrf-token": csrf})
+    assert reply.status_code == 409 and "empty answer" in reply.text and not os.path.exists(page.records.path)
 
 
 def test_one_model_beside_itself_has_no_margin(served):

@@ -57,7 +57,7 @@ function show(line) {
     if (line.scores === undefined) return;
     const name = SIDES[line.side];
     addPiece(name, line);
-    if (line.tokens) at(`${name}-sum`).textContent = `${line.tokens} tokens, log-likelihood ${line.logp.toFixed(1)} (${(line.logp / line.tokens).toFixed(2)} a token)${line.finish === "length" ? ", cut at the limit" : ""}`;
+    if (line.tokens) at(`${name}-sum`).textContent = `${line.tokens} ${line.tokens === 1 ? "token" : "tokens"}, log-likelihood ${line.logp.toFixed(1)} (${(line.logp / line.tokens).toFixed(2)} a token)${line.finish === "length" ? ", cut at the limit" : ""}`;
 }
 
 function choices(on) { for (const button of document.querySelectorAll("[data-verdict]")) button.disabled = !on; }
