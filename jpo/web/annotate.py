@@ -119,7 +119,9 @@ class Pages:
         self.when_failed: Callable[[], None] = lambda: None
         self.gathered = Gathered(project.together)
         self.shown = functools.lru_cache(_TEXTS)(self._shown)
-        self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+        self.markdown = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True}).enable(
+            ["table", "strikethrough"]
+        )
         self.markdown.disable("image")
         self.templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(os.path.join(HERE, "templates")),
@@ -163,7 +165,7 @@ class Pages:
         return HTMLResponse(text, status)
 
     def _shown(self, text: str) -> dict[str, str]:
-        """A text as people read it: Markdown without HTML or images; everything else is escaped."""
+        """A text as people read it: Markdown without HTML or images, its line breaks kept; all else is escaped."""
         return {"html": self.markdown.render(text), "plain": text}
 
     def before(self, name: str, undone: Answer | None = None) -> Before:
@@ -177,7 +179,7 @@ class Pages:
         values: dict[str, Any] = {
             "name": name,
             "csrf": self.csrf(name),
-            "guideline": self.project.guideline,
+            "guideline": self.shown(self.project.guideline)["html"],
             "done": now.done,
             "total": now.total,
             "seconds": now.seconds,

@@ -199,6 +199,16 @@ def test_texts_are_shown_not_run(tmp_path):
     site.store.close()
 
 
+def test_lines_stay_lines_and_a_guideline_is_markdown(tmp_path):
+    site = Site(tmp_path, [{"instruction": "A poem.", "response_0": "Roses\nViolets", "response_1": "none"}])
+    site.project.guideline = "Weigh\n\n- truth\n- tone <script>"
+    inner = Person(site).html.split('<main id="work"')[1]
+    assert re.search(r"Roses<br ?/?>\s*Violets", inner), "a line break that the model wrote is seen"
+    assert inner.count("<li>truth</li>") == 2, "on the page and in its help"
+    assert inner.count("tone &lt;script&gt;") == 2
+    site.store.close()
+
+
 def test_nothing_changes_without_session_and_token(site):
     stranger = site.browser()
     assert stranger.post("/verdict", json={"showing": 1, "verdict": "left"}).status_code == 401

@@ -45,7 +45,7 @@ Guideline = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--guideline",
-        help="A text file with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
+        help="A text file (Markdown) with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
     ),
 ]
 Select = Annotated[
