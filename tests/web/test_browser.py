@@ -107,6 +107,7 @@ def test_a_person_annotates_thirty_items(folder):
         keys = [Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_UP, "1", "2", "3"]
         for number in range(10):
             anna.choose(keys[number % len(keys)])
+        assert anna.driver.switch_to.active_element.get_attribute("id") == "answer", "a screen reader goes on there"
         # words with a draft that survives a reload
         anna.press("r")
         anna.find("[name=rationale]").send_keys("a draft u 1")
@@ -158,7 +159,8 @@ def test_two_people_and_a_narrow_screen(folder):
             assert len(places) == 4 and max(places) <= person.driver.execute_script("return innerHeight"), (
                 "however long the texts are, every choice is in reach"
             )
-        anna.driver.execute_script("document.querySelector('#answer').scrollIntoView()")
+        heading = "document.querySelector('.side > .text').innerHTML = '<h2>Title</h2>'; return getComputedStyle("
+        assert anna.driver.execute_script(f"{heading}document.querySelector('.text h2')).textTransform") == "none"
         before = anna.done()
         anna.find("[name=tags]").send_keys("one, two\n")
         time.sleep(0.2)

@@ -32,7 +32,7 @@ function begin(html) {
     since = performance.now(); away = 0;
     if (work.querySelector("[data-waiting]")) setTimeout(() => location.reload(), 2000);
     const open = form();
-    if (!open) return;
+    if (!open) { work.querySelector(".finished").focus(); return; }
     const draft = JSON.parse(localStorage.getItem(store + "draft") || "null");
     if (draft && draft.showing === Number(open.dataset.showing)) { open.rationale.value = draft.rationale; open.tags.value = draft.tags; }
     open.addEventListener("input", () => localStorage.setItem(store + "draft", JSON.stringify({
@@ -40,7 +40,7 @@ function begin(html) {
     open.addEventListener("submit", (event) => event.preventDefault()); // Enter behind the tags chooses nothing
     asWritten();
     for (const text of open.querySelectorAll(".text")) fold(text);
-    if (html !== undefined) window.scrollTo(0, 0);
+    if (html !== undefined) { window.scrollTo(0, 0); open.focus({preventScroll: true}); } // a screen reader goes on with it
 }
 
 function asWritten() {
@@ -112,7 +112,7 @@ document.addEventListener("keydown", (event) => {
     else if (event.key === "r" && form()) { event.preventDefault(); form().rationale.focus(); }
     else if (event.key === "m") {
         written = !written; localStorage.setItem("jpo:written", written ? "1" : "0"); asWritten();
-        for (const text of document.querySelectorAll(".text")) fold(text);
+        for (const text of form() ? form().querySelectorAll(".text") : []) fold(text);
     }
 });
 document.addEventListener("click", (event) => {
