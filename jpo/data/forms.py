@@ -24,14 +24,24 @@ FORMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 
+# names that are compared letter by letter, and letters of one: a record of a file may hold a million of either
+_COMPARED = 64
+_KNOWN = tuple(dict.fromkeys(key for _, keys, _ in FORMS for key in keys))
+
+
 def nearest_form(keys: Collection[str]) -> str:
-    """One clause on the nearest known form: its name, keys and reader, which keys it lacks, and a key misspelled."""
+    """One clause on the nearest known form: its name, keys and reader, which keys it lacks, and a key misspelled.
+
+    Of more than a few dozen keys, and of very long ones, only those are looked at that some form has."""
     names = [str(key) for key in keys]
+    others = [name for name in names if name not in _KNOWN and len(name) <= _COMPARED][:_COMPARED]
+    names = [name for name in names if name in _KNOWN] + others
+    alike = {key: [_ratio(key, name) for name in names] for key in _KNOWN}
 
     def likeness(form: tuple[str, tuple[str, ...], str]) -> float:
-        shares = [max((_ratio(key, name) for name in names), default=0.0) for key in form[1]]
-        used = sum(any(_ratio(key, name) > 0.8 for key in form[1]) for name in names)
-        return sum(shares) / len(shares) + used / max(1, len(names))
+        rows = [alike[key] for key in form[1]]
+        used = sum(max(shares) > 0.8 for shares in zip(*rows, strict=True))
+        return sum(max(row, default=0.0) for row in rows) / len(rows) + used / max(1, len(names))
 
     what, wanted, reader = max(FORMS, key=likeness)
     told = f"nearest is {what} {{{', '.join(wanted)}}}, which {reader} reads"

@@ -5,6 +5,7 @@ import pandas
 import pytest
 
 import jpo
+from jpo.data import forms
 from jpo.data.forms import FORMS, nearest_form
 from jpo.data.readers import read_records
 from jpo.data.records import Example, Judged, judged_examples, preference_pairs, sft_examples
@@ -99,3 +100,20 @@ def test_every_form_is_nearest_to_itself():
     for what, keys, reader in FORMS:
         told = nearest_form(keys)
         assert told.startswith(f"nearest is {what} {{{', '.join(keys)}}}, which {reader} reads") and "lacks" not in told
+
+
+def test_a_record_of_a_hundred_thousand_keys_or_letters_is_refused_at_once():
+    """Each key was compared letter by letter with each key of each form: 46 s for a line of a megabyte."""
+    many = {f"key_{number}": "" for number in range(100_000)} | {"prompt": "I", "k" * 1_000_000: ""}
+    with pytest.raises(DataError, match="prompt, completion"):
+        sft_examples([{"prompt": "I", "chosn": "R"} | many])
+    compared = []
+
+    def compare(one, other):
+        compared.append(len(other))
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "_ratio", compare)
+        nearest_form(many)
+    assert len(compared) < 2_000 and max(compared) <= 64

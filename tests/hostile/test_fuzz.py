@@ -11,6 +11,7 @@ from model_files import adapter_config, hf_config, write_adapter_files, write_di
 from jpo.errors import FormatError
 from jpo.formats import load_checkpoint
 from jpo.formats.peft import read_adapter
+from tests.hostile.fuzz import core, targets
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (
@@ -21,6 +22,7 @@ TARGETS = (
     "adapters",
     "templates",
     "journals",
+    "replies",
     "checkpoints",
     "records",
     "core",
@@ -83,6 +85,25 @@ fuzz.main()
     assert result.returncode == 1, result.stderr[-2000:]
     for kind in ("KeyError at", "signal 11", "memory", "hang"):
         assert kind in result.stdout, result.stdout
+
+
+def test_what_the_harness_makes_for_a_call_is_small():
+    """Case 41794 of seed 9001 "grew by 274 MB": an array of up to 257 x 257 x 257 as a list, which the engine refused."""
+    calls, largest = core.Calls(), 0
+    for index in range(1000):
+        made = calls.floats(targets.generator(3, index))
+        largest = max(largest, getattr(made, "nbytes", 0))
+    assert 100_000 < largest <= 8 * core.MOST
+
+
+def test_a_case_of_calls_is_the_same_in_a_process_that_has_a_model(monkeypatch):
+    """One random number more was drawn where a model stood already, so that --case ran other calls."""
+    drawn = []
+    monkeypatch.setattr(core.Calls, "plan", lambda self, rng: drawn.append(rng.random()))
+    calls = core.Calls()
+    for _ in range(2):
+        calls.run(["plan"], targets.generator(5, 0))
+    assert calls.model is not None and drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from .memory import Mark
 
 HANG_CPU, HANG_WALL, SPARE = 10.0, 60.0, 100 << 20
 LIMIT = 3 << 30  # bytes of address space beyond what the child begins with
-BATCH = 2000  # cases of one child, so that what one leaves behind does not reach all
+BATCH = 10_000  # cases of one child, so that what one leaves behind does not reach all
 STATE = struct.Struct("<qdd")  # case, its start by the clock and by processor time
 
 

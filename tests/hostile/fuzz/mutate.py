@@ -1,6 +1,7 @@
 """Structured mutation: of bytes, of JSON values, of JSON inside safetensors files. Knows no target."""
 
 import copy
+import itertools
 import json
 import struct
 
@@ -43,18 +44,27 @@ def of_bytes(rng, data, header=0):
     return bytes(data)
 
 
-def _places(value, path=()):
-    yield path
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(entries)[:400]:
-        yield from _places(part, (*path, key))
+def _places(value):
+    """The path of each part of a JSON value, the outer before the inner; of a long list or object the first 400."""
+    places = []
+
+    def visit(part, path):
+        entries = part.items() if isinstance(part, dict) else enumerate(part)
+        for key, inner in itertools.islice(entries, 400):
+            places.append((*path, key))
+            if isinstance(inner, (dict, list)):
+                visit(inner, places[-1])
+
+    if isinstance(value, (dict, list)):
+        visit(value, ())
+    return places
 
 
 def of_value(rng, value):
     """A copy of a JSON value with one to three of its parts removed, replaced, copied elsewhere, renamed or wrapped."""
     value = json.loads(json.dumps(value))
     for _ in range(rng.choice((1, 1, 2, 3))):
-        places = [place for place in _places(value) if place]
+        places = _places(value)
         if not places:
             return copy.deepcopy(rng.choice(VALUES))
         *way, last = rng.choice(places)
