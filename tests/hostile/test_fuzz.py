@@ -88,7 +88,7 @@ fuzz.main()
 
 
 def test_what_the_harness_makes_for_a_call_is_small():
-    """Case 41794 of seed 9001 "grew by 274 MB": an array of up to 257 x 257 x 257 as a list, which the engine refused."""
+    """Case 41794 of seed 9001 "grew by 274 MB": an array of up to 257^3 numbers as a list, which the engine refused."""
     calls, largest = core.Calls(), 0
     for index in range(1000):
         made = calls.floats(targets.generator(3, index))

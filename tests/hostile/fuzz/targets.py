@@ -1,8 +1,5 @@
 """The fuzz targets: how a case is made from a random generator, how it is run, and which exceptions are answers."""
 
-import asyncio
-import gzip
-import importlib
 import json
 import os
 import random
@@ -10,7 +7,6 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
@@ -21,11 +17,8 @@ import model_files as files  # noqa: E402
 import jpo  # noqa: E402
 from jpo.data import readers, records  # noqa: E402
 from jpo.errors import JpoError  # noqa: E402
-from jpo.feedback import acquire  # noqa: E402
 from jpo.feedback.entries import Entry  # noqa: E402
 from jpo.feedback.journal import Journal  # noqa: E402
-from jpo.feedback.openai_judge import MAX_WAIT, OpenAIJudge  # noqa: E402
-from jpo.feedback.prompts import Question  # noqa: E402
 from jpo.formats import load_checkpoint  # noqa: E402
 from jpo.formats.chat import render  # noqa: E402
 from jpo.formats.huggingface import load_tokenizer  # noqa: E402
@@ -34,6 +27,7 @@ from jpo.train import checkpoint  # noqa: E402
 
 from . import corpus, mutate  # noqa: E402
 from .core import Calls  # noqa: E402
+from .replies import Server  # noqa: E402
 
 TEXTS = ("Name a colour: blue, 12 of them.\n", " \u00e9\u4e16\U0001f600 don't\t", "a" * 200, "")
 
@@ -308,68 +302,14 @@ class Journals(Target):
 
 
 class Replies(Target):
-    """What a judge's server answers: status, headers, body, and the text that a verdict is read from and journalled."""
-
-    BODY = {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Output (a)"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
-    }
-    HEADERS = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "location") + tuple(
-        f"x-ratelimit-{which}-{what}" for which in ("remaining", "reset") for what in ("requests", "tokens")
-    )
-    SAID = ("application/json", "gzip", "deflate", "gzip, gzip", "br", "identity", "0", "1e400", "nan", "-1", "6m0s",
-            "99999999999999999999h", "Wed, 21 Oct 2015 07:28:00 GMT", "\u0660", "http://other.host/v1", "/v1", "//")  # fmt: skip
-    PIECES = ("A", "B", "tie", "(a)", "Output (b)", "Answer:", "**", "\n", "</think>", "<answer>", " is better", " because ",
-              "\ud800", "\x00", "\u200b", "\\boxed{", "> ", "_" * 2000, "A " * 500, "neither", "\u0130")  # fmt: skip
-
     def __init__(self):
-        os.environ["OPENAI_API_KEY"] = "sk-0123456789abcdef"
-        self.loop = asyncio.new_event_loop()
-        self.judge = OpenAIJudge("m", "http://localhost:9/v1", 5.0)
-        client = self.loop.run_until_complete(self._client())
-        library = importlib.import_module(type(client._transport).__module__.split(".")[0])
-        client._transport = library.MockTransport(lambda request: self._answer(library))
-        self.journal = Journal(seeds() / "journal.sqlite")
-        self.questions = acquire._Run(self.judge, self.journal, Question(), 1, 1, False)
-
-    async def _client(self):
-        return self.judge._openai()._client
-
-    def _answer(self, library):
-        if self.redirects > 3:
-            raise library.ConnectError("redirected for ever")
-        self.redirects += 1
-        return library.Response(self.status, headers=self.headers, content=_pieces(self.body))
+        self.server = Server(seeds())
 
     def make(self, rng):
-        body = self.BODY
-        if rng.random() < 0.5:
-            body = json.loads(json.dumps(body))
-            body["choices"][0]["message"]["content"] = "".join(rng.choices(self.PIECES, k=rng.choice((1, 3, 8))))
-        body = mutate.of_json(rng, body) if rng.random() < 0.6 else mutate.dumped(body)
-        if rng.random() < 0.2:
-            body = gzip.compress(body, 1) if rng.random() < 0.8 else gzip.compress(bytes(4 << 20), 1)
-        head = {"status": rng.choice((200, 200, 200, 200, 204, 302, 307, 400, 422, 429, 500, 999))}
-        head["headers"] = [[rng.choice(self.HEADERS), rng.choice(self.SAID)] for _ in range(rng.choice((0, 1, 3)))]
-        return {"body": body, "head.json": json.dumps(head).encode()}
+        return self.server.case(rng)
 
     def run(self, folder, case, rng):
-        head = json.loads(case["head.json"])
-        self.status, self.body, self.redirects = head["status"], case["body"], 0
-        self.headers = [(name, text.encode()) for name, text in head["headers"]]
-        self.questions.quiet_until = 0.0
-        entry, wait = self.loop.run_until_complete(self._ask())
-        self.journal.put([entry])
-        assert self.journal.get(entry.key) == entry and (entry.verdict or entry.problem)
-        assert 0 <= wait <= MAX_WAIT and self.questions.quiet_until <= time.monotonic() + MAX_WAIT
-
-    async def _ask(self):
-        return await self.questions._attempt(Entry("f" * 64, self.judge.name, False, 0), "Which?", 1)
-
-
-async def _pieces(body):
-    for at in range(0, len(body), 1 << 16):
-        yield body[at : at + (1 << 16)]
+        self.server.run(case)
 
 
 class Checkpoints(Target):
