@@ -3,7 +3,8 @@ preference records that training reads (those of the paper's authors).
 
 Label Studio: one task a comparison, {"data": ..., "annotations": [...]}, for the configuration LABEL_STUDIO; Argilla:
 {"id", "fields", "metadata", "responses"} as its Record.from_dict reads them, with a label question "preference". What
-comes in may name its texts in the usual ways; a preference pair is a comparison that was decided for its first side.
+comes in may name its texts in the usual ways, and stand in Label Studio's short forms (JSON-MIN, CSV: one row an
+annotation); a preference pair is a comparison that was decided for its first side.
 Knows records; never pages or stores.
 """
 
@@ -46,6 +47,8 @@ VERDICT = (  # what an annotator adds to a candidate
     "failure",
 )
 _SIDES = ("left", "right", "equal")
+_SHORT = ("annotation_id", "annotator", "created_at", "updated_at", "lead_time", "left", "right", "preference", "tie",
+          "rationale")  # fmt: skip  # what Label Studio's short forms add to a task's own data
 # how others name the texts: (instruction, side 0, side 1)
 _NAMES = (
     ("instruction", "response_0", "response_1"),
@@ -192,6 +195,9 @@ def candidate(record: Mapping[str, Any]) -> Mapping[str, Any]:
     other record as it is."""
     if _decided(record):
         return _of_pair(record)
+    if _short(record):
+        own = {name: value for name, value in record.items() if name not in _SHORT and value not in ("", None)}
+        return candidate(Record(own, record.source, record.place) if isinstance(record, Record) else own)
     texts = record
     for outer in ("data", "fields"):
         if isinstance(record.get(outer), dict):
@@ -213,6 +219,11 @@ def candidate(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _decided(record: Mapping[str, Any]) -> bool:
     """Whether it is a preference pair: the authors' form, or TRL's."""
     return all(name in record for name in _PREFERENCE) or ("chosen" in record and "rejected" in record)
+
+
+def _short(record: Mapping[str, Any]) -> bool:
+    """Whether it is a row of Label Studio's short forms."""
+    return "annotation_id" in record and "annotator" in record
 
 
 def _of_pair(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -244,6 +255,8 @@ def verdicts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     own = dict(candidate(record))
     if _decided(record):
         yield {**own, "feedback": 0}
+    elif _short(record):
+        yield {**own, **_read_annotation(_annotation_of(record))}
     elif isinstance(record.get("data"), dict):
         for annotation in record.get("annotations") or ():
             yield {**own, **_read_annotation(annotation)}
@@ -251,6 +264,22 @@ def verdicts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({**own, **verdict} for verdict in _read_responses(record))
     elif "feedback" in own:
         yield own
+
+
+def _annotation_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The annotation that a row of a short form shortens; a table holds a choice as JSON."""
+    preference = row.get("preference")
+    try:
+        seconds = float(row["lead_time"]) if row.get("lead_time") else None
+        if isinstance(preference, str) and preference.startswith("["):
+            preference = json.loads(preference)
+    except (TypeError, ValueError):
+        raise DataError("preference, lead_time: expected Label Studio's list of choices and seconds") from None
+    chosen = preference if isinstance(preference, list) else [{"choices": [preference]}] if preference else []
+    tie = [{"choices": [row["tie"]]}] if row.get("tie") else []
+    why = [{"type": "textarea", "value": {"text": row["rationale"]}}] if row.get("rationale") else []
+    return {"completed_by": row["annotator"], "lead_time": seconds,
+            "result": [{"value": value} for value in [*chosen, *tie]] + why}  # fmt: skip
 
 
 def _annotator(annotation: Mapping[str, Any]) -> str:

@@ -104,6 +104,53 @@ def test_what_others_wrote_is_read():
         list(verdicts({"data": task["data"], "annotations": ["x"]}))
 
 
+# what Label Studio 1.23.2 itself exported, as JSON-MIN and as CSV, of a conditional and a joint comparison
+MIN = [
+    {"instruction": "I?", "response_0": "a", "response_1": "b", "left": "I?\n\n---\n\na", "right": "I?\n\n---\n\nb",
+     "id": 5, "preference": [{"selected": "left"}], "rationale": "better", "annotator": 1, "annotation_id": 1,
+     "created_at": "2026-11-27T06:42:36.941382Z", "updated_at": "2026-11-27T06:42:36.941400Z", "lead_time": 2.0},
+    {"instruction_0": "I", "response_0": "a", "instruction_1": "J", "response_1": "b", "left": "I\n\n---\n\na",
+     "right": "J\n\n---\n\nb", "id": 6, "tie": "equal", "annotator": 1, "annotation_id": 2,
+     "created_at": "2026-11-27T06:42:36.941441Z", "updated_at": "2026-11-27T06:42:36.941446Z", "lead_time": None},
+]  # fmt: skip
+TABLE = """"annotation_id","annotator","created_at","id","instruction","instruction_0","instruction_1","lead_time","left","preference","rationale","response_0","response_1","right","tie","updated_at"
+1,"1","2026-11-27T06:42:36.941382Z",5,"I?","","",2.0,"I?
+
+---
+
+a","[{""selected"":""left""}]","better","a","b","I?
+
+---
+
+b","","2026-11-27T06:42:36.941400Z"
+2,"1","2026-11-27T06:42:36.941441Z",6,"","I","J","","I
+
+---
+
+a","","","a","b","J
+
+---
+
+b","equal","2026-11-27T06:42:36.941446Z"
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("name, text", [("min.json", json.dumps(MIN)), ("table.csv", TABLE)], ids=["json-min", "csv"])
+def test_label_studios_short_forms_are_read(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    records = read_records(str(tmp_path / name))
+    first, second = (row for record in records for row in verdicts(record))
+    assert {**first, "id": int(first["id"])} == {
+        "instruction": "I?", "response_0": "a", "response_1": "b", "id": 5, "feedback": 0, "annotator": "1",
+        "annotator_kind": "human", "rationale": "better", "seconds": 2.0,
+    }  # fmt: skip
+    assert second["feedback"] == 2 and second["instruction_1"] == "J" and "instruction" not in second
+    assert [item.joint for item in read_items(str(tmp_path / name))] == [False, True], "it can be annotated again"
+    for wrong in ({"preference": "[{"}, {"lead_time": "soon"}):
+        with pytest.raises(DataError, match="preference, lead_time"):
+            list(verdicts({**MIN[0], **wrong}))
+
+
 def test_every_region_stands_on_a_text_of_the_configuration():
     controls = {tag.get("name"): tag.get("toName").split(",") for tag in ElementTree.fromstring(LABEL_STUDIO).iter()
                 if tag.get("toName")}  # fmt: skip
