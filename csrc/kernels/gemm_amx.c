@@ -99,6 +99,9 @@ INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, cons
     }
 }
 
+/* Rows of W by which backward_of fetches ahead. */
+enum { AHEAD = 16 };
+
 /* Depth runs down the rows of W: two rows of 32 values become 32 pairs, 16 for each half. */
 INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, const jpo_gemm_source *s) {
     const __m512i places = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
@@ -106,9 +109,15 @@ INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, con
     const __m512i later = _mm512_add_epi16(places, _mm512_set1_epi16(16));
     const size_t stride = jpo_dtype_row_bytes(dtype, s->k);
     const uint8_t *row = (const uint8_t *)s->data + (size_t)s->row0 * stride;
+    const int64_t values = jpo_dtype_block(dtype), bytes = (int64_t)jpo_dtype_block_bytes(dtype);
+    const int64_t here = s->column0 * bytes / values, next = here + PANEL * bytes / values;
     const int64_t padded = (s->rows + BLOCK - 1) / BLOCK * BLOCK;
     for (int64_t r = 0; r < padded; r += 2, row += 2 * stride, panel += 64) {
         split32 even = {{_mm512_setzero_si512(), _mm512_setzero_si512()}}, odd = even;
+        for (int64_t i = 0; i < 2; i++) {
+            __builtin_prefetch(row + i * stride + next); /* the next panel's */
+            __builtin_prefetch(row + (AHEAD + i) * stride + here);
+        }
         if (r < s->rows) even = split_stored(dtype, parts, row, s->column0, (int)s->columns);
         if (r + 1 < s->rows) odd = split_stored(dtype, parts, row + stride, s->column0, (int)s->columns);
         for (int p = 0; p < parts; p++) {

@@ -11,7 +11,9 @@
 #include "ops/packed.h"
 #include "ops/sgemm.h"
 
-enum { ROW_BLOCK = 96, TILE = JPO_HEAD_TILE, WIDEN_BLOCK = 32 };
+/* Rows of a thread's logits lie a cache line farther apart than they are long: a multiple of 4 kB apart they would
+ * share few places of the caches. */
+enum { ROW_BLOCK = 192, TILE = JPO_HEAD_TILE, APART = TILE + 16, WIDEN_BLOCK = 32 };
 
 typedef struct {
     double *logps;
@@ -105,13 +107,14 @@ static float *low_rank_scratch(const head_job *job, int thread) {
     return (float *)(job->scratch + (size_t)thread * job->scratch_part + job->low_rank);
 }
 
-/* z (rows, count; TILE) = logits of rows row.. in this tile. */
-static void tile_logits(const head_job *job, float *z, int64_t row, int64_t rows, float *rounded, int thread) {
+/* z (rows, count; ldz) = logits of rows row.. in this tile. */
+static void tile_logits(const head_job *job, float *z, int64_t ldz, int64_t row, int64_t rows, float *rounded,
+                        int thread) {
     const jpo_head_batch *batch = job->batch;
     const int64_t hidden = job->w->k, r = batch->update.r;
-    jpo_packed_multiply(z, TILE, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
+    jpo_packed_multiply(z, ldz, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
     if (r)
-        jpo_sgemm_add_low_rank(z, TILE, batch->update.u + row * r, r, batch->update.v + job->first * r, r, true, rows,
+        jpo_sgemm_add_low_rank(z, ldz, batch->update.u + row * r, r, batch->update.v + job->first * r, r, true, rows,
                                job->count, r, 1, low_rank_scratch(job, thread));
 }
 
@@ -119,17 +122,17 @@ static void forward_task(void *context, int64_t task, int thread) {
     head_job *job = context;
     const jpo_head_batch *batch = job->batch;
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
-    float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * TILE;
+    float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * APART;
     float *slope = batch->softcap > 0 ? copy + TILE : NULL, *rounded = copy + 2 * TILE;
-    tile_logits(job, z, row, rows, rounded, thread);
+    tile_logits(job, z, APART, row, rows, rounded, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
-        if (slope) job->kernels->softcap(z + i * TILE, slope, job->count, batch->softcap);
-        e = pick_targets(job, e, row + i, z + i * TILE, slope);
-        fold_row(job, job->state + row + i, job->pw ? job->pw + (row + i) * hidden : NULL, z + i * TILE, slope, copy);
+        if (slope) job->kernels->softcap(z + i * APART, slope, job->count, batch->softcap);
+        e = pick_targets(job, e, row + i, z + i * APART, slope);
+        fold_row(job, job->state + row + i, job->pw ? job->pw + (row + i) * hidden : NULL, z + i * APART, slope, copy);
     }
     if (job->pw)
-        jpo_packed_multiply(job->pw + row * hidden, hidden, z, TILE, rows, &job->down, job->first > 0, rounded);
+        jpo_packed_multiply(job->pw + row * hidden, hidden, z, APART, rows, &job->down, job->first > 0, rounded);
 }
 
 /* A thread's scratch: ROW_BLOCK rows of logits, a copy of one, a row of slopes, and the rows in the form that the
@@ -139,12 +142,15 @@ static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
     JPO_TRY(jpo_weight_check(w, err));
     size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
     size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
-    job->low_rank = (ROW_BLOCK + 2) * TILE * sizeof(float) + (up > down ? up : down);
+    job->low_rank = (ROW_BLOCK * APART + 2 * TILE) * sizeof(float) + (up > down ? up : down);
     job->scratch_part = job->low_rank + (job->batch->update.r ? JPO_SGEMM_SCRATCH * sizeof(float) : 0);
     JPO_TRY(jpo_block_reserve(&scratch->shared, packed + 64, err));
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
-    /* blocks in fours, all of about a size, so that threads end together; by the number of rows alone */
-    int64_t blocks = jpo_round_up(jpo_ceil_div(job->batch->rows, ROW_BLOCK), 4);
+    /* Blocks of about a size, equally many for each thread, as a row's results do not depend on the cut; in fours where
+     * OpenBLAS serves products, whose sums depend on the shape of a call. */
+    const jpo_weight plain = {.compute = JPO_COMPUTE_FLOAT32};
+    const int64_t together = jpo_packed_kernel(&plain) ? jpo_threads_count() : 4;
+    const int64_t blocks = jpo_round_up(jpo_ceil_div(job->batch->rows, ROW_BLOCK), together);
     job->block = jpo_max64(jpo_ceil_div(job->batch->rows, blocks), 1);
     job->packed = scratch->shared.data;
     job->scratch = scratch->thread.data;
@@ -211,9 +217,9 @@ static void backward_full_task(void *context, int64_t task, int thread) {
     const jpo_head_batch *batch = job->batch;
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = job->z + row * TILE;
-    float *slope = (float *)(job->scratch + (size_t)thread * job->scratch_part) + (ROW_BLOCK + 1) * TILE;
+    float *slope = (float *)(job->scratch + (size_t)thread * job->scratch_part) + ROW_BLOCK * APART + TILE;
     float *rounded = slope + TILE;
-    tile_logits(job, z, row, rows, rounded, thread);
+    tile_logits(job, z, TILE, row, rows, rounded, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         const jpo_head_row *state = job->state + row + i;
