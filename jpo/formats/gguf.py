@@ -211,7 +211,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         if offset % alignment:
             raise cursor.fail(f"tensor {name}: offset {offset} is no multiple of the alignment {alignment}")
         size = tensor_bytes(path, name, _TYPES[kind], shape)
-        if offset > len(whole) - start or size > len(whole) - start - offset:
+        if size > len(whole) - start - offset:
             raise cursor.fail(f"tensor {name}: {size} bytes at data offset {offset} pass the end of the file")
         places[name] = _TYPES[kind], shape, start + offset, start + offset + size
     _refuse_overlaps(cursor, places)

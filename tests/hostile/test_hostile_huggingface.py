@@ -228,6 +228,14 @@ def test_a_tensor_s_shape_is_checked_once_more(tmp_path, unseen, shape):
     refusal(tmp_path, "tensor model.norm.weight: ")
 
 
+@pytest.mark.parametrize("entry", ["5", "null", "[]", '"F32"'])
+def test_a_tensor_s_entry_is_checked_once_more(tmp_path, unseen, entry):
+    write_directory(tmp_path)
+    raw = safetensors_bytes({"x": ("F32", np.ones((64,)))}, header=f'{{"model.norm.weight": {entry}}}')
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    refusal(tmp_path, "tensor model.norm.weight: malformed header entry")
+
+
 def test_dtypes_are_refused_by_tensor(tmp_path):
     write_directory(tmp_path)
     raw = safetensors_bytes({"x": ("F32", np.ones((64,)))}, header=header(dtype="I32"))
