@@ -46,6 +46,10 @@ attempt(lambda: jpo.linear_logps_grad(h, w, labels, np.ones(1)))
 attempt(lambda: jpo.preference_loss(np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2), loss="aot"))
 print("ended", len(results))
 """
+ENDED = """
+import ctypes
+ctypes.CDLL(None).jpo_fail_no_more()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def run(shim, at=None, always=False, count=None, work=WORK):
     if count is not None:
         environment["JPO_FAIL_COUNT"] = str(count)
     return subprocess.run(
-        [sys.executable, "-c", work], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", work + ENDED], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -1,7 +1,7 @@
 /* LD_PRELOAD shim: the allocation with index JPO_FAIL_AT (from 1), counted in our own library alone, fails; with
  * JPO_FAIL_ALWAYS=1 every later one fails too. malloc, calloc, realloc, aligned_alloc and anonymous mmap are counted
- * where the caller's address lies in _core's file. JPO_FAIL_COUNT=FILE gets the number of calls at exit. jpo_fail_from
- * counts anew within a process (tests/hostile/sweep.py). */
+ * where the caller's address lies in _core's file, until jpo_fail_no_more. JPO_FAIL_COUNT=FILE gets the number of calls
+ * at exit. jpo_fail_from counts anew within a process (tests/hostile/sweep.py). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 static long calls, fail_at = -1;
-static int always;
+static int always, ended;
 
 static int ours(const void *caller) {
     Dl_info info;
@@ -19,7 +19,7 @@ static int ours(const void *caller) {
 }
 
 static int fails(const void *caller) {
-    if (!ours(caller)) return 0;
+    if (ended || !ours(caller)) return 0;
     if (fail_at < 0) {
         const char *at = getenv("JPO_FAIL_AT");
         fail_at = at ? atol(at) : 0, always = getenv("JPO_FAIL_ALWAYS") != NULL;
@@ -32,6 +32,10 @@ static int fails(const void *caller) {
 
 /* The call with index `at` from now on fails, 0: none; `forever`: every later one too. */
 void jpo_fail_from(long at, int forever) { calls = 0, fail_at = at, always = forever; }
+
+/* None fails or is counted any more: in a coverage build, libgcov's own at exit, which it does not check, are in our
+ * file. */
+void jpo_fail_no_more(void) { ended = 1; }
 
 __attribute__((destructor)) static void report(void) {
     const char *path = getenv("JPO_FAIL_COUNT");
