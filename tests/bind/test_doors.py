@@ -113,6 +113,23 @@ def test_a_loss_that_lacks_what_it_reads():
         _core.preference(0, lp, lp, np.zeros(3), lp, *[None] * 5, *settings)
 
 
+def test_a_loss_that_lacks_one_array():
+    """All that it may read are given but one: the loss runs without it, or says that it lacks one."""
+    settings = (0.1, 0.1, 0.5, 0.1, 0.05, 0.0, 1.0, 1.0, 0.5, 0.0, 0, True)
+    v, groups = np.array([-1.0, -2.0]), np.zeros(2, LONG)
+    whole = [v, v, v, v, np.ones(2), np.ones(2), np.full((2, 2), 0.5), groups, groups]
+    lacking = set()
+    for loss, (name, _) in enumerate(_core.LOSSES):
+        for place in range(1, len(whole)):
+            given = [*whole[:place], None, *whole[place + 1 :]]
+            try:
+                assert np.isfinite(_core.preference(loss, *given, *settings)[0]).all()
+            except ValueError as error:
+                assert str(error) == f"loss {name} lacks an array that it reads"
+                lacking.add(place)
+    assert lacking == {1, 2, 3, 4, 5, 6, 7}  # all but the ties
+
+
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
 def test_ranks_of_what_has_no_order(loss):
     """One NaN makes every rank of the batch unknown, and every loss and gradient with it."""

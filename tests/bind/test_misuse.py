@@ -274,6 +274,13 @@ def test_a_model_that_was_never_made(parts):
         lambda: empty.trim(),
         lambda: decode(empty, parts),
         lambda: empty.set_lora(np.zeros(4, np.float32), np.zeros(4, np.float32), []),
+        lambda: empty.set_full(np.zeros(4, np.float32), np.zeros(4, np.float32), {}),
+        lambda: empty.backward(np.zeros(0)),
+        lambda: empty.logits(one),
+        lambda: empty.plan(one, np.array([[0, 1, -1, 0]], INT), NOTHING, NOTHING, True),
+        lambda: empty.profile(True),
+        lambda: empty.set_recompute(True),
+        lambda: empty.row_norms(0, 0),
     ):
         with pytest.raises(RuntimeError, match="never made whole"):
             call()
@@ -499,3 +506,46 @@ def test_a_model_keeps_working_after_every_refusal():
     with pytest.raises(TypeError):
         lm._core.set_lora(None, None, [])
     assert np.array_equal(lm.sequence_logps(["Name a colour."], [" Blue."]), want)
+
+
+def test_decode_over_caches_of_other_stored_types(model, parts):
+    """Their bytes take a width of their own; one whose blocks are no part of a head is refused."""
+    layers, capacity, width = cache(parts[0], 8)[0].shape
+    rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
+
+    def call(columns, dtype, *spoilt):
+        k, v = (np.zeros((layers, capacity, columns), np.uint8) for _ in range(2))
+        return model.decode(k, v, *(spoilt or rest), True, 0, dtype)
+
+    assert np.isfinite(call(2 * width, "BF16")).all()
+    with pytest.raises(ValueError, match=rf"k and v must be \(layers, capacity, {2 * width}\) of uint8"):
+        call(2 * width + 1, "BF16")
+    for dtype in ("F31", "Q6_K"):
+        with pytest.raises(ValueError, match=f"are not stored as {dtype}"):
+            call(2 * width, dtype)
+    for place, wrong in (
+        (1, np.zeros(2, INT)),
+        (2, np.zeros(2, INT)),
+        (3, np.zeros((1, 3), INT)),
+        (4, np.zeros((1, 3), INT)),
+    ):
+        with pytest.raises(ValueError, match="positions and kv_rows must be as long as tokens"):
+            call(2 * width, "BF16", *rest[:place], wrong, *rest[place + 1 :])
+
+
+def test_a_key_whose_comparison_fails(parts):
+    """What a dictionary's own keys raise is what the call raises."""
+
+    class Torn(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            raise ArithmeticError("no comparison")
+
+    config, tensors = parts
+    for name in ("hidden_size", "rotary"):
+        with pytest.raises(ArithmeticError):
+            _core.Model({Torn(name): 1, **{key: value for key, value in config.items() if key != name}}, tensors)
+    name = next(iter(tensors))
+    with pytest.raises(ArithmeticError):
+        _core.Model(config, {Torn(name): tensors.pop(name), **tensors})
