@@ -86,8 +86,6 @@ def _read_shard(path: str, tensors: dict[str, StoredTensor], wanted: set[str] | 
     for name, entry in header.items():
         if _ignorable(name) or (wanted is not None and name not in wanted):
             continue
-        if name in tensors:
-            raise FormatError(f"{path}: tensor {name} stands in two shards")
         tensors[name] = _entry(path, name, entry, data)
 
 

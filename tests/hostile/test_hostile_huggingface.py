@@ -91,9 +91,9 @@ def test_duplicate_keys(tmp_path):
         *[("mlp_bias", value) for value in (True, 1)],
         *[("eos_token_id", value) for value in ("x", -1, [1.5], True)],
         *[("bos_token_id", value) for value in ("x", -1)],
-        *[("architectures", value) for value in ("LlamaForCausalLM", [5], {})],
+        *[("architectures", value) for value in ("LlamaForCausalLM", [5], {}, [])],
         *[("model_type", value) for value in (None, 5, ["llama"])],
-        *[("layer_types", value) for value in ("x", [5])],
+        *[("layer_types", value) for value in ("x", [5], {"full_attention": 0, "sliding_attention": 0})],
         *[("hidden_act", value) for value in (5, ["silu"])],
     ],
 )
