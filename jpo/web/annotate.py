@@ -164,6 +164,17 @@ class Pages:
         text = self.templates.get_template(template).render(prefix=self.prefix, **values)
         return HTMLResponse(text, status)
 
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """What was wrong: a page for a person who followed a link, a line for the page's script and for programs."""
+        status = error.status_code if isinstance(error, HTTPException) else 400
+        problem = str(getattr(error, "detail", error))
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            reply: Response = self.page("problem.html", status, problem=problem)
+        else:
+            reply = PlainTextResponse(problem, status)
+        reply.headers.update(getattr(error, "headers", None) or {})
+        return reply
+
     def _shown(self, text: str) -> dict[str, str]:
         """A text as people read it: Markdown without HTML or images, its line breaks kept; all else is escaped."""
         return {"html": self.markdown.render(text), "plain": text}
@@ -415,12 +426,6 @@ def _svg(interplay: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 400
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return PlainTextResponse(str(getattr(error, "detail", error)), status, headers)
-
-
 async def _failed(request: Request, error: Exception) -> Response:
     return protected(PlainTextResponse("the server has failed on this request; its log says more", 500))
 
@@ -449,8 +454,8 @@ def build(pages: Pages, hosts: list[str]) -> Starlette:
         routes=[Mount(pages.prefix, routes=routes)] if pages.prefix else routes,
         lifespan=pages.lifespan,
         exception_handlers={
-            HTTPException: _refused,
-            JpoError: _refused,
+            HTTPException: pages.refused,
+            JpoError: pages.refused,
             sqlite3.Error: _not_kept,
             OSError: _not_kept,
             Exception: _failed,

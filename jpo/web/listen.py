@@ -29,6 +29,19 @@ def hosts(host: str) -> list[str]:
     return [*LOOPBACK, "[::1]"] if loopback(host) else ["*"]
 
 
+def elsewhere(host: str) -> str:
+    """Where `host` stands for all of this machine's addresses: a line that names the one to pass on; else nothing."""
+    family = {"0.0.0.0": socket.AF_INET, "::": socket.AF_INET6}.get(host)
+    if family is None:
+        return ""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:  # chooses the way out, sends nothing
+            probe.connect(("192.0.2.1" if family == socket.AF_INET else "2001:db8::1", 9))
+        except OSError:  # no network
+            return ""
+        return f"other machines: {probe.getsockname()[0]} in the place of {host}"
+
+
 def check_prefix(prefix: str) -> None:
     """JpoError unless it is empty or a path such as /annotate."""
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):

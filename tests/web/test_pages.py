@@ -12,6 +12,7 @@ from jpo.data.records import feedback_candidates
 from jpo.web.annotate import Pages, build
 from jpo.web.assignment import Rules
 from jpo.web.items import read_items
+from jpo.web.listen import elsewhere
 from jpo.web.project import Project
 from jpo.web.security import BODY_LIMIT, Bucket, cookie_of, session_of
 from jpo.web.store import Store
@@ -207,6 +208,29 @@ def test_lines_stay_lines_and_a_guideline_is_markdown(tmp_path):
     assert inner.count("<li>truth</li>") == 2, "on the page and in its help"
     assert inner.count("tone &lt;script&gt;") == 2
     site.store.close()
+
+
+def test_a_wrong_link_is_a_page_for_people_and_a_line_for_programs(tmp_path):
+    site = Site(tmp_path, CONDITIONAL, key="k" * 20)
+    http, person = site.browser(), {"accept": "text/html,application/xhtml+xml"}
+    for path, status, problem in (("/a/wrong", 404, "no annotator has this link"), ("/overview", 403, "needs the key")):
+        page = http.get(path, headers=person)
+        assert page.status_code == status and problem in page.text and 'name="viewport"' in page.text
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        line = http.get(path)
+        assert line.status_code == status and problem in line.text and "<" not in line.text
+    assert http.get("/nothing", headers=person).text.count("<h1>") == 1
+    assert http.put("/undo", headers=person).headers["allow"] == "POST"
+    site.store.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1", "10.1.2.3"])
+def test_the_address_to_pass_on(host):
+    hint = elsewhere(host)
+    assert hint == "" or (
+        host in ("0.0.0.0", "::") and re.fullmatch(rf"other machines: [0-9a-f.:]+ in the place of {host}", hint)
+    )
+    assert not any(hint.split()[2:3] == [wild] for wild in ("0.0.0.0", "::"))
 
 
 def test_nothing_changes_without_session_and_token(site):

@@ -187,7 +187,7 @@ def _serve(
 ) -> None:
     """Serves until Ctrl-C, SIGTERM or the end; the records are written at the end whatever happens."""
     from jpo.web.annotate import Pages, build
-    from jpo.web.listen import Listener, hosts, loopback
+    from jpo.web.listen import Listener, elsewhere, hosts, loopback
 
     (host, port, prefix), store = where, project.store
     key = None if loopback(host) else store.secret("key")
@@ -197,6 +197,8 @@ def _serve(
     listener = Listener(build(pages, hosts(host)), host, port, prefix)
     pages.when_done, pages.when_failed = listener.end if until_done else None, listener.end
     _say_links(listener.url, host, key, links)
+    if hint := elsewhere(host):
+        typer.echo(hint)
     typer.echo(f"verdicts: {store.path}; records: {output}; Ctrl-C ends")
     try:
         listener.run()

@@ -102,7 +102,7 @@ def _serve(
     models: Any, host: str, port: int, api_key: str | None, prefix: str, max_new_tokens: int, records: str
 ) -> None:
     from jpo.web.compare import Page
-    from jpo.web.listen import Listener, hosts, loopback
+    from jpo.web.listen import Listener, elsewhere, hosts, loopback
     from jpo.web.serve import Api, build
 
     key = api_key or (None if loopback(host) else secrets.token_urlsafe(24))
@@ -116,6 +116,8 @@ def _serve(
         typer.echo(f"key: {key}")
     typer.echo(f"serve: {listener.url}/v1")
     typer.echo(f"page: {listener.url}/{f'?key={key}' if key and api_key is None else ''}; its records: {records}")
+    if hint := elsewhere(host):
+        typer.echo(hint)
     typer.echo("Ctrl-C ends")
     listener.run()
 
