@@ -101,17 +101,36 @@ def test_linear_logps(isa, v, dtype):
     np.testing.assert_allclose(d_weight, want, atol=tolerance * 5)
 
 
+def same_bits_with_threads(compute):
+    """compute() -> arrays, with 1, 2 and 3 threads."""
+    before, results = jpo.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            jpo.set_num_threads(threads)
+            results.append(compute())
+    finally:
+        jpo.set_num_threads(before)
+    for arrays in results[1:]:
+        for found, first in zip(arrays, results[0], strict=True):
+            np.testing.assert_array_equal(found, first)
+
+
 def test_threads_give_the_same_bits():
     z, labels = batch(5000)
-    before = jpo.get_num_threads()
-    results = []
-    for threads in (1, 2, 3):
-        jpo.set_num_threads(threads)
-        results.append((jpo.sequence_logps(z, labels), jpo.sequence_logps_grad(z, labels, np.ones(3))))
-    jpo.set_num_threads(before)
-    for logps, grad in results[1:]:
-        np.testing.assert_array_equal(logps, results[0][0])
-        np.testing.assert_array_equal(grad, results[0][1])
+    same_bits_with_threads(lambda: (jpo.sequence_logps(z, labels), jpo.sequence_logps_grad(z, labels, np.ones(3))))
+
+
+def test_threads_give_the_same_bits_in_the_fused_head():
+    """More rows than a block holds, more words than a tile."""
+    rng = np.random.default_rng(2)
+    hidden, weight = (rng.normal(size=size).astype(np.float32) for size in ((2, 240, 32), (1100, 32)))
+    labels = rng.integers(0, len(weight), size=hidden.shape[:2])
+    same_bits_with_threads(
+        lambda: (
+            jpo.linear_logps(hidden, weight, labels),
+            *jpo.linear_logps_grad(hidden, weight, labels, np.array([1.0, -0.5])),
+        )
+    )
 
 
 def test_bad_input():
