@@ -32,6 +32,7 @@ SOUND = {
     "_linear_backward_weight": lambda: [ones(4, 8), ones(6, 4), ones(6, 8)],
     "widen_rows": lambda: [ones(2, 8), ones(4, 8), 4, 8, "F32", 0],
     "_sgemm": lambda: [ones(6, 4), ones(6, 8), ones(4, 8), False, True, 1.0, 0.0],
+    "quantize_rows": lambda: [ones(2, 64), "Q8_0"],
     "measure_gflops": lambda: ["float32", 32, 32, 4, "F32", "forward", 1],
 }  # fmt: skip
 DO_NOT_AGREE = "out, in and the tile do not agree"
@@ -59,6 +60,10 @@ SPOILT = [
     ("widen_rows", {0: read_only(2, 8)}, "out must be an aligned writable"),
     *(("_sgemm", given, SHAPES) for given in ({1: ones(5, 8)}, {1: ones(6, 7)}, {2: ones(5, 8)}, {0: ones(6, 5)})),
     *(("_sgemm", {place: None}, "must be an aligned") for place in range(3)),
+    *(("quantize_rows", {1: dtype}, f"dtype: {dtype} is not written") for dtype in ("F31", "")),
+    ("quantize_rows", {0: None}, "values must be an aligned"),
+    *(("quantize_rows", {0: x}, "values: expected contiguous rows of a multiple of 32 values for Q8_0") for x in (
+        ones(2, 128)[:, :64], ones(2, 33))),
     ("_sgemm", {0: ones(0, 4), 1: ones(0, 8)}, "rows of c must lie in 1"),
     ("_sgemm", {0: ones(6, 0), 2: ones(0, 8)}, "columns of c must lie in 1"),
     ("_sgemm", {1: ones(6, 0), 2: ones(4, 0)}, "the common depth must lie in 1"),
@@ -87,6 +92,10 @@ def test_a_product_without_arguments(name):
 def test_a_gradient_of_nothing_is_nothing():
     _core._linear_backward_weight(ones(0, 8), ones(6, 0), ones(6, 8))
     _core._linear_backward_weight(ones(4, 0), ones(6, 4), ones(6, 0))
+
+
+def test_no_rows_are_no_bytes():
+    assert _core.quantize_rows(ones(0, 32), "Q8_0") == _core.quantize_rows(ones(3, 0), "Q8_0") == b""
 
 
 def test_choices_of_kernels():
