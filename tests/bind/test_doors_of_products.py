@@ -49,6 +49,8 @@ SPOILT = [
     ("_linear_product", {1: ones(6, 0), 4: 0}, "k must lie in 1"),
     *(("_packed_tile", given, DO_NOT_AGREE) for given in (
         {0: ones(5, 4)}, {0: ones(6, 5)}, {1: ones(6, 7)}, {9: 1, 10: 7})),
+    ("_linear_product", {5: "F31"}, "dtype must be a name"),
+    ("_linear_product", {6: "float31"}, "compute must be one of"),
     ("_packed_tile", {2: None}, "data must be"),
     ("_packed_tile", {0: None}, "out must be"),
     *(("_linear_backward_weight", given, OF_GRADIENTS) for given in (
@@ -90,8 +92,8 @@ def test_a_product_without_arguments(name):
 
 
 def test_a_gradient_of_nothing_is_nothing():
-    _core._linear_backward_weight(ones(0, 8), ones(6, 0), ones(6, 8))
-    _core._linear_backward_weight(ones(4, 0), ones(6, 4), ones(6, 0))
+    assert _core._linear_backward_weight(ones(0, 8), ones(6, 0), ones(6, 8)) is None
+    assert _core._linear_backward_weight(ones(4, 0), ones(6, 4), ones(6, 0)) is None
 
 
 def test_no_rows_are_no_bytes():

@@ -134,6 +134,8 @@ def fuzz(name, arguments, scratch):
         elif status:
             failures.append((reached, "the target itself failed", f"status {status}"))
         at = last if reached >= last else reached + 1
+        if arguments.cases > BATCH:  # a run of hours that is ended from outside has said what it found
+            print(f"{name}: {at} cases so far, {len(failures)} failures {failures[-1:]}", file=sys.stderr, flush=True)
         if status and not hung and not os.WIFSIGNALED(status):
             break
     return at, failures
