@@ -55,6 +55,8 @@ def score(
     """
     if scope not in SCOPES:
         raise JpoError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    if not 0 < beta < float("inf"):
+        raise JpoError(f"beta: expected a number above 0, got {beta!r}")
     report = Report() if report is None else report
     given = records_of(records, report)
     pairs = bool(given) and isinstance(given[0], Pair)

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.data.readers import Record, iter_records
+from jpo.data.readers import Record, check_apart, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
 from jpo.defaults import CONCURRENCY, MAX_ATTEMPTS
@@ -275,6 +275,7 @@ def acquire(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise JpoError(f"{name}: expected a positive whole number, got {value!r}")
     path = os.fspath(output)
+    check_apart(path, [source])
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         os.makedirs(folder)

@@ -96,6 +96,17 @@ def test_judged_records_are_not_written_over_by_their_pairs(run):
     assert status == 1 and "read and written at once" in error and open("judged.jsonl").read() == before
 
 
+def test_candidates_are_not_written_over_by_what_is_judged_of_them(run):
+    path = lines("c.jsonl", CANDIDATE)
+    status, _, err = run("feedback", "--input", path, "--output", path, "--judge", "json:dumps")
+    assert status == 1 and "is read and written at once" in err and json.loads(open(path).read()) == CANDIDATE
+
+
+def test_conditional_feedback_alone_has_no_interplay_and_says_so(run):
+    status, out, _ = run("interplay", "--input", lines("c.jsonl", {**CANDIDATE, "feedback": 0}))
+    assert status == 0 and "no joint records" in out and "n = 0" not in out
+
+
 def test_generate_takes_nothing_from_a_file_of_something_else(run):
     with open("notes.txt", "w") as file:
         file.write("a line without an end")

@@ -102,3 +102,9 @@ def test_the_command_writes_a_table_and_rows(tmp_path, capsys):
 def test_a_row_names_its_record_where_others_were_dropped(lm):
     rows = list(score(lm, [{"instruction": "a", "response": " "}, *EXAMPLES], encoder=encoder_of(lm)))
     assert [row["record"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
+def test_a_beta_that_scales_to_nothing_is_refused(lm, beta):
+    with pytest.raises(JpoError, match="beta: expected a number above 0"):
+        list(score(lm, PAIRS, encoder=encoder_of(lm, {}), beta=beta))

@@ -45,10 +45,13 @@ def interplay(
     records = read_records(input)
     joint = [record for record in records if "instruction" not in record]
     result = measure(joint)
-    _show_shares(result)
-    for name, shares in result.get("annotators", {}).items():
-        _show_shares(shares, f"  {name or 'unnamed'}, ")
-    typer.echo(f"verdicts: {result['verdicts']}; without verdict or labels: {result['skipped']}")
+    if joint:
+        _show_shares(result)
+        for name, shares in result.get("annotators", {}).items():
+            _show_shares(shares, f"  {name or 'unnamed'}, ")
+        typer.echo(f"verdicts: {result['verdicts']}; without verdict or labels: {result['skipped']}")
+    else:
+        typer.echo("no joint records (label_0, label_1, feedback): their shares are not measured")
     whole = [record for record in joint if "instruction_0" in record]  # labels and verdicts alone are enough for shares
     result["disagreements"] = disagreements(whole, _likelihood(model, adapter))
     if whole and result["disagreements"]["n"]:
