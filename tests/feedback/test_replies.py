@@ -66,6 +66,6 @@ def test_hostile_replies_take_no_time():
         "response (a) ",
     )
     for piece in pieces:
-        start = time.perf_counter()
+        start = time.process_time()  # an expression that backtracks takes minutes
         parse_reply(piece * (400_000 // len(piece)))
-        assert time.perf_counter() - start < 1, piece
+        assert time.process_time() - start < 5, piece

@@ -11,7 +11,7 @@ from jpo.errors import FormatError, JpoError
 from jpo.formats import bounded_tokens
 from jpo.formats.huggingface import load_tokenizer
 from jpo.tokenization import Tokenizer
-from tests.interrupted import waits_after_signals
+from tests.interrupted import assert_ends_within
 from tests.peak_memory import grown
 
 
@@ -44,7 +44,7 @@ def test_normalizers_that_multiply_are_refused(tmp_path, normalizer):
     )
     with grown() as growth, refused:
         load_tokenizer(saved(tmp_path, normalizer=normalizer))
-    assert growth.bytes < 50 << 20 and time.monotonic() - start < 5
+    assert growth.bytes < 50 << 20 and time.monotonic() - start < 20
 
 
 def test_a_step_whose_name_is_spelled_in_escapes(tmp_path):
@@ -88,7 +88,7 @@ def test_expressions_that_backtrack_end_in_time(tmp_path, monkeypatch):
         tokenizer.encode("x" * 5000 + "a" * 5000)  # the package's own limit on retries may answer first
     except JpoError as error:
         assert "tokenizer" in str(error)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # two limits of a second and the start of workers; without a limit, years
 
 
 def test_expressions_that_compile_to_gigabytes(tmp_path, monkeypatch):
@@ -129,8 +129,7 @@ def test_ctrl_c_while_the_worker_encodes(tmp_path):
     tokenizer = load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"[aeiou]+q?")))
     assert tokenizer.bounded
     text = "word and more, " * 200_000
-    waits = waits_after_signals(lambda: tokenizer.encode(text), (0.3, 0.4, 0.5))
-    assert waits[1] < 0.25, waits  # the median: another process may hold the processor once
+    assert_ends_within(0.25, lambda: tokenizer.encode(text), (0.3, 0.4, 0.5))
 
 
 @pytest.mark.parametrize("largest", [1 << 31, 1 << 24])

@@ -6,7 +6,7 @@ import pytest
 
 import jpo
 from jpo.formats import bounded_tokens, long_texts
-from tests.interrupted import waits_after_signals
+from tests.interrupted import assert_ends_within
 
 PIECES = (
     " ", "  ", "\n", "\n\n", "\t", "a", "the", "Name a colour", "123", "1234567", "\u00e9", "e\u0301", "\u4e16\u754c",
@@ -73,8 +73,7 @@ def test_what_slices_cannot_agree_on_is_left_to_the_worker(tokenizer, monkeypatc
 def test_ctrl_c_while_twenty_megabytes_are_tokenized(tokenizer):
     """It took the worker's 2 GB and failed; what the package holds the lock for is now a slice."""
     text = "word and more, " * (20_000_000 // 15)
-    waits = waits_after_signals(lambda: tokenizer.encode(text), (0.1, 0.2, 0.3, 0.4, 0.5))
-    assert waits[-2] < 0.25, waits  # another process may hold the processor once
+    assert_ends_within(0.25, lambda: tokenizer.encode(text), (0.1, 0.3, 0.5))
 
 
 def test_a_long_text_beside_its_parts(tokenizer):

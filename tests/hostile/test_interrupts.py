@@ -57,10 +57,13 @@ def test_an_interrupt_that_a_callback_of_the_collector_loses_comes_again(monkeyp
 
     gc.callbacks.append(loses)
     try:
-        assert interrupts.waited(call, 0.01) >= 0.04
+        for _ in range(20):  # on a busy machine the first may come before the collector's callback runs
+            wait = interrupts.waited(call, 0.01)
+            if lost:
+                break
     finally:
         gc.callbacks.remove(loses)
-    assert lost
+    assert lost and wait >= 0.04
 
 
 def test_a_second_signal_while_the_first_is_counted(monkeypatch):
