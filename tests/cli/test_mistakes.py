@@ -102,6 +102,11 @@ def test_candidates_are_not_written_over_by_what_is_judged_of_them(run):
     assert status == 1 and "is read and written at once" in err and json.loads(open(path).read()) == CANDIDATE
 
 
+def test_no_candidates_at_all(run):
+    status, _, err = run("feedback", "--input", lines("c.jsonl"), "--output", "o.jsonl", "--judge", "json:dumps")
+    assert status == 1 and "c.jsonl: holds no records" in err and not os.path.exists("o.jsonl")
+
+
 def test_conditional_feedback_alone_has_no_interplay_and_says_so(run):
     status, out, _ = run("interplay", "--input", lines("c.jsonl", {**CANDIDATE, "feedback": 0}))
     assert status == 0 and "no joint records" in out and "n = 0" not in out
