@@ -66,12 +66,13 @@ _FIRST_TOKEN = ("Strip", "Metaspace", "WordPiece")
 
 
 @contextlib.contextmanager
-def _panics() -> Iterator[None]:
-    """Panics of the tokenizers package, which pass by `except Exception`, become JpoError."""
+def _faults() -> Iterator[None]:
+    """What the tokenizers package raises over a text becomes JpoError: bare Exception (where its vocabulary lacks the
+    unknown token) and panics, which pass by `except Exception`."""
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 - told apart by its name: the class is not exported
-        if type(error).__name__ != "PanicException":
+    except BaseException as error:  # noqa: BLE001 - a panic is told apart by its name: the class is not exported
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise JpoError(f"tokenizer: the tokenizers package fails on this text: {str(error)[:300]}") from None
 
@@ -117,7 +118,7 @@ class Tokenizer:
 
     def _processor_adds_bos(self) -> bool:
         """Whether the post-processor puts BOS in front: asked by encoding, because it has many forms."""
-        with _panics():
+        with _faults():
             ids = self.backend.encode("", add_special_tokens=True).ids
         return bool(ids) and self.bos_token_id is not None and ids[0] == self.bos_token_id
 
@@ -137,7 +138,7 @@ class Tokenizer:
         if self.bounded or any(len(text) > LONG for text in texts):
             return [self.encode(text) for text in texts]
         try:
-            with _panics():
+            with _faults():
                 found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):  # one of them is no valid Unicode: encode says which
             return [self.encode(text) for text in texts]
@@ -193,11 +194,11 @@ class Tokenizer:
             raise JpoError(f"text: expected a str, got {type(text).__name__}")
         try:
             if not self.bounded and len(text) <= bounded_tokens.LONG:
-                with _panics():
+                with _faults():
                     return backend.encode(text, add_special_tokens=False).ids
             text.encode()  # UnicodeEncodeError
             if not self.bounded:
-                with _panics():
+                with _faults():
                     ids = long_texts.encode(text, backend, self._without_mark)
                 if ids is not None:
                     return ids
@@ -217,7 +218,7 @@ class Tokenizer:
         for entry in plain:
             if not 0 <= entry < 1 << 32:
                 raise JpoError(f"ids: {entry} is no token id (vocabulary of {size})")
-        with _panics():
+        with _faults():
             return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
 
     def decode_continuation(self, before: Sequence[int], ids: Sequence[int]) -> str:

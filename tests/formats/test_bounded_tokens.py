@@ -124,6 +124,14 @@ def test_panics_become_errors():
             call()
 
 
+def test_an_unknown_token_that_the_vocabulary_lacks_is_an_error(tmp_path):
+    """The package takes such a file, and raises a bare Exception at the first letter that it does not know."""
+    model = {**tokenizer_json()["model"], "unk_token": "<none>"}
+    tokenizer = load_tokenizer(saved(tmp_path, model=model, pre_tokenizer=None))
+    with pytest.raises(JpoError, match="fails on this text: .*<none>"):
+        tokenizer.encode("\u4e16")
+
+
 def test_ctrl_c_while_the_worker_encodes(tmp_path):
     """The package holds the interpreter's lock: Ctrl-C would wait for the end of the text if it ran in this process."""
     tokenizer = load_tokenizer(saved(tmp_path, pre_tokenizer=split(r"[aeiou]+q?")))
