@@ -1,4 +1,4 @@
-"""Signals that come while a call runs, and how soon the call ends after them."""
+"""Signals that come while a call runs, how soon the call ends after them, and rounds that wait for an event."""
 
 import contextlib
 import gc
@@ -29,6 +29,14 @@ def alarm(handler, delay, again=0.0):
         signal.signal(signal.SIGALRM, before)
         if collects:
             gc.enable()
+
+
+def for_seconds(seconds, enough):
+    """Goes round for `seconds`, and then until enough(), a minute more at most: on a busy machine what the rounds wait
+    for may come late."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or (not enough() and time.monotonic() < end + 60):
+        yield
 
 
 def wait_after_signal(call, delay):

@@ -11,7 +11,7 @@ import pytest
 
 import jpo
 from jpo import _core
-from tests.interrupted import alarm, assert_ends_within, wait_after_signal, waits_after_signals
+from tests.interrupted import alarm, assert_ends_within, for_seconds, wait_after_signal, waits_after_signals
 
 BOUND = 0.25  # seconds, beside which a machine of CI may be busy with other things for a while
 rng = np.random.default_rng(0)
@@ -81,8 +81,7 @@ def test_a_pause_changes_no_result():
     want = jpo.linear_logps(hidden, weight, args[2])
     calls = []
     with alarm(lambda *_: calls.append(jpo.get_num_threads()), 0.01, 0.01):
-        end = time.monotonic() + 1
-        while time.monotonic() < end or (len(calls) < 4 and time.monotonic() < end + 60):
+        for _ in for_seconds(1, lambda: len(calls) > 3):
             assert np.array_equal(jpo.linear_logps(hidden, weight, args[2]), want)
     assert len(calls) > 3
 
@@ -114,7 +113,6 @@ def test_a_handler_may_compute():
         signal.setitimer(signal.ITIMER_REAL, 0.3)  # not before it is done: a slow machine would nest without end
 
     with alarm(compute, 0.1):
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end or (not inner and time.monotonic() < end + 60):
+        for _ in for_seconds(1.5, lambda: inner):
             assert np.array_equal(jpo.linear_logps(hidden, weight, labels), want)
     assert inner and all(np.array_equal(part, inner[0]) for part in inner)

@@ -12,6 +12,7 @@ import pytest
 import jpo
 from jpo import _core
 from jpo.formats import load_checkpoint
+from tests.interrupted import for_seconds
 
 INT = np.int32
 REFUSED = (ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
@@ -483,8 +484,7 @@ def test_instruction_sets_change_only_while_nothing_computes():
     worker = threading.Thread(target=compute)
     worker.start()
     try:
-        end = time.monotonic() + 1
-        while time.monotonic() < end or (not refused and time.monotonic() < end + 60):
+        for _ in for_seconds(1, lambda: refused):  # noqa: B023 - as it stands in each round
             try:
                 _core.set_isa("generic")
                 _core.set_isa(before)

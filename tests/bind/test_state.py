@@ -10,7 +10,7 @@ import pytest
 
 import jpo
 from jpo import _core
-from tests.interrupted import alarm
+from tests.interrupted import alarm, for_seconds
 
 PROMPTS, ANSWERS = ["Name a colour.", "Add 2 and 3."], [" Blue.", " Five of them."]
 INT = np.int32
@@ -163,8 +163,7 @@ def test_two_threads_never_share_a_pass(lm):
     ]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end or (not busy[0] and time.monotonic() < end + 60):
+    for _ in for_seconds(1.5, lambda: busy[0]):
         time.sleep(0.05)
     stop.set()
     for thread in threads:
@@ -223,9 +222,8 @@ def test_the_number_of_threads_changes_beside_computations():
     for thread in threads:
         thread.start()
     try:
-        end = time.monotonic() + 3
         changes = 0
-        while time.monotonic() < end or (changes <= 10 and time.monotonic() < end + 60):
+        for _ in for_seconds(3, lambda: changes > 10):  # noqa: B023 - as it stands in each round
             count = (1, 8, 2, 5)[changes % 4]
             jpo.set_num_threads(count)
             assert jpo.get_num_threads() == count
@@ -255,8 +253,7 @@ def test_a_handler_may_set_the_number_of_threads(lm):
 
     try:
         with alarm(handler, 0.002, 0.002):
-            end = time.monotonic() + 1
-            while time.monotonic() < end or (len(calls) < 4 and time.monotonic() < end + 60):
+            for _ in for_seconds(1, lambda: len(calls) > 3):
                 run(core, list(range(1, 60)))
     finally:
         jpo.set_num_threads(2)
