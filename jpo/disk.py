@@ -196,7 +196,7 @@ def aside(path: str) -> Iterator[str]:
     part = path if os.path.exists(path) else f"{path}.part"
     make_folder_of(path)
     with open(part, "a", encoding="utf-8") as file:
-        lock(file, f"{part}: another process writes this shard")
+        lock(file, f"{part}: another process writes this file; wait for it, or give another name")
         yield part
     if part != path:
         settle(part, path)

@@ -145,11 +145,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [f"{name:<18} {value}" for name, value in rows]
 
 
-def yes(flag: bool) -> str:
-    """ "yes" or "no"."""
-    return "yes" if flag else "no"
-
-
 def main(file: TextIO | None = None, measure: bool = True) -> dict[str, Any]:
     """Prints the report to `file` (standard output) and returns it."""
     found = report(measure)

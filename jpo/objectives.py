@@ -286,7 +286,9 @@ def _smoothing(names: str, label_smoothing: float) -> float:
     if "robust" in names.split(" + ") and smoothing >= 0.5:
         raise JpoError(f"label_smoothing: loss robust needs less than 0.5, got {label_smoothing}")
     if "exo_pair" in names.split(" + ") and not 0 < smoothing < 1:
-        raise JpoError(f"label_smoothing: loss exo_pair needs a number above 0 and below 1, got {label_smoothing}")
+        raise JpoError(
+            f"label_smoothing: loss exo_pair needs a number above 0 and below 1 (its paper takes 0.001), got {label_smoothing}"
+        )
     return smoothing
 
 

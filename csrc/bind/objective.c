@@ -1,4 +1,5 @@
-/* One loss over float64 vectors; jpo/objectives.py checks the arguments and combines losses. */
+/* One loss over float64 vectors. Arrays are checked here, numbers in jpo/objectives.py, which combines losses: what it
+   refuses is computed as the formula says (exo_pair without smoothing: infinite). */
 #include "bind/arguments.h"
 #include "base/size.h"
 #include "objective/losses.h"

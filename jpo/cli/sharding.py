@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from jpo.parallel.shards import Shard
 
 ExecutorName = Annotated[
     str | None,
@@ -58,6 +61,13 @@ def over_executor(executor: str, shards: int | None, output: str, journal: str |
             count = pool.run(without_own(given.get()), shards, progress)
     join(output, count, journal=journal)
     return True
+
+
+def part_of_whole(part: Shard, empty: bool = False) -> str:
+    """Where a shard's results are; of an empty one, why: records are dealt in blocks that are computed together, so
+    that the number of shards changes no bit."""
+    text = f"shard {part} of the whole; jpo join puts the shards together"
+    return f"{text}; it is empty: there are fewer blocks of records than {part.count} shards" if empty else text
 
 
 def check_alone(command: str, executor: str | None, shard: str | None) -> None:

@@ -70,8 +70,14 @@ def read_records(source: Any) -> list[Record]:
 def check_sources(source: Any) -> None:
     """DataError where one of several files holds no record."""
     for item in source if isinstance(source, (list, tuple)) else ():
-        if isinstance(item, (str, os.PathLike)) and next(iter_records(item), None) is None:
-            raise no_records(item)
+        if isinstance(item, (str, os.PathLike)):
+            check_source(item)
+
+
+def check_source(source: str | os.PathLike[str]) -> None:
+    """DataError where the file or data set holds no record."""
+    if next(iter_records(source), None) is None:
+        raise no_records(source)
 
 
 def no_records(source: Any) -> DataError:

@@ -33,6 +33,14 @@ def records_of(records: Sequence[Mapping[str, Any]], report: Report) -> list[Pai
         raise DataError(f"{error}; jpo score reads preference pairs and {{instruction, response}} examples") from None
 
 
+def check_settings(scope: str, beta: float) -> None:
+    """JpoError where `score` would refuse one of them."""
+    if scope not in SCOPES:
+        raise JpoError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    if not 0 < beta < float("inf"):
+        raise JpoError(f"beta: expected a number above 0, got {beta!r}")
+
+
 def score(
     lm: Any,
     records: Sequence[Mapping[str, Any]],
@@ -53,10 +61,7 @@ def score(
     difference of the log-likelihoods. Examples: logps, tokens, perplexity = exp(-logps / tokens), and ref_logps,
     ref_perplexity.
     """
-    if scope not in SCOPES:
-        raise JpoError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
-    if not 0 < beta < float("inf"):
-        raise JpoError(f"beta: expected a number above 0, got {beta!r}")
+    check_settings(scope, beta)
     report = Report() if report is None else report
     given = records_of(records, report)
     pairs = bool(given) and isinstance(given[0], Pair)

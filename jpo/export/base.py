@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from jpo.formats import load_checkpoint
 from jpo.formats.gguf import GGUFFile, read_gguf
-from jpo.formats.installed import NAMES, installed_model
+from jpo.formats.installed import NAMES, installed_file
 from jpo.formats.stored import Checkpoint
 from jpo.hub.names import hub_name
 
@@ -40,6 +40,6 @@ def open_base(model: str | os.PathLike[str]) -> Base:
     if os.path.isdir(name):
         return Base(load_checkpoint(name, check=False), None, name)
     if name in NAMES or os.path.isfile(name):
-        file = read_gguf(installed_model(name) if name in NAMES else name)
+        file = read_gguf(installed_file(name) if name in NAMES else name)
         return Base(load_checkpoint(name, check=False), file, None)
     return Base(load_checkpoint(name, check=False), None, None)

@@ -3,7 +3,7 @@
 Equal verdicts of both orders give 0 or 1; the same position twice, a tie in either order, or two ties give 2 (equal).
 By the protocol `forced` no single verdict is a tie. A question that stays without a parsed verdict after max_attempts
 is recorded as failed: feedback null, never a preference. Input is streamed and output written aside and renamed, so
-    memory does not grow with the number of records.
+memory does not grow with the number of records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from jpo.data.readers import Record, check_apart, iter_records
+from jpo.data.readers import Record, check_apart, check_source, iter_records
 from jpo.data.records import Candidate, candidates
 from jpo.data.report import Report
 from jpo.defaults import CONCURRENCY, MAX_ATTEMPTS
@@ -276,6 +276,8 @@ def acquire(
             raise JpoError(f"{name}: expected a positive whole number, got {value!r}")
     path = os.fspath(output)
     check_apart(path, [source])
+    if isinstance(source, (str, os.PathLike)):
+        check_source(source)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         os.makedirs(folder)

@@ -94,11 +94,16 @@ def _joined(name: str, row: _Row, parts: list[str]) -> str:
     return path
 
 
-def installed_model(name: str) -> str:
-    """The path of a named model's GGUF file. JpoError says how to install it; its licence goes to standard error."""
+def installed_file(name: str) -> str:
+    """The path of a named model's GGUF file. JpoError says how to install it."""
     row = _MODELS[name]
     parts = [_holds(name, package, row) for package in row.packages]
-    path = _joined(name, row, parts) if row.sha256 else parts[0]
-    if row.licence:
-        print(f"jpo: {row.licence}", file=sys.stderr)
+    return _joined(name, row, parts) if row.sha256 else parts[0]
+
+
+def installed_model(name: str) -> str:
+    """As installed_file, for who loads it: the model's licence goes to standard error."""
+    path = installed_file(name)
+    if licence := _MODELS[name].licence:
+        print(f"jpo: {licence}", file=sys.stderr)
     return path

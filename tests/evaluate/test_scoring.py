@@ -105,6 +105,8 @@ def test_a_row_names_its_record_where_others_were_dropped(lm):
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
-def test_a_beta_that_scales_to_nothing_is_refused(lm, beta):
+def test_a_beta_that_scales_to_nothing_is_refused(lm, beta, capsys):
     with pytest.raises(JpoError, match="beta: expected a number above 0"):
         list(score(lm, PAIRS, encoder=encoder_of(lm, {}), beta=beta))
+    assert main(["score", "none.jsonl", "--model", "none", "--beta", str(beta)]) == 1  # before either is looked for
+    assert "beta: expected a number above 0" in capsys.readouterr().err

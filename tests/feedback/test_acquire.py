@@ -17,7 +17,7 @@ import pytest
 import jpo
 from jpo.cli.main import main
 from jpo.data.records import candidates
-from jpo.errors import JpoError
+from jpo.errors import DataError, JpoError
 from jpo.feedback.acquire import acquire, combine, plan
 from jpo.feedback.entries import Entry
 from jpo.feedback.journal import Journal
@@ -79,6 +79,13 @@ def test_callable_judge_and_resume(tmp_path):
     assert summary.asked == len(asked) == 12
     before = out.read_bytes()
     assert acquire(source, out, judge).asked == 0 and out.read_bytes() == before
+
+
+def test_a_file_without_records_is_refused_as_elsewhere(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="in.jsonl: holds no records"):
+        acquire(tmp_path / "in.jsonl", tmp_path / "out.jsonl", CallableJudge(longest, "length"))
+    assert acquire([], tmp_path / "out.jsonl", CallableJudge(longest, "length")).asked == 0  # all known to the caller
 
 
 def test_within_a_running_event_loop_as_in_a_notebook(tmp_path):

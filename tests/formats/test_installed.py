@@ -7,6 +7,7 @@ import os
 import pytest
 
 from jpo.errors import FormatError, JpoError
+from jpo.export.base import open_base
 from jpo.formats import installed, load_checkpoint
 
 
@@ -54,6 +55,13 @@ def test_parts_are_joined_once_and_the_licence_is_said(parts, tmp_path, capsys):
     assert installed.installed_model("parted") == path and os.stat(path).st_mtime_ns == before
     os.truncate(path, 5)  # a damaged copy is made anew
     assert os.path.getsize(installed.installed_model("parted")) == len(parts[0])
+
+
+def test_an_export_says_the_licence_once(monkeypatch, capsys):
+    row = installed._MODELS["smollm2-135m"]._replace(licence="of a licence")
+    monkeypatch.setitem(installed._MODELS, "smollm2-135m", row)
+    assert open_base("smollm2-135m").file is not None
+    assert capsys.readouterr().err.count("of a licence") == 1
 
 
 def test_damaged_parts_are_refused_and_leave_nothing(parts, tmp_path):

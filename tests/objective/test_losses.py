@@ -231,7 +231,7 @@ def test_missing_and_ignored_arguments(name):
         ({"beta": float("nan")}, "beta"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"loss": "robust", "label_smoothing": 0.5}, "robust"),
-        ({"loss": "exo_pair"}, "exo_pair"),
+        ({"loss": "exo_pair"}, "exo_pair needs .* above 0 and below 1 .its paper takes 0.001., got 0"),
         ({"gamma": 0.1}, "gamma"),
         ({"loss_weights": [1.0]}, "loss_weights"),
         ({"loss": ["sigmoid"], "loss_weights": [1.0, 2.0]}, "loss_weights"),

@@ -63,7 +63,7 @@ def test_a_shard_is_written_aside_and_by_one_at_a_time(tmp_path):
     path = str(tmp_path / "x.jsonl")
     with aside(path) as part:
         assert part != path and not os.path.exists(path)
-        with pytest.raises(JpoError, match="another process writes this shard"), aside(path):
+        with pytest.raises(JpoError, match="another process writes this file"), aside(path):
             pass
     assert os.path.exists(path) and not os.path.exists(part)
     with aside(path) as again:  # a finished one keeps its name
@@ -130,7 +130,8 @@ def test_generate_over_processes_and_as_an_array(instructions, tmp_path):
     assert "140 samples in" in jpo(*command, "--output", out, "--executor", "processes:2", "--shards", "4")
     assert out.read_bytes() == whole and sorted(os.listdir(tmp_path)) == ["processes.jsonl"]
     for index in (1, 0):
-        jpo(*command, "--output", tmp_path / "array.jsonl", "--shard", f"{index}/2")
+        told = jpo(*command, "--output", tmp_path / "array.jsonl", "--shard", f"{index}/2")
+        assert f"samples in shard {index}/2 of the whole; jpo join puts the shards together\n" in told
     assert "2 shards joined" in jpo("join", "--output", tmp_path / "array.jsonl")
     assert (tmp_path / "array.jsonl").read_bytes() == whole
 
@@ -248,8 +249,9 @@ def test_score_over_processes_and_as_an_array(tmp_path, capsys, monkeypatch):
     one = told("one.jsonl")
     dealt = told("two.jsonl", "--executor", "processes:2", "--shards", "2")
     assert dealt[:-1] == one[-len(dealt) : -1] and len(dealt) > 4
-    for index in (1, 0):
-        told("three.jsonl", "--shard", f"{index}/2")
+    for index in (2, 1, 0):
+        *_, last = told("three.jsonl", "--shard", f"{index}/3")
+        assert ("it is empty: there are fewer blocks of records than 3 shards" in last) == (index == 0)
     assert main(["join", "--output", str(tmp_path / "three.jsonl")]) == 0
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "three.jsonl").read_bytes()

@@ -51,12 +51,11 @@ def feedback(
     side by side.
     """
     from jpo.cli.progress import bar
-    from jpo.data.readers import iter_records, no_records
+    from jpo.data.readers import check_source
     from jpo.feedback.acquire import acquire, plan
     from jpo.parallel.shards import Part, Shard
 
-    if next(iter_records(input), None) is None:
-        raise no_records(input)
+    check_source(input)
     if dry_run:
         typer.echo(f"{plan(input, output, judging.named(judge), **judging.known())}")
         return

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli.options import CacheDtype, Check, Model
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor, part_of_whole
 from jpo.defaults import MAX_NEW_TOKENS
 
 Input = Annotated[
@@ -185,7 +185,7 @@ def _sample(
             if output is None:
                 typer.echo(json.dumps(row, ensure_ascii=False))
     if output is not None:
-        where = output if shard is None else f"shard {shard} of the whole; jpo join puts the shards together"
+        where = output if shard is None else part_of_whole(shard, empty=not count)
         typer.echo(f"{count} samples in {where}")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from jpo.cli import training
 from jpo.cli.options import FIRST, Check, build, compute_for, with_config
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor, part_of_whole
 from jpo.train.config import PreferenceConfig
 
 
@@ -58,7 +58,7 @@ def reference(
     if not trainer.needs_reference:
         raise JpoError(f"loss {config.loss} has no reference; there is nothing to compute")
     count = trainer.precompute(part)
-    where = config.ref_logps if part is None else f"shard {part} of the whole; jpo join puts the shards together"
+    where = config.ref_logps if part is None else part_of_whole(part)
     typer.echo(f"{trainer.told}\nlog-likelihoods of {count} pairs computed now, in {where}")
 
 

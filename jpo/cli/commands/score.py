@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from jpo.cli.options import Check, Model
-from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor
+from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, over_executor, part_of_whole
 
 
 def score(
@@ -40,11 +40,12 @@ def score(
     from jpo.data.readers import check_apart, read_records
     from jpo.disk import aside, make_folder_of, write_text
     from jpo.errors import JpoError
-    from jpo.evaluate.scoring import summary
+    from jpo.evaluate.scoring import check_settings, summary
     from jpo.parallel.shards import Shard
 
     if (executor or shard) and not output:
         raise JpoError("--executor and --shard write files: give --output FILE")
+    check_settings(scope, beta)
     check_alone("jpo score", executor, shard)
     if output is not None:
         check_apart(output, [input])
@@ -64,7 +65,7 @@ def score(
         return
     with aside(part.path(str(output))) as path:
         write_text(path, text)
-    typer.echo(f"{len(rows)} rows in shard {part} of the whole; jpo join puts the shards together")
+    typer.echo(f"{len(rows)} rows in {part_of_whole(part, empty=not rows)}")
 
 
 def _scored(
