@@ -173,7 +173,7 @@ def merge(
     base = open_base(model)
     beyond = beyond_low_rank(adapter)
     if beyond is not None:
-        base, changes = merged_base(base, adapter, beyond)
+        base, changes = merged_base(base, adapter, beyond, rounded=type is None)
     else:
         changes = read_changes(adapter, base.checkpoint.config, base.checkpoint.source)
     if format == "hf":

@@ -1,7 +1,7 @@
 """Adapters that are more than low-rank updates (DoRA's magnitudes, biases, modules trained whole): merged in memory.
 
-The model's own code merges (LanguageModel.state); what it changed stands as float32 or in the base's 16-bit type, the
-rest as it is stored. Takes the memory of the whole model; plain LoRA is merged tensor by tensor (jpo.export.rows)."""
+The model's own code merges (LanguageModel.state); what it changed stands as float32 or, where no other type is asked
+for, in the base's 16-bit type, the rest as it is stored. Takes the memory of the whole model; plain LoRA is merged tensor by tensor (jpo.export.rows)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,14 @@ def _stored(name: str, values: np.ndarray, like: StoredTensor | None) -> StoredT
     return StoredTensor(name, dtype, values.shape, data.reshape(-1))
 
 
-def merged_base(base: Base, folder: str | os.PathLike[str], config: AdapterConfig) -> tuple[Base, Adapter]:
-    """The base with the adapter merged in, and the adapter with nothing left to change."""
+def merged_base(
+    base: Base, folder: str | os.PathLike[str], config: AdapterConfig, *, rounded: bool
+) -> tuple[Base, Adapter]:
+    """The base with the adapter merged in, and the adapter with nothing left to change.
+
+    rounded: what changed stands in the base's 16-bit type where it has one; otherwise in float32, for another type to
+    be made of it.
+    """
     from jpo.model import LanguageModel
 
     lm = LanguageModel(base.checkpoint)
@@ -45,7 +51,9 @@ def merged_base(base: Base, folder: str | os.PathLike[str], config: AdapterConfi
     changed = {f"{name}.weight" for name in layout.adapted} | set(layout.whole.values())
     own = base.checkpoint.tensors
     tensors = {
-        name: _stored(name, values, own.get(name)) if name in changed or name not in own else own[name]
+        name: _stored(name, values, own.get(name) if rounded else None)
+        if name in changed or name not in own
+        else own[name]
         for name, values in lm.state().items()
     }
     source = base.checkpoint

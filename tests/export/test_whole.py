@@ -47,6 +47,19 @@ def test_both_formats_score_as_the_adapted_model(tmp_path, name):
     assert tied is (name == "phi3")  # an embedding or a head that was trained alone parts them
 
 
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"target_modules": ["embed_tokens", "down_proj"]}])
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_a_type_that_is_asked_for_is_not_rounded_to_the_base_s_first(tmp_path, format, options):
+    family_model(tmp_path / "plain", "llama3")
+    lm = jpo.load(tmp_path / "plain")
+    lm.add_lora(r=1)  # B is zero: the merged directory is the model in bfloat16
+    lm.save_adapter(tmp_path / "zero")
+    export.merge(tmp_path / "plain", tmp_path / "zero", tmp_path / "base", type="bf16")
+    whole_adapter(tmp_path / "adapter", tmp_path / "base", **options)
+    export.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", format=format, type="f32")
+    np.testing.assert_allclose(scores(tmp_path / "merged"), scores(tmp_path / "base", tmp_path / "adapter"), rtol=1e-5)
+
+
 def test_a_gguf_base_on_the_command_line(tmp_path):
     family_model(tmp_path / "base", "llama3", rope_scaling=None)
     whole_adapter(tmp_path / "adapter", tmp_path / "base", use_dora=True, modules_to_save=["norm"])
