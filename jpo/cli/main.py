@@ -89,11 +89,20 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _open_streams() -> None:
+    """Standard output and error that the caller closed (`jpo ... 2>&-`) go nowhere, instead of being None: what is
+    written to them would fail, and the next file would take their number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (bad input, one line on stderr), 2 (usage), 130 (Ctrl-C), 143
     (SIGTERM), 129 (SIGHUP).
 
     JPO_DEBUG=1 shows the traceback of bad input."""
+    _open_streams()
     typer.completion.completion_init()  # answers a shell's question for completions (_JPO_COMPLETE), if it is one
     try:
         given.set(sys.argv[1:] if arguments is None else arguments)

@@ -28,6 +28,7 @@ _NAMES = ".jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
 _CELL_LIMIT = 1 << 30  # characters of a CSV cell; the csv module's own bound is 128 KiB
 _VERDICT_COLUMN = "feedback"  # a table of jpo annotate has it: its cells are as spreadsheet_text made them
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a formula begins, and one that is already kept from being one
+_SAVED = {"dataset_info.json", "dataset_dict.json"}  # what datasets.save_to_disk leaves beside its Arrow files
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -107,6 +108,11 @@ def _many(path: str) -> list[str] | None:
     """The record files of a folder or of a pattern (*, ?, [...]), by name; None for any other path. DataError where
     there are none."""
     if os.path.isdir(path):
+        if not _SAVED.isdisjoint(os.listdir(path)):
+            raise DataError(
+                f"{path}: is a folder of datasets' save_to_disk, which is not read; save it with to_json('pairs.jsonl') "
+                "or to_parquet('pairs.parquet'), or give the Dataset itself in Python"
+            )
         names = sorted(name for name in os.listdir(path) if is_record_file(name) and not name.startswith("."))
         found = [os.path.join(path, name) for name in names if os.path.isfile(os.path.join(path, name))]
         what = "is a folder without a file"

@@ -245,8 +245,10 @@ def load_directory(folder: str | os.PathLike[str]) -> Checkpoint:
     folder = os.fspath(folder)
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
-        hint = "; this is an adapter: load its base model first, then the adapter" if _is_adapter(folder) else ""
-        raise FormatError(f"{folder}: config.json is missing{hint}")
+        hint = "a model's directory holds config.json, *.safetensors and tokenizer.json"
+        if _is_adapter(folder):
+            hint = "this is an adapter: load its base model first, then the adapter"
+        raise FormatError(f"{folder}: config.json is missing; {hint}")
     extra = os.path.join(folder, "generation_config.json")
     generation = read_json(extra, _SMALL) if os.path.exists(extra) else {}
     config = normalize(path, read_json(path, _SMALL), generation=generation)

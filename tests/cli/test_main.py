@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,16 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert main(["pairs", "--weak", "--input", missing, "--output", str(tmp_path / "o.jsonl")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("jpo: ") and missing in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_run_whose_streams_are_closed_ends_as_any_other(tmp_path, closed):
+    """As services start it: Python has no sys.stderr then."""
+    run = [sys.executable, "-m", "jpo", "train", "--model", "tiny", "--data", "example", "--steps", "1"]
+    arguments = shlex.join([*run, "--batch-size", "2", "--output", str(tmp_path / "out")])
+    result = subprocess.run(["sh", "-c", f"{arguments} {closed}"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["doctor", "--no-such-option"]])

@@ -95,6 +95,14 @@ def test_missing_files_and_folders(tmp_path):
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "dataset_dict.json"])
+def test_a_data_set_saved_to_disk_is_no_folder_of_records(tmp_path, name):
+    """datasets' save_to_disk: the JSON beside its Arrow files holds no records."""
+    (tmp_path / name).write_text('{\n  "splits": ["train"]\n}')
+    with pytest.raises(DataError, match=r"save_to_disk, which is not read; save it with to_json\('pairs.jsonl'\)"):
+        read_records(tmp_path)
+
+
 def test_iterables_of_mappings(tmp_path):
     assert read_records(iter(ROWS)) == ROWS
     assert [record.where for record in read_records(tuple(ROWS))] == ["records[0]", "records[1]"]
