@@ -1,7 +1,8 @@
 """Adapters that are more than low-rank updates (DoRA's magnitudes, biases, modules trained whole): merged in memory.
 
 The model's own code merges (LanguageModel.state); what it changed stands as float32 or, where no other type is asked
-for, in the base's 16-bit type, the rest as it is stored. Takes the memory of the whole model; plain LoRA is merged tensor by tensor (jpo.export.rows)."""
+for, in the base's 16-bit type, the rest as it is stored. Takes the memory of the whole model; plain LoRA is merged
+tensor by tensor (jpo.export.rows)."""
 
 from __future__ import annotations
 
