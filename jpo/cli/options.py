@@ -9,7 +9,8 @@ from typing import Annotated, Any, Optional, TypeVar
 
 import typer
 
-from jpo.train.config import TrainingConfig, hints, members, read_yaml
+from jpo.declared import hints, members, read_yaml
+from jpo.train.config import TrainingConfig
 
 Check = Annotated[
     bool,

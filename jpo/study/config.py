@@ -6,7 +6,6 @@ Knows names and types; never runs anything.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.resources
 import os
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jpo.data.readers import EXAMPLE
+from jpo.declared import converted, hints, nearest, option, parse_yaml, read_yaml
 from jpo.defaults import CONCURRENCY, MAX_NEW_TOKENS, MAX_TOKENS, TIMEOUT
 from jpo.errors import JpoError
 from jpo.feedback.pairs import parse_mix
@@ -21,7 +21,7 @@ from jpo.feedback.prompts import PROTOCOLS, Question, read_wording
 from jpo.formats.peft import is_adapter
 from jpo.hub.names import hub_name
 from jpo.study.methods import METHODS
-from jpo.train.config import PreferenceConfig, SFTConfig, option, parse_yaml, read_yaml
+from jpo.train.config import PreferenceConfig, SFTConfig
 
 WORLD = "world"
 PRESETS = ("demo", "world", "tldr", "helpful", "alpaca_eval")
@@ -229,9 +229,7 @@ class StudyConfig:
                 raise JpoError(f"{name}: expected whole numbers of at least 0, got {min(seeds)}")
         for name in (*self.methods, *self.scaling_methods, *self.overrides):
             if name not in METHODS:
-                near = difflib.get_close_matches(name, METHODS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise JpoError(f"methods: expected some of {', '.join(METHODS)}, got {name!r}{hint}")
+                raise JpoError(f"methods: expected some of {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
         for name in ("amounts", "mixing"):
             for share in getattr(self, name):
                 if not 0 <= share <= 1 or (name == "amounts" and not 0 < share < 1):
@@ -242,13 +240,12 @@ class StudyConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "study") -> StudyConfig:
         """Checked key by key; JpoError names the place (`where`: the file) and the key, with the nearest known one."""
-        known = {item.name: item for item in fields(cls)}
+        known = hints(cls)
         made: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                raise JpoError(f"{where}: unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-            made[key] = _converted(value, str(known[key].type), f"{where}: {key}")
+                raise JpoError(f"{where}: unknown option {key!r}{nearest(key, known)}")
+            made[key] = converted(value, known[key], f"{where}: {key}")
         try:
             config = cls(**made)
             config.sft_options()
@@ -310,23 +307,6 @@ def _checked(values: Any, where: str) -> dict[str, Any]:
                 f"{where}: {key} is decided by the study itself (seeds, methods and template: its own options)"
             )
     return values
-
-
-def _converted(value: Any, annotation: str, where: str) -> Any:
-    """`value` as the annotation says; whole numbers pass for floats."""
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "None": (type(None),)}
-    if annotation.startswith("list["):
-        if not isinstance(value, (list, tuple)):
-            raise JpoError(f"{where}: expected a list, got {value!r}")
-        return [_converted(part, annotation[5:-1], where) for part in value]
-    if annotation.startswith("dict"):
-        if value is not None and not isinstance(value, dict):
-            raise JpoError(f"{where}: expected a mapping of options, got {value!r}")
-        return dict(value or {})
-    for name in annotation.split(" | "):
-        if isinstance(value, kinds[name]) and not isinstance(value, bool):
-            return float(str(value)) if name == "float" else value
-    raise JpoError(f"{where}: expected {annotation}, got {value!r}")
 
 
 # --- presets and files --------------------------------------------------------------------------------------------

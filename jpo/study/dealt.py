@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
+from jpo.declared import read_yaml
 from jpo.errors import JpoError
 from jpo.parallel.shards import Shard
 from jpo.study.config import StudyConfig
 from jpo.study.stages import Stages
 from jpo.study.study import planned_runs
-from jpo.train.config import read_yaml
 
 _OF_A_STUDY = ("candidates", "conditional", "joint")
 _OF_A_RUN = ("reference", "sample", "verdicts", "alpaca_sample", "alpaca_judge")

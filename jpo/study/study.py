@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jpo.declared import read_yaml
 from jpo.disk import lock, sweep_temporaries, write_json, write_text
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
@@ -28,7 +29,6 @@ from jpo.study.display import Display
 from jpo.study.estimate import describe, estimate
 from jpo.study.results import MIXED, gather
 from jpo.study.stages import Run, Stages
-from jpo.train.config import read_yaml
 from jpo.train.progress import hidden_bar
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
-import re
-import types
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from jpo.data.forest import Scope
+from jpo.declared import choices_of, converted, explained, hints, nearest, option, optional
 from jpo.errors import JpoError
 from jpo.formats.peft import LORA, Bias
 from jpo.objectives import LOSSES, Divergence, LossName
@@ -23,15 +20,9 @@ Truncation = Literal["keep_start", "keep_end", "drop"]
 Against = Literal["reference", "chosen"]
 Reporter = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 REPORTER_NAMES: tuple[Reporter, ...] = get_args(Reporter)
-Group = Literal["data", "optimization", "adapter", "objective", "output"]  # as --help shows the options
 DEFAULT_STEPS = 1000  # at most, where neither steps nor epochs are given
 DEFAULT_EPOCHS = 3  # of supervised fine-tuning
 DEFAULT_WARMUP = 100  # at most, and at most a tenth of the run, where warmup_steps is not given
-
-
-def option(default: Any, text: str, group: Group = "optimization", first: bool = False) -> Any:
-    """A config field with its help text; `first`: one of the few that most people need."""
-    return field(default=default, metadata={"help": text, "group": group, "first": first})
 
 
 @dataclass
@@ -173,7 +164,7 @@ class TrainingConfig:
             raise JpoError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}")
         for name, choices in choices_of(type(self)).items():
             value = getattr(self, name)
-            if value not in choices and not (value is None and _optional(type(self), name)):
+            if value not in choices and not (value is None and optional(type(self), name)):
                 raise JpoError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         self.target_modules = _joined(self.target_modules) or ""
         for name in ("exclude_modules", "modules_to_save", "layers_to_transform"):
@@ -233,18 +224,11 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         """Checked against the declared options: an unknown key is refused with the nearest name."""
-        known = {item.name: item for item in fields(cls)}
-        for key, value in values.items():
+        known = hints(cls)
+        for key in values:
             if key not in known:
                 raise JpoError(f"{where}: unknown option {key!r}{_meant(str(key), known)}")
-            _check_type(where, key, value, hints(cls)[key])
-        converted: dict[str, Any] = {
-            key: float(value)
-            if _takes(hints(cls)[key], float) and isinstance(value, int) and value is not True
-            else value
-            for key, value in values.items()
-        }
-        return cls(**converted)
+        return cls(**{key: converted(value, known[key], f"{where}: {key}") for key, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Every option, for YAML and for checkpoints."""
@@ -283,8 +267,7 @@ def _meant(key: str, known: Collection[str]) -> str:
     """The nearest option, or what says here what another library's option says there."""
     if key in _ELSEWHERE:
         return f"; here it is {_ELSEWHERE[key]}"
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return nearest(key, known)
 
 
 def _names(text: str) -> list[str]:
@@ -313,87 +296,6 @@ def _pattern(name: str, value: Any, kind: type) -> dict[str, Any] | None:
         if not expression.strip():
             raise JpoError(f"{name}: expected NAME=NUMBER, separated by commas, got {value!r}")
     return pattern or None
-
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def hints(cls: type) -> dict[str, Any]:
-    """Field -> its type, names resolved; once for each class."""
-    if cls not in _HINTS:
-        _HINTS[cls] = get_type_hints(cls)
-    return _HINTS[cls]
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; any other type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _takes(hint: Any, kind: type) -> bool:
-    return kind in members(hint)
-
-
-def _optional(cls: type[TrainingConfig], name: str) -> bool:
-    return _takes(hints(cls)[name], type(None))
-
-
-def choices_of(cls: type) -> dict[str, tuple[str, ...]]:
-    """Field -> its choices, of the fields whose type is a Literal (or that or None)."""
-    found = {}
-    for name, hint in hints(cls).items():
-        kinds = [kind for kind in members(hint) if kind is not type(None)]
-        if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
-            found[name] = get_args(kinds[0])
-    return found
-
-
-def _either(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-
-
-_SHOWN = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    tuple: "a list",
-    dict: "a mapping",
-    type(None): "null",
-}
-
-
-def _containers(origin: Any) -> tuple[type, ...]:
-    """What a value of a type with arguments is: Literal, Mapping or a sequence."""
-    return (str,) if origin is Literal else (dict,) if origin is Mapping else (list, tuple)
-
-
-def _check_type(where: str, key: str, value: Any, hint: Any) -> None:
-    """JpoError unless `value` is of one of the hint's types; which choice of a Literal is __post_init__'s to say."""
-    kinds: dict[Any, tuple[type, ...]] = {float: (int, float), type(None): (type(None),)}
-    shown = []
-    for kind in members(hint):
-        origin = get_origin(kind)
-        of = _containers(origin) if origin else kinds.get(kind, (kind,))
-        if isinstance(value, of) and not (isinstance(value, bool) and kind is not bool):
-            return
-        shown.append(_SHOWN[of[-1]])
-    raise JpoError(f"{where}: {key}: expected {_either(list(dict.fromkeys(shown)))}, got {value!r}")
-
-
-def explained(cls: type[T]) -> type[T]:
-    """Adds every field's type, default and help to the class's docstring: help(PreferenceConfig) reads it."""
-    lines = []
-    for item in fields(cls):
-        kind = str(item.type).replace("typing.", "")
-        choices = choices_of(cls).get(item.name)
-        kind = " | ".join(map(repr, choices)) if choices and "None" not in kind else kind
-        lines.append(f"    {item.name}: {kind} = {item.default!r}\n        {item.metadata['help']}")
-    cls.__doc__ = (
-        f"{cls.__doc__}\n\n    Fields, each a flag of the command line and a key of --config FILE.yaml:\n\n"
-        + "\n".join(lines)
-    )
-    return cls
 
 
 @explained
@@ -484,42 +386,3 @@ class SFTConfig(TrainingConfig):
     max_length: int = option(2048, "Tokens of prompt and response at most.", "data")
     max_prompt_length: int = option(1024, "Tokens of the prompt at most, template included.", "data")
     full: bool = option(False, "Train every weight instead of an adapter.", "adapter", True)
-
-
-# what YAML 1.1 takes for text though it is a number: 1e-4, without a point; with one it already knows it
-_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
-
-
-def parse_yaml(text: Any) -> Any:
-    """The value of a YAML text or open file; numbers such as 1e-4, which YAML 1.1 reads as text, are numbers."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader with one more form of numbers, which refuses a key that stands twice."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            """A mapping whose keys differ."""
-            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            for key, _ in node.value:
-                if keys.count(key.value) > 1:
-                    raise yaml.YAMLError(f"key {key.value!r} stands twice, at line {key.start_mark.line + 1} for one")
-            return super().construct_mapping(node, deep)
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
-
-
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping of a YAML file; {} for an empty one."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = parse_yaml(file)
-    except OSError as error:
-        raise JpoError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JpoError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if values is not None and not isinstance(values, dict):
-        raise JpoError(f"{path}: expected a mapping of options, got {type(values).__name__}")
-    return values or {}

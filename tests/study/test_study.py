@@ -301,7 +301,7 @@ def test_a_judge_that_fails_leaves_a_report_without_win_rates(undisturbed, tmp_p
         ("training_seeds: [1, 1]", "training_seeds: expected different ones"),
         ("training_seeds: [0, -1]", "training_seeds: expected whole numbers of at least 0, got -1"),
         ("seed: -2", "seed: expected whole numbers of at least 0, got -2"),
-        ("test_size: true", "test_size: expected int, got True"),
+        ("test_size: true", "test_size: expected a whole number, got True"),
         ("model: tiny", "model 'tiny' and judge 'world'"),
         ("{model: tiny, judge: local}", "missing: test_data, instructions or sft_data"),
         ("{model: null, judge: openai}", "missing: model, test_data, instructions or sft_data, judge_model"),

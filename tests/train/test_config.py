@@ -7,28 +7,10 @@ import pytest
 
 import jpo
 from jpo.cli.main import main
+from jpo.declared import choices_of, hints, read_yaml
 from jpo.errors import JpoError
 from jpo.study import load_config
-from jpo.train.config import PreferenceConfig, SFTConfig, choices_of, hints, parse_yaml, read_yaml
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", 1e-4),
-        ("-2E+3", -2e3),
-        ("1.5e3", 1.5e3),
-        ("5.0e-5", 5e-5),
-        ("1e5", 1e5),
-        ("'1e-4'", "1e-4"),
-        ("1e-4x", "1e-4x"),
-        ("e-4", "e-4"),
-        ("0x1e4", 0x1E4),
-    ],
-)
-def test_yaml_reads_numbers_as_numbers(text, value):
-    read = parse_yaml(f"key: {text}")["key"]
-    assert read == value and type(read) is type(value)
+from jpo.train.config import PreferenceConfig, SFTConfig
 
 
 def test_a_learning_rate_without_a_point_in_a_file_and_in_set(tmp_path):
