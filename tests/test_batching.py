@@ -12,9 +12,10 @@ from reference.models import adapter_of, write_random
 
 import jpo
 from jpo import _core
-from jpo.batching import CHUNK, Batcher, Drawn, Failed, Full, PromptRead, Request, scored
+from jpo.batching import CHUNK, Batcher, scored
 from jpo.cache import PAGE, Cache, pages_of
 from jpo.errors import JpoError
+from jpo.streams import Drawn, Failed, Full, PromptRead, Request
 
 OWN_KERNELS = _core.system_info()["isa"] in ("avx2", "avx512")
 

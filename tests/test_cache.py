@@ -8,11 +8,12 @@ from reference.models import adapter_of, write_random
 
 import jpo
 from jpo import _core, cache, generation
-from jpo.batching import Batcher, Request
+from jpo.batching import Batcher
 from jpo.cache import CACHE_TYPES, PAGE, Cache, row_bytes
 from jpo.errors import JpoError
 from jpo.formats import BLOCKS
 from jpo.storage import _bfloat16, _q8_0
+from jpo.streams import Request
 
 STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
 NARROW = [name for name in CACHE_TYPES if name != "float32"]

@@ -26,10 +26,10 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from jpo import batching
-from jpo.batching import Drawn, Event, PromptRead
+from jpo import streams
 from jpo.disk import write_atomic
 from jpo.errors import JpoError
+from jpo.streams import Drawn, Event, PromptRead
 from jpo.web import openai_forms
 from jpo.web.models import Models, Variant
 from jpo.web.openai_forms import ApiError
@@ -188,7 +188,7 @@ class Page:
         ]
         two = models[0] != models[1]
         requests = [
-            batching.Request(
+            streams.Request(
                 models[place], prompt, min(settings["max_tokens"], self.models.room(prompt, settings["max_tokens"])), 1,
                 settings["temperature"], settings["top_p"], settings["top_k"], settings["seed"] + (0 if two else place),
                 (), self.models.ends, 0, two and prompts[0] != prompts[1], (models[1 - place],) if two else (),

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jpo.batching import Batcher, Scored
+from jpo.batching import Batcher
 from jpo.data.templates import Template
 from jpo.errors import JpoError
 from jpo.evaluate.sampling import weights_digest
 from jpo.model import HeldAdapter
+from jpo.streams import Scored
 from jpo.train.config import PreferenceConfig
 from jpo.web.openai_forms import ApiError, TokenText
 

@@ -23,9 +23,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
-from jpo import batching
-from jpo.batching import Drawn, Event, Failed, Full, PromptRead
+from jpo import streams
+from jpo.batching import Batcher
 from jpo.errors import JpoError
+from jpo.streams import Drawn, Event, Failed, Full, PromptRead
 from jpo.web import metrics, openai_forms, openapi
 from jpo.web.models import Models
 from jpo.web.openai_forms import ApiError, Asked, TokenText
@@ -42,7 +43,7 @@ class Gone(Exception):
 class Running:
     """Requests on their way: their events in order, until all have ended. Leaving the block frees what still runs."""
 
-    def __init__(self, batcher: batching.Batcher, requests: Sequence[batching.Request], http: Request):
+    def __init__(self, batcher: Batcher, requests: Sequence[streams.Request], http: Request):
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
         self._open = sum(request.n for request in requests)
         self._gone = False
@@ -208,15 +209,15 @@ class Api:
         requests = [self._request(asked, model.name, ids, limit, score=False)]
         return await self._answered(request, asked, requests, ChatAnswer(self.models, asked))
 
-    def _request(self, asked: Asked, model: str, ids: Sequence[int], limit: int, score: bool) -> batching.Request:
+    def _request(self, asked: Asked, model: str, ids: Sequence[int], limit: int, score: bool) -> streams.Request:
         room = self.models.room(ids, limit)
-        return batching.Request(
+        return streams.Request(
             model, ids, min(limit, room), asked.n, asked.temperature, asked.top_p, asked.top_k, asked.seed, asked.stops,
             self.models.ends, asked.top, score,
         )  # fmt: skip
 
     async def _answered(
-        self, http: Request, asked: Asked, requests: Sequence[batching.Request], answer: Answer
+        self, http: Request, asked: Asked, requests: Sequence[streams.Request], answer: Answer
     ) -> Response:
         running = Running(self.models.batcher, requests, http)
         answer.prompt_tokens = sum(len(request.prompt) for request in requests)
