@@ -20,6 +20,7 @@ from jpo.feedback.pairs import parse_mix
 from jpo.feedback.prompts import PROTOCOLS, Question, read_wording
 from jpo.formats.peft import is_adapter
 from jpo.hub.names import hub_name
+from jpo.storage import Compute
 from jpo.study.methods import METHODS
 from jpo.train.config import PreferenceConfig, SFTConfig
 
@@ -65,7 +66,7 @@ class StudyConfig:
     model: str | None = option(
         WORLD, "world (the embedded one), smollm2-135m, a Hugging Face directory or a GGUF file."
     )
-    compute: str = option("float32", "Products with the model's weights, as jpo train has them.")
+    compute: Compute = option("float32", "Products with the model's weights, as jpo train has them.")
     template: str | None = option(
         None, "Prompt template: spaced, paper, tldr, raw, chat, or a text with {instruction} and {response}."
     )

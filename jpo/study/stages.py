@@ -17,16 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jpo
-from jpo.data.batches import permutation
 from jpo.data.readers import iter_records, read_records, write_records
-from jpo.data.records import items_to_test, sft_examples
 from jpo.data.report import Report
 from jpo.data.templates import DEFAULT
-from jpo.data.texts import plain
 from jpo.disk import aside, settle, write_json
 from jpo.errors import DataError, JpoError
 from jpo.evaluate.alpaca_eval import annotated, read_evaluation_set
-from jpo.evaluate.items import items_of
 from jpo.evaluate.judging import judge_generations
 from jpo.evaluate.released import read_known
 from jpo.evaluate.sampling import Sampling, encoder_of, iter_samples, sample
@@ -41,13 +37,12 @@ from jpo.parallel.executors import Pool
 from jpo.parallel.shards import Shard, join
 from jpo.study import decoder, given, world
 from jpo.study.config import WORLD, StudyConfig
+from jpo.study.data import CANDIDATES, JOINT, POOL, TEXTS, given_data, some, world_data
 from jpo.study.methods import METHODS, amount_of, mixture, swapped
 from jpo.train import checkpoint
 from jpo.train.config import DEFAULT_STEPS
 
-_POOL = 4  # candidates for each decided pair that is wanted, at most
 Inner = Callable[[int, int | None, str], None]  # (done, total or None, what) within a stage
-_SFT, _CANDIDATES, _TEST, _TEXTS, _JOINT = range(5)  # streams of the world's texts and of choices
 _WORLD_CONCURRENCY = 64  # verdicts that share one sync of the journal
 
 
@@ -110,80 +105,17 @@ class Stages:
 
     def data(self) -> None:
         """data/{sft,instructions,test}.jsonl, the last one last."""
-        if self.config.model == WORLD:
-            sft, texts, test = self._world_data()
-        else:
-            sft, texts, test = self._given_data()
+        sft, texts, test = world_data(self.config) if self.config.model == WORLD else given_data(self.config)
         write_records(self.path("data", "sft.jsonl"), sft)
         write_records(self.path("data", "instructions.jsonl"), texts)
         write_records(self.path("data", "test.jsonl"), test)
-
-    def _world_data(self) -> tuple[list[Any], list[Any], list[Any]]:
-        c = self.config
-        pool = c.candidates_size or _POOL * (c.conditional_size or 0)
-        sizes = {_TEST: c.test_size, _CANDIDATES: pool, _SFT: c.sft_size}
-        seen: list[str] = []
-        made: dict[int, list[dict[str, Any]]] = {}
-        for stream, size in sizes.items():
-            texts = world.instructions(size, c.seed, stream, seen)
-            seen += texts
-            gold = world.responses(texts, c.seed, stream)
-            key = "gold_response" if stream == _TEST else "response"
-            made[stream] = [
-                {"id": place, "instruction": text, key: answer}
-                for place, (text, answer) in enumerate(zip(texts, gold, strict=True))
-            ]
-        texts_only = [{"id": row["id"], "instruction": row["instruction"]} for row in made[_CANDIDATES]]
-        return made[_SFT], texts_only, made[_TEST]
-
-    def _given_data(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Seeded choices of the files' records; a gold_response stands in for a response where that is missing."""
-        c = self.config
-        sft: list[dict[str, Any]] = []
-        if c.sft_data:
-            rows = [{**r, "response": r.get("response", r.get("gold_response"))} for r in read_records(c.sft_data)]
-            found = sft_examples(rows, c.sft_data)
-            sft = [{"instruction": plain(e.instruction), "response": plain(e.response)} for e in found]
-        assert c.test_data
-        golds = read_records(c.test_data)
-        usable = {(str(plain(t.instruction)), str(plain(t.gold_response))) for t in items_to_test(golds, c.test_data)}
-        test = [
-            {"id": item.id, "instruction": plain(item.instruction), "gold_response": item.record["gold_response"]}
-            for item in items_of(golds)
-            if (str(plain(item.instruction)), str(item.record.get("gold_response"))) in usable
-        ]
-        return (
-            self._some(sft, c.sft_size, _SFT),
-            self._pool(),
-            self._some(test, c.test_size, _TEST),
-        )
-
-    def _pool(self) -> list[Any]:
-        """The instructions that candidates may be sampled for: in the file's order where each of them may get some,
-        else in a seeded one, whose beginning is sampled. Of given pairs, theirs."""
-        c = self.config
-        if c.conditional_pairs:
-            return given.instructions_of(given.pairs_of(c.conditional_pairs, joint=False))
-        source = c.instructions or c.sft_data
-        assert source
-        items = items_of(read_records(source))
-        texts = [{"id": item.id, "instruction": plain(item.instruction)} for item in items]
-        texts = self._some(texts, c.candidates_size or len(texts), _CANDIDATES)
-        if len(texts) <= (c.conditional_size or 0):
-            return texts
-        return [texts[int(at)] for at in permutation(len(texts), c.seed, _CANDIDATES, 1)]
-
-    def _some(self, rows: list[Any], size: int, stream: int) -> list[Any]:
-        if len(rows) <= size:
-            return rows
-        return [rows[int(at)] for at in sorted(permutation(len(rows), self.config.seed, stream)[:size])]
 
     def pretrain(self) -> None:
         """base/: the world's decoder, from random weights, on texts of instructions and responses."""
         c = self.config
         held = [row["instruction"] for name in ("test", "instructions") for row in self._rows("data", f"{name}.jsonl")]
-        texts = world.instructions(int(c.pretrain.get("texts", 10_000)), c.seed, _TEXTS, held)
-        answers = world.responses(texts, c.seed, _TEXTS, world.CARELESS)
+        texts = world.instructions(int(c.pretrain.get("texts", 10_000)), c.seed, TEXTS, held)
+        answers = world.responses(texts, c.seed, TEXTS, world.CARELESS)
         lm = LanguageModel(decoder.random_decoder(c.seed, c.hidden_size, c.layers))
         part = self.path("base.part")
         config = c.pretrain_options(seed=c.seed, template="raw", output=part, save_total_limit=1)
@@ -193,7 +125,7 @@ class Stages:
     def sft(self) -> None:
         """policy/: the SFT policy as a whole model, and sft/: its run."""
         c = self.config
-        lm = jpo.load(self.path("base") if c.model == WORLD else self._named, compute=self._compute)
+        lm = jpo.load(self.path("base") if c.model == WORLD else self._named, compute=self.config.compute)
         run, whole = self.path("sft.part"), self.path("policy.part")
         config = c.sft_options(seed=c.seed, template=self.template, output=run, save_total_limit=1)
         self._train(jpo.SFTTrainer(lm, self._rows("data", "sft.jsonl"), config), run)
@@ -207,7 +139,7 @@ class Stages:
         """policy/: the model with the given adapter, as a whole model."""
         c = self.config
         assert c.policy
-        lm = jpo.load(self._named, compute=self._compute)
+        lm = jpo.load(self._named, compute=self.config.compute)
         lm.load_adapter(c.policy)
         whole = self.path("policy.part")
         shutil.rmtree(whole, ignore_errors=True)
@@ -225,11 +157,6 @@ class Stages:
         checkpoint.prune_all(output)
 
     @property
-    def _compute(self) -> Any:
-        """The type of products with the model's weights, which jpo.load checks."""
-        return self.config.compute
-
-    @property
     def _named(self) -> str:
         """The model that the study was given."""
         if self.config.model is None:
@@ -242,7 +169,7 @@ class Stages:
         if self._policy is None:
             own = os.path.isdir(self.path("policy"))
             named = self.config.policy or self._named
-            self._policy = jpo.load(self.path("policy") if own else named, compute=self._compute)
+            self._policy = jpo.load(self.path("policy") if own else named, compute=self.config.compute)
         return self._policy
 
     # feedback
@@ -295,9 +222,8 @@ class Stages:
     def _candidates_of(self, instructions: list[Any]) -> list[Any]:
         """Their samples: the first round's, and those of later ones, which the same file takes up."""
         path = self.path("feedback", "samples.jsonl")
-        if self.shard is not None or len(instructions) <= len(
-            self._first()
-        ):  # whole in any case; what stands behind may be torn
+        if self.shard is not None or len(instructions) <= len(self._first()):
+            # whole in any case; what stands behind may be torn
             return list(itertools.islice(iter_records(path), 2 * len(instructions)))
         self.policy.remove_adapter()
         encoder = encoder_of(self.policy, None, self.template)
@@ -382,16 +308,16 @@ class Stages:
         c = self.config
         assert c.conditional_pairs
         pairs = given.pairs_of(c.conditional_pairs, joint=False)
-        some = self._some(pairs, c.conditional_size or len(pairs), _CANDIDATES)
-        write_records(self.path("feedback", "conditional.jsonl"), given.as_conditional(some))
+        chosen = some(pairs, c.conditional_size or len(pairs), c.seed, CANDIDATES)
+        write_records(self.path("feedback", "conditional.jsonl"), given.as_conditional(chosen))
 
     def given_joint(self) -> None:
         """feedback/joint.jsonl: the given pairs as decided verdicts."""
         c = self.config
         assert c.joint_pairs
         pairs = given.pairs_of(c.joint_pairs, joint=True)
-        some = self._some(pairs, c.joint_size or len(pairs), _JOINT)
-        write_records(self.path("feedback", "joint.jsonl"), given.as_joint(some))
+        chosen = some(pairs, c.joint_size or len(pairs), c.seed, JOINT)
+        write_records(self.path("feedback", "joint.jsonl"), given.as_joint(chosen))
 
     def joint(self) -> None:
         """feedback/joint.jsonl: pairs of different instructions, labels travelling along, judged until enough are
@@ -406,7 +332,7 @@ class Stages:
             )
         c = self.config
         assert c.joint_size
-        count = min(c.joint_candidates_size or _POOL * c.joint_size, most)
+        count = min(c.joint_candidates_size or POOL * c.joint_size, most)
         rows = build.joint_candidates(items, count, c.seed, build.parse_mix(c.mix))
         self._judged("joint", lambda first: rows[:first], c.joint_size, count)
 
