@@ -226,7 +226,7 @@ class Batcher:
                 self._admit()
             try:
                 self._step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next requests are served
+            except Exception as error:  # whatever it is, the next requests are served
                 self._fail(f"{type(error).__name__}: {error}")
         self._fail("the server is shutting down")
         for job in self._waiting:

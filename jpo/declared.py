@@ -142,7 +142,7 @@ def parse_yaml(text: Any) -> Any:
             return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader)  # a SafeLoader
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _faults() -> Iterator[None]:
     unknown token) and panics, which pass by `except Exception`."""
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 - a panic is told apart by its name: the class is not exported
+    except BaseException as error:  # a panic is told apart by its name: the class is not exported
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise JpoError(f"tokenizer: the tokenizers package fails on this text: {str(error)[:300]}") from None

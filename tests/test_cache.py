@@ -168,7 +168,7 @@ def test_served_texts_are_the_same_alone_and_beside_others(plain, dtype):
 class Watched(Cache):
     """A cache that says how many pages were out at most."""
 
-    made: list["Watched"] = []  # noqa: RUF012
+    made: list["Watched"] = []
 
     def __init__(self, *arguments):
         super().__init__(*arguments)

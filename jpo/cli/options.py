@@ -90,7 +90,7 @@ def with_config(config_class: type[TrainingConfig]) -> Callable[[Callable[..., A
             inspect.Parameter(
                 "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, yaml_info]
             )
-        ]  # noqa: UP045
+        ]
         added += [_parameter(item, hints(config_class)[item.name]) for item in fields(config_class)]
         signature = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
         signature.sort(key=_place)

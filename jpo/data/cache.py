@@ -273,7 +273,7 @@ def _building(path: str) -> Iterator[str]:
 def _locked(folder: str, key: str) -> Iterator[None]:
     """One builder of a key at a time; where the file system has no locks, renaming alone keeps them apart."""
     with _writing(folder):
-        file = open(os.path.join(folder, f".{key[:_NAME]}.lock"), "w")  # noqa: SIM115
+        file = open(os.path.join(folder, f".{key[:_NAME]}.lock"), "w")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

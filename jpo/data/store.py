@@ -45,7 +45,7 @@ class Writer:
         self.count = self.tokens = 0
         self.lengths: Counter[int] = Counter()  # tokens of a record -> how many have so many
         self._sha = hashlib.sha256()
-        self._files = {name: open(os.path.join(folder, name), "wb") for name in (TOKENS, RECORDS, "judged")}  # noqa: SIM115
+        self._files = {name: open(os.path.join(folder, name), "wb") for name in (TOKENS, RECORDS, "judged")}
         self._held = {name: bytearray(0 if name == "judged" else _HEADER) for name in self._files}
         self._judged = self._moved = False  # whether there are judged ones, and pairs behind them
 

@@ -46,7 +46,7 @@ def replied(answer, request, memory):
         return {"error": f"it needs more than {memory >> 20} MB of memory"}
     except RecursionError:
         return {"error": "it is nested too deeply"}
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         line = getattr(error, "lineno", None)
         place = f"line {line}: " if line else ""
         return {"error": f"{place}{type(error).__name__}: {str(error)[:MOST]}"}

@@ -191,7 +191,7 @@ def _backend(path: str) -> tuple[tokenizers.Tokenizer, bool]:
         return tokenizers.Tokenizer.from_str(text), bounded
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # noqa: BLE001 - the package raises bare Exception, and its panics derive from BaseException
+    except BaseException as error:  # the package raises bare Exception, and its panics derive from BaseException
         raise FormatError(f"{path}: the tokenizers package refuses it: {str(error)[:300]}") from None
 
 

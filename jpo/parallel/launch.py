@@ -43,7 +43,7 @@ def enter(ranks: int | None, only_said: bool = False) -> None:
     if ranks not in (None, team.size) and not only_said:
         raise JpoError(f"--ranks {ranks}: the launcher has started {team.size} ranks already; leave --ranks out")
     if not team.root:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # until the process ends
 
 
 def alone(command: str) -> None:

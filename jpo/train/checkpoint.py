@@ -357,7 +357,7 @@ class MetricsFile:
 
         with self._faults():
             write_atomic(self.path, write)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._file = open(self.path, "a", encoding="utf-8")  # closed by close()
         return kept
 
     def _faults(self) -> contextlib.AbstractContextManager[None]:

@@ -98,7 +98,7 @@ class ReferenceLogps:
         try:
             with safe_open(path, framework="np") as file:
                 told = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # no mapping
         except (OSError, SafetensorError, ValueError) as error:
             raise FormatError(f"{path}: no file of reference log-likelihoods, or damaged ({error}); {remedy}") from None
         if told.get("format") != _FORMAT:

@@ -64,7 +64,7 @@ class Listener:
         class Server(uvicorn.Server):
             """Ends within the patience, however often it is asked to: an end cut short would be shown as a fault."""
 
-            def handle_exit(server, sig: int, frame: Any) -> None:  # noqa: N805
+            def handle_exit(server, sig: int, frame: Any) -> None:
                 self.signal = self.signal or sig
                 server.should_exit = True
 

@@ -37,7 +37,7 @@ def agreement(lm, dtype, exact, prompts, tokens):
     found = lm.generate(prompts, temperature=0.0, max_new_tokens=tokens, cache_dtype=dtype)
     before = total = same = 0
     for (one,), (other,) in zip(exact, found, strict=True):
-        equal = [a == b for a, b in zip(one.token_ids, other.token_ids)]  # noqa: B905 (one may have ended)
+        equal = [a == b for a, b in zip(one.token_ids, other.token_ids)]  # one may have ended
         before += equal.index(False) if False in equal else len(equal)
         total += len(one.token_ids)
         same += one.token_ids == other.token_ids

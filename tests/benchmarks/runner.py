@@ -54,7 +54,7 @@ class Process:
     def __init__(self, entry: Entry, work_file: Path, settings: Settings):
         self.entry, self.outcome = entry, Outcome(entry.label, versions=versions(entry.contestant.needs))
         name = re.sub(r"\W+", "-", f"{work_file.stem}-{entry.label}")
-        self._log = open(settings.folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115 (closed in stop)
+        self._log = open(settings.folder / f"{name}.log", "w", encoding="utf-8")  # closed in stop
         run = entry.contestant.run
         module = "tests." + run.__module__.removeprefix("tests.")  # pytest imports it without the prefix
         options = json.dumps(dict(entry.variant.options))

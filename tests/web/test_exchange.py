@@ -132,7 +132,7 @@ a","","","a","b","J
 ---
 
 b","equal","2026-11-27T06:42:36.941446Z"
-"""  # noqa: E501
+"""
 
 
 @pytest.mark.parametrize("name, text", [("min.json", json.dumps(MIN)), ("table.csv", TABLE)], ids=["json-min", "csv"])

@@ -23,12 +23,12 @@ def study(
     file: Annotated[Optional[str], typer.Argument(help="YAML file of options; they win over the preset's.")] = None,  # noqa: UP045
     preset: Annotated[
         str | None, typer.Option("--preset", help="demo, world (all of it); the paper's: helpful, tldr, alpaca_eval.")
-    ] = None,  # noqa: UP045
+    ] = None,
     output: Annotated[Optional[str], typer.Option("--output", help="Directory of the study.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option("--seed", help="Seed of data, candidates and pairs.")] = None,  # noqa: UP045
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training_seeds=[0,1,2] or train.beta=0.2.")
-    ] = None,  # noqa: UP045
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -37,7 +37,7 @@ def study(
     ] = False,
     write_preset: Annotated[
         str | None, typer.Option("--write-preset", help="Write the preset's YAML file here, to edit, and stop.")
-    ] = None,  # noqa: UP045
+    ] = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Of a damaged journal of verdicts keep what is sound, and go on.")
     ] = False,

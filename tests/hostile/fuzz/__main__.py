@@ -57,7 +57,7 @@ def run_case(target, seed, index, folder, mark):
         pass
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - PanicException and SystemExit are findings too
+    except BaseException as error:  # PanicException and SystemExit are findings too
         place = traceback.extract_tb(error.__traceback__)
         ours = next((frame for frame in reversed(place) if f"{os.sep}jpo{os.sep}" in frame.filename), place[-1])
         where = f"{Path(ours.filename).name}:{ours.lineno}"
@@ -121,7 +121,7 @@ def fuzz(name, arguments, scratch):
             try:
                 child(name, arguments.seed, at, last, state, scratch / "case", report)
                 status = 0
-            except BaseException:  # noqa: BLE001 - the child must never return into the parent's loop
+            except BaseException:  # the child must never return into the parent's loop
                 traceback.print_exc()
             os._exit(status)
         status, hung = watched(pid, state)
