@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from jpo import defaults
 
 BaseUrl = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    str | None,
     typer.Option("--base-url", help="openai: the server, e.g. http://localhost:8000/v1; without credentials."),
 ]
 JudgeModel = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--model", help="openai: the model's name on the server; local: the model to load."),
 ]
 ProtocolName = Annotated[
@@ -33,7 +33,7 @@ TaskName = Annotated[
     ),
 ]
 PromptFiles = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--prompt",
         help="File of your own wording, with {instruction}, {response_a}, {response_b}; or, for joint candidates, with "
@@ -44,33 +44,33 @@ Temperature = Annotated[
     float, typer.Option("--judge-temperature", help="openai: sent with each request; below 0: left out.")
 ]
 MaxTokens = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
         "--judge-max-tokens",
         help=f"openai: tokens of a reply at most; 0: no bound is sent. (default: {defaults.MAX_TOKENS})",
     ),
 ]
 Concurrency = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
         "--concurrency",
         help=f"Questions at once. (default: {defaults.CONCURRENCY}; {defaults.FUNCTION_CONCURRENCY} for a function)",
     ),
 ]
 Timeout = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     typer.Option("--timeout", help=f"Seconds for one request, its body included. (default: {defaults.TIMEOUT:g})"),
 ]
 TotalTimeout = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     typer.Option("--total-timeout", help="Seconds for the run; what came until then is kept. (default: no end)"),
 ]
 MaxAttempts = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option("--max-attempts", help=f"Attempts for each question. (default: {defaults.MAX_ATTEMPTS})"),
 ]
 JournalFile = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--journal", help="SQLite file of verdicts. (default: OUTPUT.journal.sqlite)"),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask failed questions again.")]

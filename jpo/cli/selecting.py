@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -10,11 +10,11 @@ from jpo.errors import JpoError
 
 PANEL = "Which to ask next"
 ChoosingModel = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    str | None,
     typer.Option("--model", help="Model whose hidden states and margins choose.", rich_help_panel=PANEL),
 ]
 ChoosingTemplate = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--template", help="As of jpo train. (default: the adapter's)", rich_help_panel=PANEL),
 ]
 

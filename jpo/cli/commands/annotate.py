@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,7 +34,7 @@ Convert = Annotated[
     typer.Option("--convert", help="Write the verdicts that --input already holds in that format; serve nothing."),
 ]
 Annotators = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    list[str] | None,
     typer.Option("--annotator", help="A name that gets a secret link of its own; may repeat. Others cannot enter."),
 ]
 Overlap = Annotated[int, typer.Option("--overlap", help="Annotators of each item.")]
@@ -42,14 +42,14 @@ Repeat = Annotated[float, typer.Option("--repeat", help="Share of items that com
 Apart = Annotated[bool, typer.Option("--apart", help="Conditional items first, then joint ones; else mixed.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the order of items and of which side stands left.")]
 Guideline = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--guideline",
         help="A text file (Markdown) with what annotators should weigh. (default: accuracy, coherence, harmlessness)",
     ),
 ]
 Select = Annotated[
-    Optional[Strategy],  # noqa: UP045
+    Strategy | None,
     typer.Option(
         "--select",
         help="Ask in rounds of --count items: answers in, refit, next round. By chance; the smallest margins; a D-optimal "
@@ -59,7 +59,7 @@ Select = Annotated[
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="Items of a round.", rich_help_panel=PANEL)]
 Adapter = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--adapter", help="Its margins choose the first round.", rich_help_panel=PANEL),
 ]
 RefitName = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def show(results: dict[str, Any], folder: str) -> None:
 
 def demo(
     output: Annotated[str, typer.Option("--output", help="Directory of report.html and results.json.")],
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Equal seeds give equal numbers. [default: 0]")] = None,  # noqa: UP045
+    seed: Annotated[int | None, typer.Option("--seed", help="Equal seeds give equal numbers. [default: 0]")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the stages and what is done; write nothing.")
     ] = False,

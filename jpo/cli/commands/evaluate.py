@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json as json_
 import os
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,53 +16,53 @@ from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, o
 @flags.with_judging
 def evaluate(
     verdicts: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        str | None,
         typer.Option("--verdicts", help="Verdict cache: {model: {item: model|gold|equal}} as JSON."),
     ] = None,
     generations: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--generations", help="Outputs of jpo generate, for --judge or --alpaca-eval-output; may repeat."),
     ] = None,
     gold: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--gold", help="Test records {instruction, gold_response, id?}; joined by id and instruction."),
     ] = None,
     judge: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--judge", help="openai, local or module:function; asked about each output in both orders."),
     ] = None,
     known_verdicts: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--known-verdicts", help="Verdict cache whose comparisons are not asked again; may repeat."),
     ] = None,
     verdicts_output: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--verdicts-output", help="Also add the verdicts to this verdict cache."),
     ] = None,
     output: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--output", help="Judged outputs, JSONL; run again to go on. (default: GENERATIONS.judged.jsonl)"),
     ] = None,
     judged: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--judged", help="Judged outputs of earlier runs, instead of asking; may repeat."),
     ] = None,
     alpaca_eval_output: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--alpaca-eval-output", help="Write --generations here as AlpacaEval's model_outputs."),
     ] = None,
     alpaca_eval_annotations: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--alpaca-eval-annotations", help="AlpacaEval's annotations.json, to score."),
     ] = None,
     alpaca_eval_difficulty: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--alpaca-eval-difficulty",
             help="AlpacaEval's instruction_difficulty.csv, or its df_gamed.csv, for its own length-controlled win-rate.",
         ),
     ] = None,
-    json: Annotated[Optional[str], typer.Option("--json", help="Also write unrounded figures here.")] = None,  # noqa: UP045
+    json: Annotated[str | None, typer.Option("--json", help="Also write unrounded figures here.")] = None,
     executor: ExecutorName = None,
     shards: ShardCount = None,
     shard: ShardText = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +16,11 @@ def feedback(
     output: Annotated[str, typer.Option("--output", help="JSONL file; run again to go on where it was.")],
     judge: Annotated[str, typer.Option("--judge", help="openai, local or module:function.")],
     prompt_price: Annotated[
-        Optional[float],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        float | None,
         typer.Option("--prompt-price", help="Price of a million prompt tokens, to print the cost."),
     ] = None,
     completion_price: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option("--completion-price", help="Price of a million completion tokens."),
     ] = None,
     dry_run: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,28 +14,28 @@ from jpo.cli.sharding import ExecutorName, ShardCount, ShardText, check_alone, o
 from jpo.defaults import MAX_NEW_TOKENS
 
 Input = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    str | None,
     typer.Option("--input", help="Records with an instruction (or prompt); id or instruction_id names them."),
 ]
 Prompts = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--prompt", help="An instruction (may repeat), instead of --input."),
 ]
 Output = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--output", help="JSONL file; run again to go on where it stopped. (default: standard output)"),
 ]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Sample anew, whatever --output holds: it stands until the new file is whole."),
 ]
-Adapter = Annotated[Optional[str], typer.Option("--adapter", help="Adapter; its template is used.")]  # noqa: UP045
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapter; its template is used.")]
 Name = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--name", help="Written as model; jpo evaluate groups by it. (default: the adapter's folder)"),
 ]
 TemplateName = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--template",
         help="spaced, paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's, else spaced; chat "
@@ -44,18 +44,18 @@ TemplateName = Annotated[
 ]
 Count = Annotated[int, typer.Option("--n", help="Samples of each instruction, temperature and seed.")]
 Temperatures = Annotated[
-    Optional[list[float]],  # noqa: UP045
+    list[float] | None,
     typer.Option("--temperature", help="May repeat; 0 is greedy. (default: 1.0)"),
 ]
 TopP = Annotated[float, typer.Option("--top-p", help="Cut to the likeliest tokens of this probability.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Cut to this many tokens; 0: no cut. The paper: 50.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="A sample's length at most.")]
 Seeds = Annotated[
-    Optional[list[int]],  # noqa: UP045
+    list[int] | None,
     typer.Option("--seed", help="May repeat. (default: 0)"),
 ]
-Stops = Annotated[Optional[list[str]], typer.Option("--stop", help="A stop string; may repeat.")]  # noqa: UP045
-Limit = Annotated[Optional[int], typer.Option("--limit", help="Only the first records.")]  # noqa: UP045
+Stops = Annotated[list[str] | None, typer.Option("--stop", help="A stop string; may repeat.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first records.")]
 Compute = Annotated[
     str,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,16 +16,16 @@ def interplay(
         ),
     ],
     human: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        list[str] | None,
         typer.Option("--human", help="An annotator who is a human; may repeat. (default: names that begin with human)"),
     ] = None,
     model: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--model", help="Compare log-likelihoods under this model where verdicts disagree."),
     ] = None,
-    adapter: Annotated[Optional[str], typer.Option("--adapter", help="The model's adapter, with its template.")] = None,  # noqa: UP045
-    json: Annotated[Optional[str], typer.Option("--json", help="Write the figures, unrounded, here.")] = None,  # noqa: UP045
-    plot: Annotated[Optional[str], typer.Option("--plot", help="Draw the shares with their intervals here.")] = None,  # noqa: UP045
+    adapter: Annotated[str | None, typer.Option("--adapter", help="The model's adapter, with its template.")] = None,
+    json: Annotated[str | None, typer.Option("--json", help="Write the figures, unrounded, here.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", help="Draw the shares with their intervals here.")] = None,
 ) -> None:
     """Show how joint verdicts go with conditional labels, and how far annotators agree.
 

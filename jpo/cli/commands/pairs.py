@@ -3,7 +3,7 @@ pairs out of verdicts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ Preferences = Annotated[
     bool, typer.Option("--preferences", help="Preference pairs from records that jpo feedback has judged.")
 ]
 Count = Annotated[
-    Optional[int],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+    int | None,
     typer.Option(
         "--count",
         min=1,
@@ -34,7 +34,7 @@ Count = Annotated[
     ),
 ]
 Mix = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--mix", help="Shares of chosen-chosen, rejected-rejected, chosen-rejected: CC=1,RR=1,CR=2."),
 ]
 PerInstruction = Annotated[
@@ -46,7 +46,7 @@ Majority = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal files.")]
 Select = Annotated[
-    Optional[Literal["random", "margin", "dopt"]],  # noqa: UP045
+    Literal["random", "margin", "dopt"] | None,
     typer.Option(
         "--select",
         help="The --count candidates to ask next: by chance; the model's smallest margins; a D-optimal design.",
@@ -54,13 +54,13 @@ Select = Annotated[
     ),
 ]
 Feedback = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--feedback", help="Answers so far, of jpo feedback or jpo annotate; may repeat.", rich_help_panel=PANEL
     ),
 ]
 Adapter = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--adapter",
         help="Adapter of the round before: its margins. (default: a linear reward fitted to --feedback)",

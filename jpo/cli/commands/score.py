@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +15,16 @@ def score(
     input: Annotated[str, typer.Argument(help="Preference pairs, or {instruction, response} examples.")],
     model: Model,
     adapter: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        str | None,
         typer.Option("--adapter", help="Adapter; the model without it is the reference, its template is used."),
     ] = None,
     scope: Annotated[str, typer.Option("--scope", help="joint (every token but the first) or response.")] = "joint",
     beta: Annotated[float, typer.Option("--beta", help="Scales the rewards beta (log p - log p_ref).")] = 0.1,
     template: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--template", help="A template's name or text. (default: the adapter's, else spaced)"),
     ] = None,
-    output: Annotated[Optional[str], typer.Option("--output", help="JSONL file of the rows.")] = None,  # noqa: UP045
+    output: Annotated[str | None, typer.Option("--output", help="JSONL file of the rows.")] = None,
     compute: Annotated[
         str, typer.Option("--compute", help="Number type of products; jpo doctor compares them.")
     ] = "float32",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -15,17 +15,17 @@ from jpo.defaults import MAX_NEW_TOKENS
 def serve(
     model: Model,
     adapter: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time, also on Python 3.10)
+        list[str] | None,
         typer.Option("--adapter", help="NAME=PATH of an adapter over the model; may repeat. (NAME: the folder's)"),
     ] = None,
     name: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--name", help="What clients call the model itself. (default: the end of --model)"),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--api-key",
             envvar="JPO_API_KEY",
@@ -33,7 +33,7 @@ def serve(
         ),
     ] = None,
     template: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--template",
             help="spaced, paper, tldr, raw, chat, or a text with {instruction}. (default: the adapter's; chat for the model)",
@@ -50,7 +50,7 @@ def serve(
     streams: Annotated[int, typer.Option("--streams", help="Samples that decode side by side.")] = 64,
     queue: Annotated[int, typer.Option("--queue", help="Requests that may wait; more are refused with 429.")] = 256,
     cache_tokens: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--cache-tokens", help="Tokens of all texts at once. (default: 1 GiB of keys and values)"),
     ] = None,
     cache_dtype: CacheDtype = "float32",

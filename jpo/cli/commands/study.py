@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,12 +20,12 @@ def _options_help() -> str:
 
 
 def study(
-    file: Annotated[Optional[str], typer.Argument(help="YAML file of options; they win over the preset's.")] = None,  # noqa: UP045
+    file: Annotated[str | None, typer.Argument(help="YAML file of options; they win over the preset's.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="demo, world (all of it); the paper's: helpful, tldr, alpaca_eval.")
     ] = None,
-    output: Annotated[Optional[str], typer.Option("--output", help="Directory of the study.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Seed of data, candidates and pairs.")] = None,  # noqa: UP045
+    output: Annotated[str | None, typer.Option("--output", help="Directory of the study.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of data, candidates and pairs.")] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training_seeds=[0,1,2] or train.beta=0.2.")
     ] = None,
