@@ -147,7 +147,8 @@ def core_extension():
         compile_args += [*flags, "-O1", "-fno-sanitize-recover=undefined"]
         link_args += flags
     if COVERAGE:
-        compile_args += ["--coverage", "-O1", "-fprofile-update=atomic"]
+        # inlining after counting: a branch of an inline function is one branch, not one for each of its callers
+        compile_args += ["--coverage", "-O1", "-fprofile-update=atomic", "-fno-early-inlining"]
         link_args.append("--coverage")
     if SYSTEM_BLAS:
         extension["libraries"].insert(0, "openblas")

@@ -16,6 +16,12 @@ static inline bool jpo_size_mul3(size_t a, size_t b, size_t c, size_t *out) {
     return jpo_size_mul(a, b, &ab) && jpo_size_mul(ab, c, out);
 }
 
+/* a*b, or SIZE_MAX where that does not fit: more bytes than any array or buffer has. */
+static inline size_t jpo_size_product(size_t a, size_t b) {
+    size_t product;
+    return jpo_size_mul(a, b, &product) ? product : SIZE_MAX;
+}
+
 static inline int64_t jpo_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t jpo_round_up(int64_t a, int64_t b) { return jpo_ceil_div(a, b) * b; }
 static inline int64_t jpo_min64(int64_t a, int64_t b) { return a < b ? a : b; }

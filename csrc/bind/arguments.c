@@ -1,23 +1,16 @@
 /* The checks of bind/arguments.h. */
 #include "bind/arguments.h"
 
+#include <string.h>
+
 #include "base/cpu.h"
 
+/* "float32" for NPY_FLOAT32: NumPy's own name without its module. */
 static const char *type_name(int type) {
-    switch (type) {
-    case NPY_FLOAT32:
-        return "float32";
-    case NPY_FLOAT64:
-        return "float64";
-    case NPY_UINT16:
-        return "uint16";
-    case NPY_INT32:
-        return "int32";
-    case NPY_INT64:
-        return "int64";
-    default:
-        return "other";
-    }
+    PyArray_Descr *descr = PyArray_DescrFromType(type);
+    const char *name = descr->typeobj->tp_name;
+    Py_DECREF(descr);
+    return strrchr(name, '.') + 1;
 }
 
 static bool wrong_array(PyObject *object, const char *name, int type, int dimensions, bool writable) {
@@ -57,6 +50,20 @@ PyObject *arg_item(PyObject *dict, const char *key) {
     return item;
 }
 
+PyObject *arg_appended(PyObject *list, PyObject *item) {
+    const bool done = item && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    if (done) return list;
+    Py_DECREF(list);
+    return NULL;
+}
+
+int arg_published(PyObject *module, const char *name, PyObject *object) {
+    const int failed = PyModule_AddObjectRef(module, name, object);
+    Py_XDECREF(object);
+    return failed;
+}
+
 bool arg_range(const char *name, long long value, long long low, long long high) {
     if (value >= low && value <= high) return true;
     return PyErr_Format(PyExc_ValueError, "%s must lie in %lld..%lld, got %lld", name, low, high, value), false;
@@ -69,8 +76,7 @@ bool arg_matrix(PyObject *object, const char *name, bool writable, PyArrayObject
                 PyArray_ISALIGNED(a) && PyArray_ISNOTSWAPPED(a) && (!writable || PyArray_ISWRITEABLE(a));
     if (good && PyArray_SIZE(a)) {
         good &= PyArray_DIM(a, 1) == 1 || PyArray_STRIDE(a, 1) == item;
-        good &= PyArray_DIM(a, 0) == 1 ||
-                (PyArray_STRIDE(a, 0) % item == 0 && PyArray_STRIDE(a, 0) / item >= PyArray_DIM(a, 1));
+        good &= PyArray_DIM(a, 0) == 1 || PyArray_STRIDE(a, 0) / item >= PyArray_DIM(a, 1);
     }
     if (!good)
         return PyErr_Format(PyExc_TypeError,

@@ -43,6 +43,13 @@ PyArrayObject *arg_copy(PyObject *object, const char *name, int type, int dimens
  * errors: without memory for the key it would be missing.) */
 PyObject *arg_item(PyObject *dict, const char *key);
 
+/* The list with one item more, whose reference it takes; NULL with an error, and no list, where the item is NULL or
+ * there is no memory. */
+PyObject *arg_appended(PyObject *list, PyObject *item);
+
+/* module.name = object, whose reference it takes; -1 with an error, also where the object is NULL. */
+int arg_published(PyObject *module, const char *name, PyObject *object);
+
 /* low <= value <= high, else false with ValueError. */
 bool arg_range(const char *name, long long value, long long low, long long high);
 

@@ -213,9 +213,7 @@ static PyObject *tensor_list(const jpo_config *c, bool sized) {
     for (int t = 0; list && t < JPO_TENSORS; t++) {
         jpo_tensor_info info = jpo_tensor_describe(c, (jpo_tensor)t);
         if (sized && !info.present) continue;
-        PyObject *row = tensor_row(&info, sized);
-        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
-        Py_XDECREF(row);
+        list = arg_appended(list, tensor_row(&info, sized));
     }
     return list;
 }
@@ -238,7 +236,6 @@ static PyMethodDef methods[] = {
 
 int jpo_bind_config(PyObject *module) {
     const jpo_config none = {0};
-    PyObject *list = tensor_list(&none, false);
-    if (!list || PyModule_AddObject(module, "TENSORS", list) < 0) return -1;
+    if (arg_published(module, "TENSORS", tensor_list(&none, false)) < 0) return -1;
     return PyModule_AddFunctions(module, methods);
 }

@@ -71,7 +71,8 @@ static bool read_cache(jpo_decode *d, const decode_arguments *from, const jpo_co
     const int64_t width = dtype == JPO_F32 ? values : (int64_t)jpo_dtype_row_bytes((jpo_dtype)dtype, values);
     if (!arg_array(from->k, "k", type, 3, true) || !arg_array(from->v, "v", type, 3, true)) return false;
     PyArrayObject *k = (PyArrayObject *)from->k, *v = (PyArrayObject *)from->v;
-    if (!PyArray_SAMESHAPE(k, v) || PyArray_DIM(k, 0) != c->layers || PyArray_DIM(k, 2) != width)
+    if (!PyArray_CompareLists(PyArray_DIMS(k), PyArray_DIMS(v), 3) || PyArray_DIM(k, 0) != c->layers ||
+        PyArray_DIM(k, 2) != width)
         return PyErr_Format(PyExc_ValueError, "k and v must be (layers, capacity, %lld) of %s", (long long)width,
                             dtype == JPO_F32 ? "float32" : "uint8"),
                false;

@@ -84,7 +84,7 @@ static PyObject *logits_grad(PyObject *self, PyObject *args) {
         return NULL;
     jpo_error err;
     jpo_status status;
-    if (!PyArray_SAMESHAPE((PyArrayObject *)grad, (PyArrayObject *)logits) ||
+    if (!PyArray_CompareLists(PyArray_DIMS((PyArrayObject *)grad), PyArray_DIMS((PyArrayObject *)logits), 2) ||
         PyArray_SIZE((PyArrayObject *)coefficients) != call.batch.count) {
         status = jpo_fail(&err, JPO_ERR_VALUE, "out must have the shape of logits, coefficients the length of rows");
     } else {
@@ -189,11 +189,10 @@ static PyObject *head_grad(PyObject *self, PyObject *args) {
     jpo_weight_scratch weights = {0};
     jpo_error err = {.code = JPO_ERR_MEMORY, .text = "out of memory"};
     jpo_status status = JPO_ERR_MEMORY;
-    size_t bytes;
+    const size_t bytes = jpo_size_product((size_t)n + 1, JPO_HEAD_TILE * sizeof(float)); /* a row more than it holds */
     if (PyArray_SIZE((PyArrayObject *)coefficients) != n)
         status = jpo_fail(&err, JPO_ERR_VALUE, "coefficients have another length");
-    else if (dh && dw && logps && jpo_size_mul3((size_t)n, JPO_HEAD_TILE, sizeof(float), &bytes) &&
-             jpo_block_reserve(&tile, bytes + 64, &err) == JPO_OK) {
+    else if (dh && dw && logps && jpo_block_reserve(&tile, bytes, &err) == JPO_OK) {
         const jpo_head_gradient gradient = {.dw = PyArray_DATA((PyArrayObject *)dw)};
         JPO_COMPUTE_BEGIN_POLLED
         status = jpo_head_forward(logps, call.state, NULL, &call.batch, &call.weight, false, &call.scratch, &err);

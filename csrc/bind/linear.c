@@ -54,9 +54,8 @@ static bool weight_open(jpo_weight *w, PyObject *data, const char *dtype, const 
     if (dtype_from_name(dtype, &w->dtype) || compute_from_name(compute, &w->compute)) return false;
     if (!arg_range("n", n, 1, INT32_MAX) || !arg_range("k", k, 1, INT32_MAX)) return false;
     PyArrayObject *bytes = (PyArrayObject *)data;
-    size_t want;
-    if (!jpo_size_mul((size_t)n, jpo_dtype_row_bytes(w->dtype, k), &want) || !PyArray_Check(data) ||
-        !PyArray_ISCARRAY_RO(bytes) || (size_t)PyArray_NBYTES(bytes) != want)
+    const size_t want = jpo_size_product((size_t)n, jpo_dtype_row_bytes(w->dtype, k));
+    if (!PyArray_Check(data) || !PyArray_ISCARRAY_RO(bytes) || (size_t)PyArray_NBYTES(bytes) != want)
         return PyErr_Format(PyExc_ValueError,
                             "data must be a contiguous array of the bytes of a %s weight (%lld, %lld)", dtype,
                             (long long)n, (long long)k),
@@ -358,10 +357,8 @@ static PyObject *product_kernels(PyObject *self, PyObject *unused) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && jpo_gemm_at(i); i++) {
         const jpo_gemm_kernel *kernel = jpo_gemm_at(i);
-        PyObject *row = Py_BuildValue("(ssO)", kernel->name, jpo_compute_name(kernel->compute),
-                                      jpo_gemm_find(kernel->compute) == kernel ? Py_True : Py_False);
-        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
-        Py_XDECREF(row);
+        list = arg_appended(list, Py_BuildValue("(ssO)", kernel->name, jpo_compute_name(kernel->compute),
+                                                jpo_gemm_find(kernel->compute) == kernel ? Py_True : Py_False));
     }
     return list;
 }
@@ -379,10 +376,8 @@ static PyObject *compute_types(PyObject *self, PyObject *unused) {
     for (int i = 0; list && i < JPO_COMPUTE_COUNT; i++) {
         const jpo_compute compute = (jpo_compute)i;
         const bool there = compute == JPO_COMPUTE_FLOAT32 || jpo_gemm_find(compute);
-        PyObject *row = Py_BuildValue("(ssz)", jpo_compute_name(compute), jpo_compute_meaning(compute),
-                                      there ? NULL : jpo_gemm_lacking(compute));
-        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
-        Py_XDECREF(row);
+        list = arg_appended(list, Py_BuildValue("(ssz)", jpo_compute_name(compute), jpo_compute_meaning(compute),
+                                                there ? NULL : jpo_gemm_lacking(compute)));
     }
     return list;
 }
@@ -441,7 +436,6 @@ static PyObject *dtype_sizes(void) {
 }
 
 int jpo_bind_linear(PyObject *module) {
-    PyObject *sizes = dtype_sizes();
-    if (!sizes || PyModule_AddObject(module, "DTYPES", sizes) < 0) return -1;
+    if (arg_published(module, "DTYPES", dtype_sizes()) < 0) return -1;
     return PyModule_AddFunctions(module, methods);
 }

@@ -64,11 +64,7 @@ static PyArrayObject *stored_bytes(PyObject *tensors, const char *name, int64_t 
                             (long long)k, dtype_name),
                NULL;
     PyArrayObject *array = (PyArrayObject *)bytes;
-    size_t want;
-    if (!jpo_size_mul(jpo_dtype_row_bytes(*type, k), (size_t)n, &want))
-        return PyErr_Format(PyExc_ValueError, "tensor %s: (%lld, %lld) values of %s do not fit the address space", name,
-                            (long long)n, (long long)k, dtype_name),
-               NULL;
+    const size_t want = jpo_size_product(jpo_dtype_row_bytes(*type, k), (size_t)n);
     if (!PyArray_ISCARRAY_RO(array) || (size_t)PyArray_NBYTES(array) != want)
         return PyErr_Format(PyExc_ValueError,
                             "tensor %s: expected %zu contiguous bytes for (%lld, %lld) of %s, got %zd", name, want,
@@ -396,8 +392,4 @@ static PyTypeObject model_type = {
     .tp_methods = model_methods,
 };
 
-int jpo_bind_model(PyObject *module) {
-    if (PyType_Ready(&model_type) < 0) return -1;
-    Py_INCREF(&model_type);
-    return PyModule_AddObject(module, "Model", (PyObject *)&model_type);
-}
+int jpo_bind_model(PyObject *module) { return PyModule_AddType(module, &model_type); }

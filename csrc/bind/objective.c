@@ -32,17 +32,16 @@ static PyObject *preference(PyObject *self, PyObject *args) {
         !arg_array(lp_w, "policy_chosen", NPY_FLOAT64, -1, false))
         return NULL;
     npy_intp n = p.pairs = PyArray_SIZE((PyArrayObject *)lp_w);
-    size_t square;
-    if (!jpo_size_mul((size_t)n, (size_t)n, &square) || square > NPY_MAX_INTP) square = 0; /* no such array exists */
+    const npy_intp square = (npy_intp)jpo_size_product((size_t)n, (size_t)n); /* below 0: no array has so many */
     p.divergence = (jpo_divergence)divergence;
     p.length_normalize = normalize;
-    if (!vector(lp_w, "policy_chosen", NPY_FLOAT64, n, (const void **)&p.lp_w) ||
-        !vector(lp_l, "policy_rejected", NPY_FLOAT64, n, (const void **)&p.lp_l) ||
+    p.lp_w = PyArray_DATA((PyArrayObject *)lp_w);
+    if (!vector(lp_l, "policy_rejected", NPY_FLOAT64, n, (const void **)&p.lp_l) ||
         !vector(ref_w, "ref_chosen", NPY_FLOAT64, n, (const void **)&p.ref_w) ||
         !vector(ref_l, "ref_rejected", NPY_FLOAT64, n, (const void **)&p.ref_l) ||
         !vector(n_w, "chosen_lengths", NPY_FLOAT64, n, (const void **)&p.n_w) ||
         !vector(n_l, "rejected_lengths", NPY_FLOAT64, n, (const void **)&p.n_l) ||
-        !vector(weights, "rpo_weights", NPY_FLOAT64, (npy_intp)square, (const void **)&p.rpo_weights) ||
+        !vector(weights, "rpo_weights", NPY_FLOAT64, square, (const void **)&p.rpo_weights) ||
         !vector(groups, "groups", NPY_INT64, n, (const void **)&p.groups) ||
         !vector(ties, "ties", NPY_INT64, n, (const void **)&p.ties))
         return NULL;
@@ -66,9 +65,8 @@ static PyObject *preference(PyObject *self, PyObject *args) {
     JPO_COMPUTE_BEGIN
     status = jpo_preference_run(&p, jpo_losses + loss, data[0], data[1], data[2], &err);
     JPO_COMPUTE_END
-    PyObject *result = Py_BuildValue("(NNN)", out[0], out[1], out[2]);
-    if (status == JPO_OK) return result;
-    Py_XDECREF(result);
+    if (status == JPO_OK) return Py_BuildValue("(NNN)", out[0], out[1], out[2]);
+    for (int i = 0; i < 3; i++) Py_DECREF(out[i]);
     return jpo_raise(&err);
 }
 
@@ -78,11 +76,8 @@ static PyMethodDef methods[] = {
 
 int jpo_bind_objective(PyObject *module) {
     PyObject *losses = PyList_New(0);
-    for (int i = 0; losses && i < jpo_loss_count; i++) {
-        PyObject *row = Py_BuildValue("(sI)", jpo_losses[i].name, jpo_losses[i].reads);
-        if (!row || PyList_Append(losses, row) < 0) Py_CLEAR(losses);
-        Py_XDECREF(row);
-    }
-    if (!losses || PyModule_AddObject(module, "LOSSES", losses) < 0) return -1;
+    for (int i = 0; losses && i < jpo_loss_count; i++)
+        losses = arg_appended(losses, Py_BuildValue("(sI)", jpo_losses[i].name, jpo_losses[i].reads));
+    if (arg_published(module, "LOSSES", losses) < 0) return -1;
     return PyModule_AddFunctions(module, methods);
 }

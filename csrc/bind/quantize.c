@@ -40,14 +40,8 @@ int jpo_bind_quantize(PyObject *module) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < JPO_DTYPE_COUNT; i++) {
         if (!jpo_quantizes((jpo_dtype)i)) continue;
-        PyObject *name = PyUnicode_FromString(jpo_dtype_name((jpo_dtype)i));
-        if (!name || PyList_Append(list, name) < 0) Py_CLEAR(list);
-        Py_XDECREF(name);
+        list = arg_appended(list, PyUnicode_FromString(jpo_dtype_name((jpo_dtype)i)));
     }
-    if (!list || PyModule_AddObjectRef(module, "QUANTIZED", list) < 0) {
-        Py_XDECREF(list);
-        return -1;
-    }
-    Py_DECREF(list);
+    if (arg_published(module, "QUANTIZED", list) < 0) return -1;
     return PyModule_AddFunctions(module, methods);
 }

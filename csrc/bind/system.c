@@ -9,9 +9,7 @@ static PyObject *feature_names(uint32_t features) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < JPO_CPU_FEATURES; i++) {
         if (!(features >> i & 1)) continue;
-        PyObject *name = PyUnicode_FromString(jpo_cpu_feature_name(i));
-        if (!name || PyList_Append(list, name) < 0) Py_CLEAR(list);
-        Py_XDECREF(name);
+        list = arg_appended(list, PyUnicode_FromString(jpo_cpu_feature_name(i)));
     }
     return list;
 }

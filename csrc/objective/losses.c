@@ -143,7 +143,7 @@ _Static_assert(sizeof(ranked) == 2 * sizeof(double), "two lists of B pairs fit i
 static int by_value(const void *a, const void *b) {
     const ranked *x = a, *y = b;
     if (x->value != y->value) return x->value < y->value ? -1 : 1;
-    return x->pair < y->pair ? -1 : 1; /* ties keep their order; NaN was dealt with before */
+    return (x->pair > y->pair) - (x->pair < y->pair); /* ties keep their order; NaN was dealt with before */
 }
 
 /* The list of plus - minus (or of plus alone) in ascending order; false where NaN leaves none. */

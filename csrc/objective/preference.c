@@ -2,7 +2,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "base/size.h"
 #include "objective/losses.h"
 #include "objective/stable.h"
 
@@ -37,10 +36,7 @@ static double transform(const jpo_preference *p, double s, double *slope) {
 jpo_status jpo_preference_run(const jpo_preference *preference, const jpo_loss_entry *entry, double *loss, double *d_w,
                               double *d_l, jpo_error *err) {
     jpo_preference p = *preference;
-    size_t count;
-    if (!jpo_size_mul3((size_t)p.pairs, 8, sizeof(double), &count))
-        return jpo_fail(err, JPO_ERR_MEMORY, "a batch of %lld pairs does not fit", (long long)p.pairs);
-    double *work = malloc(count + sizeof(double));
+    double *work = calloc((size_t)p.pairs + 1, 8 * sizeof(double));
     if (!work) return jpo_fail(err, JPO_ERR_MEMORY, "could not allocate a batch of %lld pairs", (long long)p.pairs);
     double *slope_w = work + 2 * p.pairs, *slope_l = work + 3 * p.pairs;
     p.s_w = work, p.s_l = work + p.pairs, p.ranks = work + 4 * p.pairs;

@@ -131,10 +131,12 @@ def test_a_loss_that_lacks_one_array():
 
 
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
-def test_ranks_of_what_has_no_order(loss):
+@pytest.mark.parametrize("place", range(4))
+def test_ranks_of_what_has_no_order(loss, place):
     """One NaN makes every rank of the batch unknown, and every loss and gradient with it."""
-    a, b = np.array([-1.0, np.nan, -3.0]), np.array([-2.0, -2.5, -4.0])
-    found = jpo.preference_loss(a, b, b, b, loss=loss)
+    given = [np.array([-2.0, -2.5, -4.0]) for _ in range(4)]
+    given[place][1] = np.nan
+    found = jpo.preference_loss(*given, loss=loss)
     assert np.isnan(found.losses).all() and np.isnan(found.grad_chosen).all() and np.isnan(found.grad_rejected).all()
 
 
@@ -153,6 +155,8 @@ def test_ranks_of_what_has_no_order(loss):
         ("layer_window", [0] * 99, "layer_window and layer_rotary need one entry for each of"),
         ("layer_rotary", [0] * 99, "layer_window and layer_rotary need one entry for each of"),
         ("norm_eps", "small", "must be real number"),
+        ("norm_eps", -1.0, "norm_eps must be positive, got -1"),
+        ("biases", ["self_attn.o_proj"], r"the model lacks the tensor model.layers.0.self_attn.o_proj.bias"),
     ],
 )
 def test_configurations(sound, key, value, message):
@@ -164,6 +168,7 @@ def test_configurations(sound, key, value, message):
 
 def test_long_frequencies_of_another_length(sound):
     config, tensors = sound
+    assert _core.Model({**config, "rotary": [{**part, "long_inv_freq": None} for part in config["rotary"]]}, tensors)
     rotary = [{**part, "long_inv_freq": np.ones(len(part["inv_freq"]) + 1), "original": 8} for part in config["rotary"]]
     with pytest.raises(ValueError, match="long_inv_freq must be as long as inv_freq"):
         _core.Model({**config, "rotary": rotary}, tensors)
@@ -174,6 +179,11 @@ def test_stored_types(sound):
     name = next(name for name in tensors if name.endswith("q_proj.weight"))
     with pytest.raises(ValueError, match=r"rows of [0-9]+ values are no whole blocks of Q4_K"):
         _core.Model(config, {**tensors, name: ("Q4_K", tensors[name][1])})
+    dtype, data = tensors[name]
+    for spoilt in (np.repeat(data, 2, axis=-1)[..., ::2], data.reshape(-1).view(">u4")):
+        assert spoilt.nbytes == data.nbytes
+        with pytest.raises(ValueError, match=f"tensor {name}: expected {data.nbytes} contiguous bytes"):
+            _core.Model(config, {**tensors, name: (dtype, spoilt)})
     norm = "model.norm.weight"
     half = np.ones(config["hidden_size"], np.float16)
     with pytest.raises(ValueError, match=f"tensor {norm} must be widened to F32"):
@@ -219,6 +229,8 @@ def test_what_is_trained(model, sound):
         model.set_full(params, params.copy(), {})
     with pytest.raises(ValueError, match="lies outside params"):
         model.set_full(params, params.copy(), {name: 1 << 40 for name in sound[1]})
+    with pytest.raises(ValueError, match="lies outside params"):
+        model.set_full(params, params.copy(), dict.fromkeys(sound[1], -1))
     with pytest.raises(TypeError):
         model.set_full(params, params.copy(), {name: "0" for name in sound[1]})
     for layer, module in ((0, 0), (-1, 0), (99, 0), (0, -1), (0, 99)):

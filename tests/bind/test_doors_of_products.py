@@ -44,7 +44,7 @@ SPOILT = [
     *(("_linear_product", given, r"out and in must be \(M, N\) and \(M, K\)") for given in (
         {0: ones(5, 4)}, {0: ones(6, 5)}, {1: ones(6, 7)})),
     *(("_linear_product", {2: x}, "data must be a contiguous array of the bytes of a F32 weight") for x in (
-        None, ones(4, 16)[:, ::2], ones(4, 9), ones(0, 8))),
+        None, ones(4, 16)[:, ::2], ones(4, 9), ones(0, 8), ones(4, 8, kind=">f4"))),
     ("_linear_product", {0: ones(6, 0), 3: 0}, "n must lie in 1"),
     ("_linear_product", {1: ones(6, 0), 4: 0}, "k must lie in 1"),
     *(("_packed_tile", given, DO_NOT_AGREE) for given in (
@@ -62,7 +62,7 @@ SPOILT = [
     ("widen_rows", {0: read_only(2, 8)}, "out must be an aligned writable"),
     *(("_sgemm", given, SHAPES) for given in ({1: ones(5, 8)}, {1: ones(6, 7)}, {2: ones(5, 8)}, {0: ones(6, 5)})),
     *(("_sgemm", {place: None}, "must be an aligned") for place in range(3)),
-    *(("quantize_rows", {1: dtype}, f"dtype: {dtype} is not written") for dtype in ("F31", "")),
+    *(("quantize_rows", {1: dtype}, f"dtype: {dtype} is not written") for dtype in ("F31", "", "Q2_K")),
     ("quantize_rows", {0: None}, "values must be an aligned"),
     *(("quantize_rows", {0: x}, "values: expected contiguous rows of a multiple of 32 values for Q8_0") for x in (
         ones(2, 128)[:, :64], ones(2, 33))),
@@ -73,6 +73,7 @@ SPOILT = [
     ("measure_gflops", {0: "float31"}, "compute must be one of"),
     ("measure_gflops", {4: "F31"}, "dtype must be a name"),
     ("measure_gflops", {5: "sideways"}, "direction must be"),
+    ("measure_gflops", {2: 33, 4: "Q8_0"}, "a Q8_0 weight needs rows of a multiple of 32 values, got 33"),
 ]  # fmt: skip
 
 
@@ -89,6 +90,25 @@ def test_each_argument_of_a_product(name, spoilt, message):
 def test_a_product_without_arguments(name):
     with pytest.raises(TypeError):
         getattr(_core, name)()
+
+
+def test_tiles_begin_where_a_block_does():
+    """Rows of a stored block are whole; of single values, a tile may begin at any."""
+    data = np.zeros(4 * 64 // 32 * 34, np.uint8)
+
+    def tile(column, columns):
+        x = ones(6, columns)
+        return _core._packed_tile(ones(6, 4), x, data, 4, 64, "Q8_0", "float32", 0, 4, column, columns, False, False)
+
+    assert tile(32, 32) is None
+    with pytest.raises(ValueError, match=DO_NOT_AGREE):
+        tile(1, 32)
+
+
+@pytest.mark.parametrize("dtype", _core.DTYPES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_measured_products_of_each_stored_type(dtype, direction):
+    assert 0 < _core.measure_gflops("float32", 256, 256, 4, dtype, direction, 1) < np.inf
 
 
 def test_a_gradient_of_nothing_is_nothing():

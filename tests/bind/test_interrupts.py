@@ -11,9 +11,11 @@ import pytest
 
 import jpo
 from jpo import _core
+from jpo.formats import load_checkpoint
 from tests.interrupted import alarm, assert_ends_within, for_seconds, wait_after_signal, waits_after_signals
 
 BOUND = 0.25  # seconds, beside which a machine of CI may be busy with other things for a while
+INT = np.int32
 rng = np.random.default_rng(0)
 
 
@@ -40,11 +42,45 @@ def repeated(call, seconds=1.5):
     return run
 
 
+def passes_of_the_core(texts=100, length=200):
+    """Passes over so many texts of so many tokens, straight from the core."""
+    core = jpo.load("tiny")._core
+    rows, config = texts * length, load_checkpoint("tiny").config
+    size = 1 << 13
+    core.set_lora(np.zeros(size, np.float32), np.zeros(size, np.float32), [(0, 0, 2, 1.0, 0.0, 0, 1 << 10)])
+    tokens, last, none = np.ones(rows, INT), np.arange(length - 1, rows, length, dtype=INT), np.zeros(0, INT)
+    first = np.arange(0, rows, length, dtype=INT)
+    whole = np.full(texts, length, INT)
+    forest = np.column_stack([first, whole, np.full(texts, -1, INT), np.zeros(texts, INT)])
+
+    def forward(entries):
+        core.forward(tokens, forest, entries, np.ones(len(entries), INT), True, True, False, True, 0)
+
+    def backward():
+        forward(last)
+        core.backward(np.ones(texts))
+
+    def logits():
+        forward(none)
+        core.logits(np.tile(last, 1000))
+
+    shape = config["num_hidden_layers"], rows, config["num_key_value_heads"] * config["head_dim"]
+    cached = np.zeros(shape, np.float32), np.zeros(shape, np.float32), tokens
+    segments = np.column_stack([first, whole, np.arange(texts, dtype=INT), np.ones(texts, INT)])
+    places = np.tile(np.arange(length, dtype=INT), texts), np.arange(rows, dtype=INT), segments
+    ranges = np.column_stack([first, whole])
+    return {
+        "backward": repeated(backward),
+        "logits": repeated(logits),
+        "decode": repeated(lambda: core.decode(*cached, *places, ranges, last, True)),
+    }
+
+
 @pytest.fixture(scope="module")
 def calls():
     z, labels = logits(2000, 50_000)
     large = linear(2000, 1024, 40_000)
-    c = np.ones(1)
+    c, x = np.ones(1), np.zeros((3000, 3000), np.float32)
     lm = jpo.load("tiny")
     text = ["word " * 120] * 8
     return {
@@ -53,14 +89,18 @@ def calls():
         "sequence_logps": repeated(lambda: jpo.sequence_logps(z, labels)),
         "sequence_logps_grad": repeated(lambda: jpo.sequence_logps_grad(z, labels, c, out=z)),
         "scores of a model": repeated(lambda: lm.sequence_logps(text, text, scope="joint")),
+        **passes_of_the_core(),
+        "product": repeated(lambda: _core._linear_product(x, x, x, len(x), len(x), "F32")),
+        "measurement": lambda: _core.measure_gflops("float32", 512, 512, 512, runs=20_000),
         "draws": repeated(lambda: _core.draw(z[0, :500], np.full(500, 0.5), 0.9, 1000, 0.9)),
     }
 
 
 @pytest.mark.parametrize(
     "name",
-    ["linear_logps", "linear_logps_grad", "sequence_logps", "sequence_logps_grad", "scores of a model", "draws"],
-)
+    ["linear_logps", "linear_logps_grad", "sequence_logps", "sequence_logps_grad", "scores of a model", "draws",
+     "backward", "logits", "decode", "product", "measurement"],
+)  # fmt: skip
 def test_the_handler_runs_in_time(calls, name):
     assert_ends_within(BOUND, calls[name], (0.03, 0.1, 0.2, 0.25))
 

@@ -182,6 +182,20 @@ def test_each_bound_of_an_adapter(model, name, value):
         model.set_lora(params, params.copy(), [(*{**LORA, name: value}.values(), 0, 256)])
 
 
+def test_an_adapter_of_a_module_that_the_model_has_not(parts):
+    """A block without a gate; the head of tied embeddings is no tensor of its own either, but may be adapted."""
+    config, tensors = parts
+    model = _core.Model(
+        {**config, "gated": 0}, {name: part for name, part in tensors.items() if "gate_proj" not in name}
+    )
+    codes = {name: code for code, (name, *_) in enumerate(_core.TENSORS)}
+    params = np.zeros(1 << 14, np.float32)
+    for name in ("mlp.up_proj", "lm_head"):
+        model.set_lora(params, params.copy(), [(*{**LORA, "module": codes[name]}.values(), 0, 1 << 12)])
+    with pytest.raises(ValueError, match="this model has no module mlp.gate_proj"):
+        model.set_lora(params, params.copy(), [(*{**LORA, "module": codes["mlp.gate_proj"]}.values(), 0, 1 << 12)])
+
+
 @pytest.mark.parametrize("given", [{"dropout": 0.1}, {"magnitudes": 400}], ids=["dropout", "magnitudes"])
 def test_an_adapter_of_the_embedding_has_neither_magnitudes_nor_dropout(model, given):
     (code,) = [code for code, (name, *_) in enumerate(_core.TENSORS) if name == "model.embed_tokens"]
@@ -215,7 +229,9 @@ def test_each_bound_of_a_draw(message, spoilt):
 def test_decode_refuses_arrays_of_another_kind(model, parts):
     k, v = cache(parts[0], 8)
     rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
-    for bad in (k.astype(">f4"), k.astype(np.float64), k[:, ::2], None, k.tolist()):
+    read_only = k.copy()
+    read_only.flags.writeable = False
+    for bad in (k.astype(">f4"), k.astype(np.float64), k[:, ::2], read_only, None, k.tolist()):
         for name, pair in (("k", (bad, v)), ("v", (k, bad))):
             with pytest.raises(TypeError, match=f"^{name} must be a contiguous writable float32 array"):
                 model.decode(*pair, *rest, True)
@@ -228,6 +244,14 @@ def test_decode_refuses_caches_of_another_shape(model, parts, spoil):
     rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
     with pytest.raises(ValueError, match="k and v must be"):
         model.decode(np.zeros(shape, np.float32), np.zeros(shape, np.float32), *rest, True)
+
+
+def test_decode_refuses_keys_and_values_of_two_capacities(model, parts):
+    rest = [np.array(x, dtype=INT) for x in ((1,), (0,), (0,), ((0, 1, 0, 1),), ((0, 1),), (0,))]
+    for capacities in ((8, 9), (9, 8)):
+        k, v = (cache(parts[0], capacity)[0] for capacity in capacities)
+        with pytest.raises(ValueError, match=r"k and v must be \(layers, capacity"):
+            model.decode(k, v, *rest, True)
 
 
 @pytest.mark.parametrize("compute", [-1, 99, 1 << 30])
@@ -453,8 +477,8 @@ def test_an_adapter_that_reaches_beyond_its_vector(model):
     """A of (4, 64) and B of (64, 4) fit into 512 values; one further on, either leaves the vector."""
     params = np.zeros(512, np.float32)
     model.set_lora(params, params.copy(), [(0, 0, 4, 1.0, 0.0, 0, 256)])
-    for places in ((257, 0), (0, 257), (512, 0), (0, 1 << 40), (-1, 256), (0, -256)):
-        with pytest.raises(ValueError):
+    for places in ((257, 0), (0, 257), (512, 0), (0, 1 << 40), (-1, 256), (0, -256), (0, 256, 449), (0, 256, -2)):
+        with pytest.raises(ValueError, match="adapter of layer 0, module 0 lies outside params"):
             model.set_lora(params, params.copy(), [(0, 0, 4, 1.0, 0.0, *places)])
     model.clear()
 
@@ -470,8 +494,21 @@ def test_a_switch_that_is_neither_true_nor_false(model):
         model.profile(Torn())
 
 
-def test_instruction_sets_change_only_while_nothing_computes():
-    """Scratch is laid out for one instruction set; the change is refused while another thread computes."""
+def kernels_changed(name):
+    """There and back again; what stands afterwards is what stood before."""
+    if name == "isa":
+        before = _core.system_info()["isa"]
+        _core.set_isa("generic")
+        _core.set_isa(before)
+    elif name == "force":
+        _core._linear_force("")
+    else:
+        {"portable": _core._linear_portable, "openblas": _core._linear_openblas}[name](False)
+
+
+@pytest.mark.parametrize("name", ["isa", "force", "portable", "openblas"])
+def test_kernels_change_only_while_nothing_computes(name):
+    """Scratch is laid out for one of them; the change is refused while another thread computes."""
     before = _core.system_info()["isa"]
     stop, refused = threading.Event(), 0
     x = np.ones((512, 512), dtype=np.float32)
@@ -486,8 +523,7 @@ def test_instruction_sets_change_only_while_nothing_computes():
     try:
         for _ in for_seconds(1, lambda: refused):  # noqa: B023 - as it stands in each round
             try:
-                _core.set_isa("generic")
-                _core.set_isa(before)
+                kernels_changed(name)
                 time.sleep(0.001)
             except RuntimeError as error:
                 assert "another thread computes" in str(error)
@@ -521,6 +557,8 @@ def test_decode_over_caches_of_other_stored_types(model, parts):
     assert np.isfinite(call(2 * width, "BF16")).all()
     with pytest.raises(ValueError, match=rf"k and v must be \(layers, capacity, {2 * width}\) of uint8"):
         call(2 * width + 1, "BF16")
+    with pytest.raises(TypeError, match="^k must be a contiguous writable uint8 array of 3 dimension"):
+        model.decode(*cache(parts[0], capacity), *rest, True, 0, "BF16")
     for dtype in ("F31", "Q6_K"):
         with pytest.raises(ValueError, match=f"are not stored as {dtype}"):
             call(2 * width, dtype)

@@ -91,7 +91,7 @@ def test_duplicate_keys(tmp_path):
         *[("mlp_bias", value) for value in (True, 1)],
         *[("eos_token_id", value) for value in ("x", -1, [1.5], True)],
         *[("bos_token_id", value) for value in ("x", -1)],
-        *[("architectures", value) for value in ("LlamaForCausalLM", [5], {}, [])],
+        *[("architectures", value) for value in ("LlamaForCausalLM", [5], {}, [], 5, {"0": "LlamaForCausalLM"})],
         *[("model_type", value) for value in (None, 5, ["llama"])],
         *[("layer_types", value) for value in ("x", [5], {"full_attention": 0, "sliding_attention": 0})],
         *[("hidden_act", value) for value in (5, ["silu"])],
@@ -104,6 +104,27 @@ def test_configuration_values(tmp_path, key, value):
         config[key] = value
     write_directory(tmp_path, config=config)
     refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        5,
+        "x",
+        ["full_attention"],
+        ["full_attention"] * 3,
+        ["full_attention", "x"],
+        ["full_attention", 5],
+        ["full_attention", []],
+        {"full_attention": 0, "sliding_attention": 1},
+    ],
+    ids=str,
+)
+def test_layer_types(tmp_path, types):
+    """Where a family has layers that differ: as many of the two kinds as there are layers, in a list."""
+    qwen = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    write_directory(tmp_path, config=hf_config(**qwen, use_sliding_window=True, sliding_window=8, layer_types=types))
+    refusal(tmp_path, "layer_types: expected 2 of full_attention, sliding_attention, got")
 
 
 @pytest.mark.parametrize("window", [0, -1, 2.5, "x", True])

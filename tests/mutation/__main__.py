@@ -24,8 +24,8 @@ AREAS = {  # area -> (sources, tests)
     "bind": (
         ["csrc/bind/arguments.c", "csrc/bind/generation.c", "csrc/bind/kernels.c", "csrc/bind/linear.c",
          "csrc/bind/model.c", "csrc/bind/objective.c", "csrc/bind/training.c", "csrc/model/forest.c"],
-        ["tests/bind/test_misuse.py", "tests/bind/test_doors.py", "tests/bind/test_state.py", "tests/ops/test_sample.py",
-         "tests/model/test_forest.py"],
+        ["tests/bind/test_misuse.py", "tests/bind/test_doors.py", "tests/bind/test_doors_of_products.py",
+         "tests/bind/test_state.py", "tests/ops/test_sample.py", "tests/model/test_forest.py"],
     ),
     "parsers": (
         ["jpo/formats/gguf.py", "jpo/formats/huggingface.py", "jpo/formats/files.py", "jpo/formats/config.py",

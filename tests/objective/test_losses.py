@@ -179,6 +179,13 @@ def test_a_response_of_no_probability(name, side):
         assert np.isnan(found(np.nan)[0]).any()
 
 
+def test_orpo_without_its_odds():
+    """With weight 0 it is the cross entropy of the chosen side, also where the rejected one is certain: odds of 0."""
+    given = {"loss": "orpo", "orpo_lambda": 0.0, "chosen_lengths": [2.0], "rejected_lengths": [3.0]}
+    found = jpo.preference_loss([-4.0], [0.0], **given)
+    assert (found.losses[0], found.grad_chosen[0], found.grad_rejected[0]) == (2.0, -0.5, 0.0)
+
+
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 def test_discopop_at_no_probability(tau):
     """log sg(x / tau) - x tends to -inf, 0 or inf by whether tau lies below, at or above 1."""
