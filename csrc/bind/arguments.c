@@ -50,12 +50,20 @@ PyObject *arg_item(PyObject *dict, const char *key) {
     return item;
 }
 
-PyObject *arg_appended(PyObject *list, PyObject *item) {
-    const bool done = item && PyList_Append(list, item) == 0;
+/* The container after an item went in, or none; the item's reference is taken either way. */
+static PyObject *filled(PyObject *container, PyObject *item, bool done) {
     Py_XDECREF(item);
-    if (done) return list;
-    Py_DECREF(list);
+    if (done) return container;
+    Py_DECREF(container);
     return NULL;
+}
+
+PyObject *arg_appended(PyObject *list, PyObject *item) {
+    return filled(list, item, item && PyList_Append(list, item) == 0);
+}
+
+PyObject *arg_entered(PyObject *dict, const char *key, PyObject *item) {
+    return filled(dict, item, item && PyDict_SetItemString(dict, key, item) == 0);
 }
 
 int arg_published(PyObject *module, const char *name, PyObject *object) {

@@ -47,6 +47,9 @@ PyObject *arg_item(PyObject *dict, const char *key);
  * there is no memory. */
 PyObject *arg_appended(PyObject *list, PyObject *item);
 
+/* The same for a dictionary: dict[key] = item. */
+PyObject *arg_entered(PyObject *dict, const char *key, PyObject *item);
+
 /* module.name = object, whose reference it takes; -1 with an error, also where the object is NULL. */
 int arg_published(PyObject *module, const char *name, PyObject *object);
 

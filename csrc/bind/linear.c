@@ -429,8 +429,7 @@ static PyObject *dtype_sizes(void) {
         const jpo_dtype dtype = (jpo_dtype)code;
         PyObject *size =
             Py_BuildValue("(Ln)", (long long)jpo_dtype_block(dtype), (Py_ssize_t)jpo_dtype_block_bytes(dtype));
-        if (!size || PyDict_SetItemString(sizes, jpo_dtype_name(dtype), size)) Py_CLEAR(sizes);
-        Py_XDECREF(size);
+        sizes = arg_entered(sizes, jpo_dtype_name(dtype), size);
     }
     return sizes;
 }

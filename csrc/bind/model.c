@@ -307,8 +307,8 @@ static PyObject *model_plan(model_object *self, PyObject *args) {
     if (read) {
         jpo_status status = jpo_forest_check(&forest, &self->model.config, &err);
         if (status == JPO_OK) status = jpo_plan_make(&plan, &self->pass, &forest, &options, &err);
+        if (status != JPO_OK) jpo_raise(&err);
         planned = status == JPO_OK;
-        if (!planned) jpo_raise(&err);
     }
     forest_release(&arrays);
     model_leave(self);
@@ -341,8 +341,7 @@ static PyObject *model_profile(model_object *self, PyObject *on) {
     for (int op = 0; out && op < JPO_OPERATORS; op++) {
         if (!profile->calls[op]) continue;
         PyObject *row = Py_BuildValue("(Ldd)", (long long)profile->calls[op], profile->seconds[op], profile->flop[op]);
-        if (!row || PyDict_SetItemString(out, jpo_operator_name((jpo_operator)op), row) < 0) Py_CLEAR(out);
-        Py_XDECREF(row);
+        out = arg_entered(out, jpo_operator_name((jpo_operator)op), row);
     }
     if (out) *profile = (jpo_profile){.on = wanted};
     model_leave(self);

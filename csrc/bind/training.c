@@ -171,10 +171,10 @@ PyObject *model_row_norms(model_object *self, PyObject *args) {
     PyObject *out = NULL;
     jpo_pass *pass = &self->pass;
     const bool known = layer >= 0 && layer < self->model.config.layers && module >= 0 && module < JPO_MODULES;
-    const jpo_linear *linear = known ? &self->model.live.layer[layer].module[module] : NULL;
-    if (!linear || !linear->lora.magnitude) {
+    if (!known || !self->model.live.layer[layer].module[module].lora.magnitude) {
         PyErr_Format(PyExc_ValueError, "layer %zd, module %zd has no magnitudes", layer, module);
     } else {
+        const jpo_linear *linear = &self->model.live.layer[layer].module[module];
         jpo_row_norms *norms = pass->norms + layer * JPO_MODULES + module;
         npy_intp n = linear->weight.n;
         jpo_status status;

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ _SUFFIXES = {
 }  # fmt: skip
 _NAMES = ".jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
 _CELL_LIMIT = 1 << 30  # characters of a CSV cell; the csv module's own bound is 128 KiB
+_PIECE = 1 << 18  # bytes that are unpacked at a time
+_UNPACKED, _TIMES_PACKED = 1 << 26, 200  # what a packed file may hold in any case; beyond that, times its own size
 _VERDICT_COLUMN = "feedback"  # a table of jpo annotate has it: its cells are as spreadsheet_text made them
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a formula begins, and one that is already kept from being one
 _SAVED = {"dataset_info.json", "dataset_dict.json"}  # what datasets.save_to_disk leaves beside its Arrow files
@@ -262,9 +265,42 @@ def _on_hub(path: str) -> Iterator[Record] | None:
     return (Record(row, path, f"[{index}]") for index, row in enumerate(dataset_rows(name)))
 
 
+class _Unpacked(io.RawIOBase):
+    """The bytes that a gzip file holds; DataError where they are more than any text's, before they fill the memory."""
+
+    def __init__(self, path: str):
+        self._path, self._read = path, 0
+        self._most = max(_UNPACKED, _TIMES_PACKED * os.path.getsize(path))
+        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed by close
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._read += count
+        if self._read > self._most:
+            raise DataError(
+                f"{self._path}: unpacks to more than {_TIMES_PACKED} times its size, as no text does; "
+                "if that is meant, unpack it (gunzip) and name the unpacked file"
+            )
+        return count
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._read = 0
+        return self._file.seek(place, whence)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _open(path: str) -> Any:
     """The file's bytes, unpacked where its name says that they are packed."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    return io.BufferedReader(_Unpacked(path), _PIECE) if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def spreadsheet_text(text: str) -> str:
@@ -428,8 +464,7 @@ def _refuse_constant(constant: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise _Refused(f"key {twice!r} stands twice in one object")
     return result
 

@@ -156,7 +156,8 @@ def test_ranks_of_what_has_no_order(loss, place):
         ("layer_rotary", [0] * 99, "layer_window and layer_rotary need one entry for each of"),
         ("norm_eps", "small", "must be real number"),
         ("norm_eps", -1.0, "norm_eps must be positive, got -1"),
-        ("biases", ["self_attn.o_proj"], r"the model lacks the tensor model.layers.0.self_attn.o_proj.bias"),
+        ("norm", "x", "norm = 'x' is no choice of the engine"),
+        ("biases", ("self_attn.o_proj",), r"the model lacks the tensor model.layers.0.self_attn.o_proj.bias"),
     ],
 )
 def test_configurations(sound, key, value, message):

@@ -50,6 +50,8 @@ SPOILT = [
     *(("_packed_tile", given, DO_NOT_AGREE) for given in (
         {0: ones(5, 4)}, {0: ones(6, 5)}, {1: ones(6, 7)}, {9: 1, 10: 7})),
     ("_linear_product", {5: "F31"}, "dtype must be a name"),
+    ("_linear_product", {1: ones(6, 33), 2: np.zeros(4 * 34, np.uint8), 4: 33, 5: "Q8_0"},
+     "a Q8_0 weight needs rows of a multiple of 32 values, got 33"),
     ("_linear_product", {6: "float31"}, "compute must be one of"),
     ("_packed_tile", {2: None}, "data must be"),
     ("_packed_tile", {0: None}, "out must be"),
@@ -109,6 +111,21 @@ def test_tiles_begin_where_a_block_does():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_measured_products_of_each_stored_type(dtype, direction):
     assert 0 < _core.measure_gflops("float32", 256, 256, 4, dtype, direction, 1) < np.inf
+
+
+def test_single_columns():
+    """Their stride says nothing."""
+    out, data = np.zeros((6, 4), F), np.arange(4, dtype=F)
+    _core._linear_product(out, ones(6, 3)[:, :1], data, 4, 1, "F32")
+    assert np.array_equal(out, np.tile(data, (6, 1)))
+
+
+def test_types_that_the_processor_lacks_say_what(set_isa):
+    set_isa("generic")
+    lacking = {name: lacks for name, _, lacks in _core.compute_types()}
+    assert lacking.pop("float32") is None and all(lacking.values())
+    with pytest.raises(NotImplementedError, match="int16"):
+        _core._linear_product(ones(6, 4), ones(6, 32), ones(4, 32), 4, 32, "F32", "int16")
 
 
 def test_a_gradient_of_nothing_is_nothing():

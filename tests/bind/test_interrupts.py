@@ -42,38 +42,36 @@ def repeated(call, seconds=1.5):
     return run
 
 
-def passes_of_the_core(texts=100, length=200):
-    """Passes over so many texts of so many tokens, straight from the core."""
-    core = jpo.load("tiny")._core
-    rows, config = texts * length, load_checkpoint("tiny").config
-    size = 1 << 13
-    core.set_lora(np.zeros(size, np.float32), np.zeros(size, np.float32), [(0, 0, 2, 1.0, 0.0, 0, 1 << 10)])
-    tokens, last, none = np.ones(rows, INT), np.arange(length - 1, rows, length, dtype=INT), np.zeros(0, INT)
-    first = np.arange(0, rows, length, dtype=INT)
-    whole = np.full(texts, length, INT)
-    forest = np.column_stack([first, whole, np.full(texts, -1, INT), np.zeros(texts, INT)])
+class Texts:
+    """So many texts of so many tokens, and a model of its own that passes over them, straight from the core."""
 
-    def forward(entries):
-        core.forward(tokens, forest, entries, np.ones(len(entries), INT), True, True, False, True, 0)
+    def __init__(self, count, length=200):
+        self.count, rows = count, count * length
+        self.core, config = jpo.load("tiny")._core, load_checkpoint("tiny").config
+        vector, none = np.zeros(1 << 13, np.float32), np.full(count, -1, INT)
+        self.core.set_lora(vector, vector.copy(), [(0, 0, 2, 1.0, 0.0, 0, 1 << 10)])
+        self.core.set_recompute(True)  # backward takes three times as long as forward
+        self.last, first = np.arange(length - 1, rows, length, dtype=INT), np.arange(0, rows, length, dtype=INT)
+        tokens, whole, one = np.ones(rows, INT), np.full(count, length, INT), np.ones(count, INT)
+        self.forest = tokens, np.column_stack([first, whole, none, 0 * none]), self.last, one
+        shape = config["num_hidden_layers"], rows, config["num_key_value_heads"] * config["head_dim"]
+        cached = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        places = np.tile(np.arange(length, dtype=INT), count), np.arange(rows, dtype=INT)
+        segments = np.column_stack([first, whole, np.arange(count, dtype=INT), one])
+        self.cached = *cached, tokens, *places, segments, np.column_stack([first, whole]), self.last
 
-    def backward():
-        forward(last)
-        core.backward(np.ones(texts))
+    def forward(self):
+        self.core.forward(*self.forest, True, True, True, True, 0)
+        return self
 
-    def logits():
-        forward(none)
-        core.logits(np.tile(last, 1000))
+    def backward(self):
+        self.forward().core.backward(np.ones(self.count))
 
-    shape = config["num_hidden_layers"], rows, config["num_key_value_heads"] * config["head_dim"]
-    cached = np.zeros(shape, np.float32), np.zeros(shape, np.float32), tokens
-    segments = np.column_stack([first, whole, np.arange(texts, dtype=INT), np.ones(texts, INT)])
-    places = np.tile(np.arange(length, dtype=INT), texts), np.arange(rows, dtype=INT), segments
-    ranges = np.column_stack([first, whole])
-    return {
-        "backward": repeated(backward),
-        "logits": repeated(logits),
-        "decode": repeated(lambda: core.decode(*cached, *places, ranges, last, True)),
-    }
+    def logits(self):
+        self.core.logits(np.tile(self.last, 100_000 // self.count))
+
+    def decode(self):
+        self.core.decode(*self.cached, True)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,9 @@ def calls():
         "sequence_logps": repeated(lambda: jpo.sequence_logps(z, labels)),
         "sequence_logps_grad": repeated(lambda: jpo.sequence_logps_grad(z, labels, c, out=z)),
         "scores of a model": repeated(lambda: lm.sequence_logps(text, text, scope="joint")),
-        **passes_of_the_core(),
+        "backward": repeated(Texts(40).backward),
+        "logits": repeated(Texts(10).forward().logits),
+        "decode": repeated(Texts(100).decode),
         "product": repeated(lambda: _core._linear_product(x, x, x, len(x), len(x), "F32")),
         "measurement": lambda: _core.measure_gflops("float32", 512, 512, 512, runs=20_000),
         "draws": repeated(lambda: _core.draw(z[0, :500], np.full(500, 0.5), 0.9, 1000, 0.9)),

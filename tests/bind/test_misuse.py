@@ -277,6 +277,12 @@ def test_sizes_out_of_range(parts, key, value):
         _core.Model(config, tensors)
 
 
+def test_a_model_of_a_compute_type_that_the_chosen_instructions_lack(parts, set_isa):
+    set_isa("generic")
+    with pytest.raises(NotImplementedError, match="int16"):
+        _core.Model(*parts, 1)
+
+
 def test_a_compute_type_that_the_chosen_instructions_lack(parts, set_isa):
     """Found by the fuzz target `core`: a model prepared for int16, then an instruction set without it: a null table."""
     try:

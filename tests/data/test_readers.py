@@ -4,11 +4,14 @@ import copy
 import gzip
 import json
 import pickle
+import time
 
 import pytest
 
+from jpo.data import readers
 from jpo.data.readers import Record, iter_records, read_records, write_records
 from jpo.errors import DataError
+from tests.peak_memory import grown
 
 ROWS = [{"instruction": "a", "response": "b"}, {"instruction": "c {x}\u2028d", "response": "é 🐘"}]
 
@@ -151,6 +154,36 @@ def test_tables_of_text(tmp_path):
 def test_packed_files(tmp_path):
     assert read_records(put(tmp_path, "x.jsonl.gz", gzip.compress(lines(ROWS)))) == ROWS
     assert read_records(put(tmp_path, "x.json.gz", gzip.compress(json.dumps(ROWS).encode()))) == ROWS
+
+
+def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    """Of 0.3 MB came 300, of which up to 1,600 were held. Here what any file may hold is 8 MB in place of 64."""
+    monkeypatch.setattr(readers, "_UNPACKED", 1 << 23)
+    bomb = gzip.compress(b'[{"instruction": "' + b"a" * (48 << 20), 1)
+    for name in ("x.jsonl.gz", "x.json.gz", "x.csv.gz"):
+        path = put(tmp_path, name, bomb)
+        with grown() as growth, pytest.raises(DataError, match=f"{name}: unpacks to more than 200 times its size"):
+            read_records(path)
+        assert growth.bytes < 64 << 20
+
+
+def test_a_large_packed_file_is_read_whole(tmp_path, monkeypatch):
+    """Beyond what any packed file may hold, as far as its own size allows."""
+    monkeypatch.setattr(readers, "_UNPACKED", 1 << 12)
+    rows = [{"instruction": "abcdefgh" * 125, "n": n} for n in range(700)]
+    data = gzip.compress(lines(rows))
+    assert len(lines(rows)) > 1 << 19 and len(data) * 200 > len(lines(rows))
+    assert read_records(put(tmp_path, "x.jsonl.gz", data)) == rows
+
+
+def test_a_key_that_stands_twice_among_many_is_named_at_once(tmp_path):
+    """Each key was compared with all others: 3.5 s of 20,000, and a hundred times that of ten times as many."""
+    keys = ",".join(f'"k{n}": 1' for n in range(200_000))
+    path = put(tmp_path, "x.jsonl", f'{{{keys}, "k199999": 2}}\n'.encode())
+    began = time.process_time()
+    with pytest.raises(DataError, match="key 'k199999' stands twice"):
+        read_records(path)
+    assert time.process_time() - began < 30
     long = "x" * 300_000
     assert read_records(put(tmp_path, "z.csv", f"a\n{long}\n".encode()))[0]["a"] == long
 

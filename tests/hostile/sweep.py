@@ -221,8 +221,14 @@ def comparable(value):
     )
 
 
+def kept():
+    """What Python keeps of lists, tuples and dictionaries that were given up, taken: a call gets none without memory."""
+    return [[] for _ in range(100)], [{} for _ in range(100)], [tuple(range(n)) for n in range(1, 6) for _ in range(50)]
+
+
 def failed(call, on, off, want, told):
     """Whether the call raised MemoryError while on() .. off(); anything but that or the right result is an error."""
+    taken = kept()
     on()
     try:
         result = call()
@@ -233,6 +239,7 @@ def failed(call, on, off, want, told):
         return True
     finally:
         off()
+        del taken
     assert comparable(result) == want, told
     return False
 
