@@ -159,7 +159,7 @@ def test_packed_files(tmp_path):
 def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     """Of 0.3 MB came 300, of which up to 1,600 were held. Here what any file may hold is 8 MB in place of 64."""
     monkeypatch.setattr(readers, "_UNPACKED", 1 << 23)
-    bomb = gzip.compress(b'[{"instruction": "' + b"a" * (48 << 20), 1)
+    bomb = gzip.compress(b'[{"instruction": "' + b"a" * (48 << 20))
     for name in ("x.jsonl.gz", "x.json.gz", "x.csv.gz"):
         path = put(tmp_path, name, bomb)
         with grown() as growth, pytest.raises(DataError, match=f"{name}: unpacks to more than 200 times its size"):
