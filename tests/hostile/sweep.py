@@ -222,7 +222,7 @@ def comparable(value):
 
 
 def kept():
-    """What Python keeps of lists, tuples and dictionaries that were given up, taken: a call gets none without memory."""
+    """Lists, tuples and dictionaries that Python keeps when they are given up: a call gets none without memory."""
     return [[] for _ in range(100)], [{} for _ in range(100)], [tuple(range(n)) for n in range(1, 6) for _ in range(50)]
 
 
