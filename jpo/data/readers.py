@@ -271,7 +271,7 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, path: str):
         self._path, self._read = path, 0
         self._most = max(_UNPACKED, _TIMES_PACKED * os.path.getsize(path))
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed by close
+        self._file = gzip.open(path, "rb")
 
     def readable(self) -> bool:
         return True
