@@ -34,9 +34,8 @@ _LEAST = 1e-15  # of a probability in the validation's loss
 @dataclass(frozen=True)
 class Difficulty:
     """What AlpacaEval knows of its instructions: how difficult each is, by its number; and, where the file has them,
-    the
-    annotations of gamed baselines: (n, 3) rows (length term before tanh, difficulty, not gamed) and their
-        preferences."""
+    the annotations of gamed baselines: (n, 3) rows (length term before tanh, difficulty, not gamed) and their
+    preferences."""
 
     of: Mapping[int, float]
     gamed: Array | None = None

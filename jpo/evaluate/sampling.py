@@ -122,12 +122,11 @@ def sample(
     """Rows {id, instruction, output, temperature, seed, sample, model, ...}: for each temperature and seed, each
     record's n samples.
 
-    records: with `instruction` (or `prompt`) and, where they have one, `id` or `instruction_id`. encoder: see
-        encoder_of;
-    default: the paper's template. output: a JSONL file, synced block by block; what it holds already is not drawn
-        again.
-    model: the name written into the rows (default: the model's source). extra: further keys of every row, such as
-    training_seed. progress(done, total) after each block.
+    records: with `instruction` (or `prompt`) and, where they have one, `id` or `instruction_id`.
+    encoder: see encoder_of; default: the paper's template.
+    output: a JSONL file, synced block by block; what it holds already is not drawn again.
+    model: the name written into the rows (default: the model's source).
+    extra: further keys of every row, such as training_seed. progress(done, total) after each block.
     JpoError where `output` was sampled by another model, with other settings or other instructions.
     """
     rows = iter_samples(

@@ -94,8 +94,7 @@ def disagreements(records: Iterable[Mapping[str, Any]], likelihood: Likelihood |
     chosen item's minus the rejected one's: response_length and instruction_length in characters; instruction_score, how
     often the instruction's items win (1, 0, 1/2) in the other joint verdicts of `records`, where it has any; with
     `likelihood` (see likelihood_of) response_logp, and response_logp_per_character. `instructions` lists those that
-    stand in reversed
-    verdicts most: {instruction, reversed, n} over its chosen-rejected verdicts.
+    stand in reversed verdicts most: {instruction, reversed, n} over its chosen-rejected verdicts.
     """
     judged = [
         found

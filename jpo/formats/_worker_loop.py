@@ -1,9 +1,8 @@
 """The process of a worker (worker.py): limits, then requests on standard input, one reply on standard output each.
 
 Run as a file, outside the package, so that it imports neither jpo nor NumPy: _worker_loop.py SCRIPT FOLDER... The
-script
-beside this file has MEMORY_LIMIT and answering(), which imports the packages found in the folders and returns the
-function from a request to a reply, both what JSON holds.
+script beside this file has MEMORY_LIMIT and answering(), which imports the packages found in the folders and returns
+the function from a request to a reply, both what JSON holds.
 """
 
 import json

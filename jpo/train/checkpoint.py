@@ -290,8 +290,7 @@ def load_newest(
     """(folder, tensors, state) of the newest sound checkpoint; None where there is no finished one at all.
 
     A damaged one is named through `say` and renamed to checkpoint-N.damaged, and the one before it is taken. JpoError
-    where
-    all are damaged: starting anew is for the user to decide."""
+    where all are damaged: starting anew is for the user to decide."""
     problems = []
     for step in reversed(finished(output)):
         folder = path_of(output, step)

@@ -39,8 +39,7 @@ def gguf_path(model: str) -> str | None:
 
 def sample_pairs(lm: Any, posts: str, count: int, samples: int = 6) -> list[dict[str, str]]:
     """`count` pairs of the model's own responses to posts of 256 to 384 tokens of prompt. An untuned model often stops
-    at
-    once: of `samples` a post the two longest are taken."""
+    at once: of `samples` a post the two longest are taken."""
     template = Template.named("tldr")
     instructions = [str(record["instruction"]) for record in read_records(posts)]
     fitting = [text for text in instructions if 256 <= len(lm.tokenizer.encode(template.prompt_text(text))) <= 384][

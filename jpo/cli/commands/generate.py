@@ -98,8 +98,7 @@ def generate(
     stand in OUTPUT.part until all are drawn, and the same command goes on with them.
 
     jpo generate --model smollm2-135m --adapter out --input test.jsonl --temperature 0.001 --temperature 0.5
-        --temperature
-    1.0 --top-k 50 --output generations.jsonl
+    --temperature 1.0 --top-k 50 --output generations.jsonl
     """
     from jpo.data.readers import check_apart
     from jpo.disk import aside
