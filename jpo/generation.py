@@ -96,7 +96,9 @@ def generate(
         if not tokens:
             raise JpoError(f"prompts[{place}] is empty and the tokenizer adds no BOS: there is nothing to continue")
         if len(tokens) >= longest:
-            raise JpoError(f"prompts[{place}] has {len(tokens)} tokens, but the model knows {longest} positions")
+            raise JpoError(
+                f"prompts[{place}] has {len(tokens)} tokens, but the model knows {longest} positions; shorten it"
+            )
     numbers = list(range(len(prompts))) if ids is None else list(ids)
     if not encoded:
         return []

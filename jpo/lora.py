@@ -121,9 +121,10 @@ def select_modules(
             chosen = [module for module in chosen if not any(_named(name, module) for name in exclude_modules)]
     if layers_to_transform is not None:
         layers = {layers_to_transform} if isinstance(layers_to_transform, int) else set(layers_to_transform)
-        unknown = sorted(layers - {module.layer for module in modules if module.layer >= 0})
+        last = max(module.layer for module in modules)
+        unknown = sorted(layers - set(range(last + 1)))
         if unknown:
-            raise JpoError(f"layers_to_transform: the model has no layer {unknown[0]}")
+            raise JpoError(f"layers_to_transform: the model has no layer {unknown[0]}; it has 0 to {last}")
         chosen = [module for module in chosen if module.layer in layers]
     chosen = [module for module in chosen if not saved_module(module.name, modules_to_save)]  # these are trained whole
     return targets_of(modules, [module.name for module in chosen])
@@ -140,7 +141,10 @@ def targets_of(modules: Sequence[Module], names: Sequence[str]) -> tuple[str, ..
         alone = [end for end in ends if all(other.name in wanted for other in modules if _named(end, other))]
         result.append(alone[0])
     if not result:
-        raise JpoError("target_modules: no module is left to adapt")
+        raise JpoError(
+            "target_modules: no module is left to adapt; exclude_modules, layers_to_transform and modules_to_save take "
+            "some out"
+        )
     return tuple(result)
 
 

@@ -108,7 +108,7 @@ def judge_generations(
     summary = acquire(asked, output, judge, progress=progress, **options)
     verdicts = {_identity(row): dict(row) for row in iter_records(output)}
     if len(verdicts) < len(asked):
-        raise DataError("generations: an output of one model, temperature, seed and sample stands twice")
+        raise DataError("generations: an output of one model, temperature, seed and sample stands twice; leave one out")
     judged = [verdicts.get(_identity(row)) or unasked[_identity(row)] for row in rows]
     if len(asked) < len(rows):
         write_records(output, judged)

@@ -60,7 +60,7 @@ def read_known(paths: Iterable[str | os.PathLike[str]]) -> dict[tuple[str, str, 
                 if found.setdefault(key, FEEDBACK[verdict]) != FEEDBACK[verdict]:
                     raise DataError(
                         f"{os.fspath(path)}: model {model!r}: another verdict than before on the same comparison, of "
-                        f"{key[0][:60]!r}"
+                        f"{key[0][:60]!r}; leave one of the two out"
                     )
     return found
 

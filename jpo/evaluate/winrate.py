@@ -132,7 +132,7 @@ def win_rates(judged: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for row in judged:
         key = tuple(row.get(name) for name in ("id", "model", "temperature", "seed", "training_seed", "sample"))
         if key in seen:
-            raise DataError(f"{row.get('where', 'judged')}: the output of {key} stands twice")
+            raise DataError(f"{row.get('where', 'judged')}: the output of {key} stands twice; leave one of them out")
         seen.add(key)
         cells.setdefault(str(row["model"]), {}).setdefault(f"{float(row['temperature']):g}", []).append(row)
     table = {

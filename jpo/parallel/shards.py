@@ -104,13 +104,16 @@ def join(output: str, count: int | None = None, keep: bool = False, journal: str
             what = "there are none" if not found else f"there are those of {' and of '.join(map(str, found))}"
             raise JpoError(f"{output}: expected the shards of one run beside it, and {what}; say which with --shards N")
         count = found[0]
-    paths = [Shard(index, count).path(output) for index in range(count)]
-    missing = [path for path in paths if not os.path.exists(path)]
+    shards = [Shard(index, count) for index in range(count)]
+    paths = [shard.path(output) for shard in shards]
+    missing = [shard for shard, path in zip(shards, paths, strict=True) if not os.path.exists(path)]
     if missing:
-        raise JpoError(f"{output}: {len(missing)} of {count} shards are missing, the first is {missing[0]}")
+        raise JpoError(
+            f"{output}: {len(missing)} of {count} shards are missing, the first is {missing[0].path(output)}; run the command "
+            f"with --shard {missing[0]}"
+        )
 
     _put_together(paths, output)
-    shards = [Shard(index, count) for index in range(count)]
     books = [shard.path(journal) if journal else f"{shard.path(output)}.journal.sqlite" for shard in shards]
     books = [book for book in books if os.path.exists(book)]
     if books:

@@ -346,7 +346,8 @@ class Stages:
             found = build.preferences_from_feedback(self._rows("feedback", f"{kind}.jsonl"), report=Report())
             if not found:
                 raise DataError(
-                    f"{self.path('feedback', kind)}.jsonl: no verdict is decisive; nothing can be trained on"
+                    f"{self.path('feedback', kind)}.jsonl: no verdict is decisive, and nothing can be trained on; look at "
+                    "the judge's verdicts there"
                 )
             size = self.config.conditional_size if kind == "conditional" else self.config.joint_size
             write_records(self.path("pairs", f"{kind}.jsonl"), found[: size or len(found)])

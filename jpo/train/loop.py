@@ -301,7 +301,10 @@ class Loop:
         folder, _, state = found
         self._check_mark(folder, state)
         if state["step"] > self.total:
-            raise JpoError(f"{folder} is at step {state['step']}, beyond the {self.total} that are asked for")
+            raise JpoError(
+                f"{folder} is at step {state['step']}, beyond the {self.total} that are asked for; ask for more steps, or "
+                "start anew in another output"
+            )
         return found
 
     def _check_mark(self, folder: str, state: Mapping[str, Any]) -> None:

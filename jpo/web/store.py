@@ -100,7 +100,9 @@ class Store:
                 raise JpoError(f"{self.path}: another jpo annotate serves this project; stop it first") from None
             raise JpoError(f"{self.path}: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise FormatError(f"{self.path}: is no store of jpo annotate, or damaged ({error})") from None
+            raise FormatError(
+                f"{self.path}: is no store of jpo annotate, or damaged ({error}); give another --output, or move it away"
+            ) from None
 
     def close(self) -> None:
         """Folds the write-ahead log into the file and closes it."""

@@ -186,7 +186,7 @@ def test_recomputed_layers_give_the_same_bits(tmp_path, recompute):
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: 'q_proj': expected a number from 1"),
         ({"rank_pattern": {"(": 2}}, r"rank_pattern: '\(' is no regular expression"),
         ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern: 'q_proj'"),
-        ({"layers_to_transform": [9]}, "layers_to_transform: the model has no layer 9"),
+        ({"layers_to_transform": [9]}, "layers_to_transform: the model has no layer 9; it has 0 to 2"),
     ],
 )
 def test_options_are_refused_by_name(options, message):

@@ -76,7 +76,9 @@ def test_join_names_what_is_missing_and_keeps_the_order(tmp_path):
         join(output)
     for index in (0, 2):
         Path(Shard(index, 3).path(output)).write_text(f"{index}\n")
-    with pytest.raises(JpoError, match="1 of 3 shards are missing, the first is .*out-00001-of-00003.jsonl"):
+    with pytest.raises(
+        JpoError, match="1 of 3 shards are missing, the first is .*out-00001-of-00003.jsonl.* --shard 1/3"
+    ):
         join(output)
     assert not os.path.exists(output) and counts(output) == [3]
     Path(Shard(1, 3).path(output)).write_text("1\n")
