@@ -157,7 +157,7 @@ static void wait_for_workers(void) {
 static bool pin(pthread_t thread, int cpu) {
     cpu_set_t one;
     CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
+    CPU_SET((size_t)cpu, &one);
     return !pthread_setaffinity_np(thread, sizeof one, &one);
 }
 
@@ -172,7 +172,7 @@ static void pin_workers(void) {
     pool.place[JPO_MAX_THREADS] = own;
     for (int i = 0; i < pool.running; i++) {
         do cpu = (cpu + 1) % CPU_SETSIZE;
-        while (!CPU_ISSET(cpu, &allowed));
+        while (!CPU_ISSET((size_t)cpu, &allowed));
         if (pin(pool.worker[i], cpu)) pool.place[i] = cpu;
     }
 }

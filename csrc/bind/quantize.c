@@ -20,7 +20,7 @@ static PyObject *quantize_rows(PyObject *self, PyObject *args) {
     if (stride != k || k % jpo_dtype_block((jpo_dtype)dtype))
         return PyErr_Format(PyExc_ValueError, "values: expected contiguous rows of a multiple of %lld values for %s",
                             (long long)jpo_dtype_block((jpo_dtype)dtype), name);
-    PyObject *out = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(jpo_dtype_row_bytes((jpo_dtype)dtype, k) * n));
+    PyObject *out = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)jpo_dtype_row_bytes((jpo_dtype)dtype, k) * n);
     if (!out || !n || !k) return out;
     uint8_t *bytes = (uint8_t *)PyByteArray_AsString(out);
     const float *data = PyArray_DATA(values);

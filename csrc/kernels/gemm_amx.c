@@ -114,7 +114,7 @@ INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, con
     const int64_t padded = (s->rows + BLOCK - 1) / BLOCK * BLOCK;
     for (int64_t r = 0; r < padded; r += 2, row += 2 * stride, panel += 64) {
         split32 even = {{_mm512_setzero_si512(), _mm512_setzero_si512()}}, odd = even;
-        for (int64_t i = 0; i < 2; i++) {
+        for (size_t i = 0; i < 2; i++) {
             __builtin_prefetch(row + i * stride + next); /* the next panel's */
             __builtin_prefetch(row + (AHEAD + i) * stride + here);
         }

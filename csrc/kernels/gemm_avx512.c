@@ -298,12 +298,12 @@ INLINE transposed_block transpose_block(const jpo_dtype dtype, const uint8_t *co
 
 /* Value `depth` of each row, rounded as decode32 does. */
 INLINE __m512 value_at(const jpo_dtype dtype, const transposed_block *block, const int depth) {
-    const int byte = depth % 4 * 8;
+    const unsigned byte = (unsigned)(depth % 4 * 8);
     if (dtype == JPO_Q8_0) {
-        const __m512i top = _mm512_slli_epi32(block->dword[depth / 4], 24 - byte);
+        const __m512i top = _mm512_slli_epi32(block->dword[depth / 4], 24u - byte);
         return _mm512_mul_ps(block->scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24)));
     }
-    const __m512i dword = _mm512_srli_epi32(block->dword[depth % 16 / 4], byte + depth / 16 * 4);
+    const __m512i dword = _mm512_srli_epi32(block->dword[depth % 16 / 4], byte + (unsigned)(depth / 16 * 4));
     const __m512 value = _mm512_cvtepi32_ps(_mm512_and_si512(dword, _mm512_set1_epi32(15)));
     return dtype == JPO_Q4_0 ? _mm512_mul_ps(block->scale, _mm512_sub_ps(value, _mm512_set1_ps(8)))
                              : _mm512_fmadd_ps(block->scale, value, block->constant);

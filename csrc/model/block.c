@@ -29,9 +29,9 @@ static block block_of(jpo_pass *pass, int64_t layer, const jpo_saved_layer *save
 /* An operator without a matrix product, under the profile's clock. */
 #define TIMED(pass, op, call)                               \
     do {                                                    \
-        double start = jpo_profile_start(&(pass)->profile); \
+        double began = jpo_profile_start(&(pass)->profile); \
         call;                                               \
-        jpo_profile_add(&(pass)->profile, op, start, 0);    \
+        jpo_profile_add(&(pass)->profile, op, began, 0);    \
     } while (0)
 
 /* ---- norms ---- */

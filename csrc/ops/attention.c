@@ -54,20 +54,20 @@ typedef struct {
 typedef struct {
     char *base;
     size_t used;
-} cursor;
+} scratch_cursor;
 
-static void *allot(cursor *at, size_t bytes) {
+static void *allot(scratch_cursor *at, size_t bytes) {
     void *memory = at->base ? at->base + at->used : NULL;
     at->used += (size_t)jpo_round_up((int64_t)bytes, 64);
     return memory;
 }
 
-static float *allot_floats(cursor *at, int64_t rows, int64_t columns) {
+static float *allot_floats(scratch_cursor *at, int64_t rows, int64_t columns) {
     return allot(at, (size_t)(rows * columns) * sizeof(float));
 }
 
 /* Memory of an operand of `count` vectors along `depth`, or the other way round, for either kernel. */
-static void *allot_operand(cursor *at, const attention_job *job, int64_t count, int64_t depth) {
+static void *allot_operand(scratch_cursor *at, const attention_job *job, int64_t count, int64_t depth) {
     const size_t bytes[] = {
         jpo_operand_bytes(job->product, count, depth), jpo_operand_bytes(job->product, depth, count),
         jpo_operand_bytes(job->forward, count, depth), jpo_operand_bytes(job->forward, depth, count)};
@@ -78,7 +78,7 @@ static void *allot_operand(cursor *at, const attention_job *job, int64_t count, 
 
 static size_t lay_out(query_block *b, const attention_job *job, char *base) {
     const int64_t m = job->group * QUERY_BLOCK, dim = job->at->head_dim;
-    cursor at = {base, 0};
+    scratch_cursor at = {base, 0};
     b->q = allot_floats(&at, m, dim), b->o = allot_floats(&at, m, dim);
     b->d_o = allot_floats(&at, m, dim), b->dq = allot_floats(&at, m, dim);
     b->s = allot_floats(&at, m, SCORE_LD), b->ds = allot_floats(&at, m, SCORE_LD);
@@ -265,7 +265,7 @@ static void accumulate_tile(const attention_job *job, const query_block *b, cons
             continue;
         }
         float keep = first ? 0 : expf(old - new);
-        state[1] = (first ? 0 : state[1] * keep) + job->kernels->softmax_tile(s, s, tile->count, new);
+        state[1] = (float)((first ? 0 : state[1] * keep) + job->kernels->softmax_tile(s, s, tile->count, new));
         state[0] = new;
         if (!first && keep != 1) job->kernels->scale(b->o + r * b->dim, keep, b->dim);
     }

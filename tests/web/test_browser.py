@@ -33,7 +33,10 @@ def browser(size="1200,900", dark=False):
     if dark:
         options.add_argument("--force-dark-mode")
     options.binary_location = shutil.which("chromium")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    # a sanitizer's runtime, preloaded for the engine under test, ends a foreign browser at its start
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    service = webdriver.ChromeService(shutil.which("chromedriver"), env=environment)
+    driver = webdriver.Chrome(options=options, service=service)
     width, height = map(int, size.split(","))
     if width < 500:  # narrower than a window can be: as a phone shows it
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
