@@ -28,7 +28,7 @@ class Heard:
         self.left = sum(request.n for request in requests)
         self.jobs = batcher.submit(requests, lambda place, event: self.queue.put((place, event)))
 
-    def all(self, seconds=60):
+    def all(self, seconds=300):
         while self.left:
             place, event = self.queue.get(timeout=seconds)
             self.events[place].append(event)
