@@ -70,7 +70,7 @@ class Summary:
         tokens = f"{self.tokens} tokens ({self.prompt_tokens} + {self.completion_tokens})"
         text = f"feedback {parts}; position-consistent {share}; {self.asked} questions asked now, {tokens}"
         if self.failure is not None:
-            text += f"; the first failure: {self.failure}"
+            text += f"; the first failure: {self.failure} (--retry-failed asks again)"
         if self.dropped.dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.dropped.most_common())
             text += f"; dropped unasked: {reasons}"

@@ -36,6 +36,12 @@ _INSTEAD: Mapping[str, str | None] = {
     "max_completion_tokens": None,
     "temperature": None,
 }
+# what an answer's status usually means, where the user can mend it
+_LIKELY = {
+    401: ": the server does not take the key in OPENAI_API_KEY",
+    403: ": the key in OPENAI_API_KEY does not give access",
+    404: ": no such address or model there; most addresses for --base-url end in /v1",
+}
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _MISSING = "the judge 'openai' needs the openai package: pip install 'jpo[judge]'"
 
@@ -190,10 +196,12 @@ class OpenAIJudge:
         except JudgeFault:
             raise
         except openai.APIStatusError as error:
-            raise JudgeFault(f"HTTP status {error.status_code}", asked_wait(error.response.headers)) from None
+            likely = _LIKELY.get(error.status_code, "")
+            raise JudgeFault(f"HTTP status {error.status_code}{likely}", asked_wait(error.response.headers)) from None
         except openai.OpenAIError as error:
+            where = f" at {self.base_url}" if isinstance(error, openai.APIConnectionError) else ""
             cause = error.__cause__
-            raise JudgeFault(str(cause) if isinstance(cause, JudgeFault) else type(error).__name__) from None
+            raise JudgeFault(str(cause) if isinstance(cause, JudgeFault) else type(error).__name__ + where) from None
         except (
             Exception
         ) as error:  # malformed bodies surface as many kinds; the text could hold anything: name the kind

@@ -173,6 +173,21 @@ def test_what_a_server_refuses_is_met_once_said_and_remembered(tmp_path, capsys)
         assert "refuses" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("status", "remedy"), [(401, "OPENAI_API_KEY"), (404, "end in /v1"), (400, None)])
+def test_what_a_user_can_mend_is_named(status, remedy, tmp_path):
+    with serve([("status", status)] * 2) as (url, _):
+        summary = acquire(ROWS[:1], tmp_path / "o.jsonl", OpenAIJudge("m", url, 5.0), max_attempts=1)
+    assert str(summary).endswith(" (--retry-failed asks again)")
+    assert (summary.failure == f"HTTP status {status}") if remedy is None else (remedy in summary.failure)
+
+
+def test_an_address_where_nobody_listens_is_named(tmp_path):
+    with serve([]) as (url, _):
+        pass  # closed again
+    summary = acquire(ROWS[:1], tmp_path / "o.jsonl", OpenAIJudge("m", url, 5.0), max_attempts=1)
+    assert summary.failure == f"APIConnectionError at {url}"
+
+
 def test_refusals_of_other_servers(tmp_path):
     both = {**REFUSALS, "max_completion_tokens": "Extra inputs are not permitted: max_completion_tokens"}
     with serve(refuses=both) as (url, server):
