@@ -52,14 +52,33 @@ def sample_generator(seed: int, number: int, sample: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def _check(n: int, temperature: float, top_p: float, top_k: int, max_new_tokens: int) -> None:
-    for name, value, least in (("n", n, 1), ("top_k", top_k, 0), ("max_new_tokens", max_new_tokens, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise JpoError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    if not (np.isfinite(temperature) and temperature >= 0):
+def _number(name: str, value: Any) -> float:
+    """JpoError, naming the argument, for what is no real number."""
+    if isinstance(value, (str, bytes, complex)) or not hasattr(value, "__float__"):
+        raise JpoError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _check(n: int, temperature: float, top_p: float, top_k: int, max_new_tokens: int, seed: int) -> None:
+    wholes = (("n", n, 1), ("top_k", top_k, 0), ("max_new_tokens", max_new_tokens, 1), ("seed", seed, None))
+    for name, value, least in wholes:
+        bounded = f" of at least {least}" if least is not None else ""
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or (least is not None and value < least):
+            raise JpoError(f"{name}: expected a whole number{bounded}, got {value!r}")
+    if not (np.isfinite(_number("temperature", temperature)) and temperature >= 0):
         raise JpoError(f"temperature: expected a number of at least 0 (0 is greedy), got {temperature!r}")
-    if not 0 < top_p <= 1:
+    if not 0 < _number("top_p", top_p) <= 1:
         raise JpoError(f"top_p: expected a number above 0 and at most 1, got {top_p!r}")
+
+
+def _stops(stop: Any) -> list[str]:
+    """The stop strings of one, of several or of None; empty ones end nothing."""
+    stops = [stop] if isinstance(stop, str) else list(stop or ())
+    for text in stops:
+        if not isinstance(text, str):
+            raise JpoError(f"stop: expected strings (token ids: stop_token_ids), got {text!r}")
+    return [text for text in stops if text]
 
 
 def generate(
@@ -87,8 +106,9 @@ def generate(
     """
     if isinstance(prompts, str):
         raise JpoError("prompts: expected a list of strings, got one string")
-    _check(n, temperature, top_p, top_k, max_new_tokens)
-    stops = [stop] if isinstance(stop, str) else [text for text in stop if text]
+    prompts = list(prompts)
+    _check(n, temperature, top_p, top_k, max_new_tokens, seed)
+    stops = _stops(stop)
     ends = {*lm.tokenizer.eos_token_ids, *stop_token_ids}
     encoded = [lm.tokenizer.prompt_ids(prompt) for prompt in prompts]
     longest = int(lm.config["max_position_embeddings"])
@@ -100,6 +120,8 @@ def generate(
                 f"prompts[{place}] has {len(tokens)} tokens, but the model knows {longest} positions; shorten it"
             )
     numbers = list(range(len(prompts))) if ids is None else list(ids)
+    if len(numbers) != len(prompts):
+        raise JpoError(f"ids: expected a number for each of the {len(prompts)} prompts, got {len(numbers)}")
     if not encoded:
         return []
     decoder = _Decoder(lm, encoded, n, max_new_tokens, longest, cache_dtype)

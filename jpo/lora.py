@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -78,16 +78,17 @@ def _named(name: str, module: Module) -> bool:
 
 
 def _chosen(modules: Sequence[Module], target_modules: Sequence[str] | str) -> list[Module]:
-    """The modules that target_modules ("all-linear", names or ends of names) mean.
+    """The modules that target_modules ("all-linear", names or ends of names, also in one string with commas) mean.
 
     A usual name (q_proj) also means the module that holds it under another name. JpoError where a name means nothing.
     """
     shorts = tuple(dict.fromkeys(module.short for module in modules))
     linear = tuple(dict.fromkeys(module.short for module in modules if module.layer >= 0))
     names = linear if target_modules == "all-linear" else target_modules
-    names = (names,) if isinstance(names, str) else tuple(names)
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
     wanted: set[str] = set()
-    for name in names:
+    for name in names if isinstance(names, Iterable) else ():
         own = {module.name for module in modules if _named(name, module)}
         found = own or {module.name for module in modules if name in _aliases(module)}
         if not found:
@@ -259,6 +260,9 @@ def lora_settings(
     """Settings of a fresh adapter on a model of this configuration; JpoError names the option that does not fit it."""
     if isinstance(r, bool) or not isinstance(r, Integral) or r < 1:
         raise JpoError(f"r: expected a positive integer, got {r!r}")
+    for name, value in (("lora_alpha", lora_alpha), ("lora_dropout", lora_dropout)):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise JpoError(f"{name}: expected a number, got {value!r}")
     if not 0 <= lora_dropout < 1:
         raise JpoError(f"lora_dropout: expected a number from 0 to below 1, got {lora_dropout!r}")
     if bias not in get_args(Bias):
@@ -287,6 +291,8 @@ def lora_settings(
 
 def _pattern(name: str, pattern: Mapping[str, Any] | None, kind: type) -> dict[str, Any]:
     """The pattern with its values as numbers; JpoError for what is no positive number or no regular expression."""
+    if pattern is not None and not isinstance(pattern, Mapping):
+        raise JpoError(f"{name}: expected a mapping of modules to numbers, got {pattern!r}")
     for key, value in (pattern or {}).items():
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         if not number or not 0 < value <= 1 << 16:

@@ -251,6 +251,10 @@ class LanguageModel:
             raise JpoError(
                 f"prompts and responses must be two lists of strings of one length, got {len(prompts)} and {len(responses)}"
             )
+        for name, texts in (("prompts", prompts), ("responses", responses)):
+            for place, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise JpoError(f"{name}[{place}]: expected a str, got {type(text).__name__}")
         eos = [self.tokenizer.eos_token_id] if add_eos and self.tokenizer.eos_token_id is not None else []
         known = {prompt: self.tokenizer.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
         pairs = [
@@ -541,6 +545,12 @@ class LanguageModel:
             seed=seed,
             stop=stop,
             **options,
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a LanguageModel is not copied or pickled: load {self.source!r} anew (another process too), and carry its "
+            "adapter over by save_adapter and load_adapter"
         )
 
     def __repr__(self) -> str:

@@ -36,6 +36,14 @@ class Part:
         scores = None if self.scores is None else dataclasses.replace(self.scores, logps=_NONE, log_p2=None)
         return dataclasses.replace(self, forest=self.forest.measured(), scores=scores)
 
+    def token_sums(self) -> tuple[np.ndarray[Any, np.dtype[np.float64]], ...]:
+        """(N,) sums of mean logit, entropy and hits over each sequence's scored tokens: an entry that several sequences
+        share counts in each."""
+        scores, sums = self.scores, self.forest.sequence_sums
+        assert scores is not None and scores.mean_logit is not None and scores.entropy is not None
+        assert scores.hit is not None
+        return sums(scores.mean_logit), sums(scores.entropy), sums(scores.hit)
+
 
 @dataclass(frozen=True)
 class Evaluation:

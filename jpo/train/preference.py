@@ -356,20 +356,21 @@ class PreferenceTrainer(Trainer[PreferenceConfig, EncodedPair]):
     def _metrics(self, pairs: Sequence[EncodedPair], parts: list[Part], result: PreferenceLoss) -> dict[str, float]:
         """What a step's line says. Of examples without a second response (kto): accuracies is the share whose reward
         has their label's sign, margins the difference of the sides' means, where the mean of no example is 0, the
-        reference's own; a side without an example has no line of its own. Ties count in no accuracy."""
-        scores = [part.scores for part in parts if part.scores is not None]
+        reference's own; a side without an example has no line of its own. Ties count in no accuracy. Means over tokens
+        count each sequence's scored ones, mean_token_accuracy those of the chosen alone, as TRL's do."""
         policy = sides_of(parts, [part.policy for part in parts])
-        means = [np.zeros(0) if s.mean_logit is None else s.mean_logit for s in scores]
-        logits = sides_of(parts, [part.forest.sequence_sums(m) for part, m in zip(parts, means, strict=True)])
         counts = [side.astype(float) for side in sides_of(parts, [np.diff(p.forest.sequence_start) for p in parts])]
-        hits = np.concatenate([s.hit for s in scores if s.hit is not None])
+        logits, entropy, hits = (
+            [side.sum() for side in sides_of(parts, sums)]
+            for sums in zip(*(part.token_sums() for part in parts), strict=True)
+        )
         rewards = (result.rewards_chosen, result.rewards_rejected)
         sides: dict[str, float] = {}
         for place, side in enumerate(("chosen", "rejected")):
             if len(rewards[place]):
                 sides[f"rewards/{side}"] = float(rewards[place].mean())
                 sides[f"logps/{side}"] = float(policy[place].mean())
-                sides[f"logits/{side}"] = float(logits[place].sum() / max(1.0, counts[place].sum()))
+                sides[f"logits/{side}"] = float(logits[place] / max(1.0, counts[place].sum()))
         if all(len(pair.sequences) == 2 for pair in pairs):
             decided = result.accuracies[[not pair.tie for pair in pairs]]  # losses of ties keep the pairs' own order
             sides["rewards/accuracies"] = float(decided.mean()) if len(decided) else 0.0
@@ -381,10 +382,8 @@ class PreferenceTrainer(Trainer[PreferenceConfig, EncodedPair]):
             {"loss": result.loss}
             | sides
             | {
-                "entropy": float(np.concatenate([s.entropy for s in scores if s.entropy is not None]).mean())
-                if len(hits)
-                else 0.0,
-                "mean_token_accuracy": float(hits.mean()) if len(hits) else 0.0,
+                "entropy": float(sum(entropy) / max(1.0, sum(map(np.sum, counts)))),
+                "mean_token_accuracy": float(hits[0] / max(1.0, counts[0].sum())),
                 "num_tokens": float(sum(pair.tokens for pair in pairs)),
                 "rows_computed": float(sum(part.forest.rows for part in parts)),
                 "unscored_shared_tokens": float(

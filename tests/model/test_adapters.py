@@ -187,8 +187,19 @@ def test_recomputed_layers_give_the_same_bits(tmp_path, recompute):
         ({"rank_pattern": {"(": 2}}, r"rank_pattern: '\(' is no regular expression"),
         ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern: 'q_proj'"),
         ({"layers_to_transform": [9]}, "layers_to_transform: the model has no layer 9; it has 0 to 2"),
+        ({"rank_pattern": [1]}, r"rank_pattern: expected a mapping of modules to numbers, got \[1\]"),
+        ({"lora_alpha": "x"}, "lora_alpha: expected a number, got 'x'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: expected a number, got nan"),
+        ({"lora_dropout": None}, "lora_dropout: expected a number, got None"),
+        ({"target_modules": None}, "target_modules: expected 'all-linear' or some of q_proj, .*, got None"),
     ],
 )
 def test_options_are_refused_by_name(options, message):
     with pytest.raises(jpo.JpoError, match=message):
         jpo.load("tiny").add_lora(**options)
+
+
+def test_names_may_stand_in_one_text_as_in_a_configuration():
+    lm = jpo.load("tiny")
+    lm.add_lora(target_modules="q_proj, v_proj")
+    assert lm.lora.target_modules == ("q_proj", "v_proj")

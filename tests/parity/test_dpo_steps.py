@@ -12,6 +12,8 @@ import jpo
 from jpo.formats import load_checkpoint, write_checkpoint
 
 STEPS = 10
+# what every step says: those of METRICS, and the means and counts over tokens
+EVERY = [*METRICS, "rewards/accuracies", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "num_tokens"]
 PAIRS = [
     ("Name a colour.", " Blue is a colour.", " I would rather talk about boats and the sea."),
     ("Add 2 and 3.", " 5", " The answer is 6, as every child knows."),
@@ -38,7 +40,7 @@ def trl_steps(folder, output, model, reference, rate):
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
     assert len(log) == STEPS
-    return {name: [entry[name] for entry in log] for name in METRICS}, ids
+    return {name: [entry[name] for entry in log] for name in EVERY}, ids
 
 
 def our_steps(lm, rate):
@@ -54,7 +56,7 @@ def our_steps(lm, rate):
 
 def compare(history, theirs):
     assert theirs["loss"][0] - min(theirs["loss"]) >= 0.05, "the learning rate has to move TRL's loss"
-    for name in METRICS:
+    for name in EVERY:
         ours, expected = np.asarray(history[name], float), np.asarray(theirs[name], float)
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3, err_msg=name)
 
