@@ -89,6 +89,13 @@ def explained(cls: type[T]) -> type[T]:
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy or torch as Python's, a path as text; anything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def converted(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type says, or JpoError: whole numbers pass for floats, the parts of a list[...] are converted, and
     a section (dict) without a line is an empty one. Which choice of a Literal it is, is the class's to check."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from jpo.data.forest import Scope
-from jpo.declared import choices_of, converted, explained, hints, nearest, option, optional
+from jpo.declared import choices_of, converted, explained, hints, members, nearest, option, optional, plain
 from jpo.errors import JpoError
 from jpo.formats.peft import LORA, Bias
 from jpo.objectives import LOSSES, Divergence, LossName
@@ -137,6 +137,7 @@ class TrainingConfig:
     tensorboard: bool = option(False, "The same as tensorboard among --report-to.", "output")
 
     def __post_init__(self) -> None:
+        self._plain_values()
         for name in ("batch_size", "max_prompt_length", "token_budget", "r"):
             self._whole(name, 1)
         self._whole("max_length", 2)  # one token of a prompt, and one to score
@@ -160,8 +161,9 @@ class TrainingConfig:
             raise JpoError("steps and epochs: give one of them, got both")
         if self.epochs is not None and not self.epochs > 0:
             raise JpoError(f"epochs: expected a positive number, got {self.epochs!r}")
-        if not self.learning_rate >= 0:
-            raise JpoError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise JpoError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
         for name, choices in choices_of(type(self)).items():
             value = getattr(self, name)
             if value not in choices and not (value is None and optional(type(self), name)):
@@ -177,6 +179,17 @@ class TrainingConfig:
         for name in _names(self.report_to):
             if name not in REPORTER_NAMES:
                 raise JpoError(f"report_to: expected some of {', '.join(REPORTER_NAMES)}, got {name!r}")
+
+    def _plain_values(self) -> None:
+        """Numbers and paths of other libraries become Python's own, which files hold; JpoError for numbers, texts and
+        switches of another type. Whole numbers and choices are checked where their bounds are."""
+        chosen = choices_of(type(self))
+        for name, hint in hints(type(self)).items():
+            value, kinds = plain(getattr(self, name)), members(hint)
+            elsewhere = name in chosen or (int in kinds and float not in kinds)
+            if not elsewhere and (value is None or all(kind in (float, str, bool, type(None)) for kind in kinds)):
+                value = converted(value, hint, name)
+            setattr(self, name, value)
 
     def _whole(self, name: str, least: int) -> None:
         value = getattr(self, name)

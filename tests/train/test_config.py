@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 import jpo
@@ -81,6 +82,34 @@ def test_choices_are_literals_and_checked(cls):
 def test_types_are_said_in_words(key, value, expected):
     with pytest.raises(JpoError, match=f"options: {key}: expected {expected}, got {value!r}"):
         PreferenceConfig.from_dict({key: value}, "options")
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), [
+    ("learning_rate", "1e-3", "a number"),
+    ("beta", "x", "a number"),
+    ("max_grad_norm", None, "a number"),
+    ("weight_decay", -1, "a number of at least 0"),
+    ("precompute_ref_log_probs", "no", "true or false"),
+    ("report_to", None, "text or a list"),
+    ("loss", None, "text or a list"),
+    ("output", 3, "text or null"),
+])  # fmt: skip
+def test_the_constructor_says_so_too(key, value, expected):
+    with pytest.raises(JpoError, match=f"^{key}: expected {expected}, got "):
+        PreferenceConfig(**{key: value})
+
+
+def test_numbers_and_paths_of_other_libraries(tmp_path):
+    """As notebooks have them; the run's files hold plain ones."""
+    config = PreferenceConfig(
+        output=tmp_path / "out", steps=np.int64(1), batch_size=np.int32(2), learning_rate=np.float32(0.5),
+        beta=np.array(0.25), use_rslora=np.bool_(True), lora_alpha=4, template=None,
+    )  # fmt: skip
+    assert (config.output, config.steps, config.beta, config.lora_alpha) == (str(tmp_path / "out"), 1, 0.25, 4.0)
+    assert type(config.lora_alpha) is float and config.use_rslora is True
+    jpo.PreferenceTrainer(jpo.load("tiny"), "example", config).train()
+    own = json.loads((tmp_path / "out/jpo_config.json").read_text())["training"]
+    assert (own["learning_rate"], own["output"]) == (0.5, str(tmp_path / "out"))
 
 
 def test_lora_defaults_stand_once():
