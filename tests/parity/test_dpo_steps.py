@@ -13,7 +13,15 @@ from jpo.formats import load_checkpoint, write_checkpoint
 
 STEPS = 10
 # what every step says: those of METRICS, and the means and counts over tokens
-EVERY = [*METRICS, "rewards/accuracies", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "num_tokens"]
+EVERY = [
+    *METRICS,
+    "rewards/accuracies",
+    "logits/chosen",
+    "logits/rejected",
+    "entropy",
+    "mean_token_accuracy",
+    "num_tokens",
+]
 PAIRS = [
     ("Name a colour.", " Blue is a colour.", " I would rather talk about boats and the sea."),
     ("Add 2 and 3.", " 5", " The answer is 6, as every child knows."),
