@@ -51,7 +51,7 @@ def test_a_hundred_cases_of_each_target(target, tmp_path):
 def test_the_fuzzer_can_fail(tmp_path):
     """A target that raises, crashes, hangs or grows is reported as such."""
     code = """
-import os, sys
+import os, sys, time
 from tests.hostile.fuzz import __main__ as fuzz, targets
 
 class Bad(targets.Target):
@@ -62,7 +62,7 @@ class Bad(targets.Target):
         pass
 
     def run(self, folder, case, rng):
-        kind = rng.randrange(4)
+        kind = rng.randrange(5)
         if kind == 0:
             raise KeyError("foreign")
         if kind == 1:
@@ -73,9 +73,11 @@ class Bad(targets.Target):
         if kind == 3:
             while True:
                 pass
+        if kind == 4:
+            time.sleep(1e6)
 
 targets.TARGETS["bad"] = Bad
-fuzz.HANG_CPU = 2.0
+fuzz.HANG_CPU, fuzz.HANG_WALL = 2.0, 4.0
 sys.argv[1:] = ["bad", "--cases", "12", "--keep", sys.argv[1]]
 fuzz.main()
 """

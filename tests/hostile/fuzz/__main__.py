@@ -27,7 +27,7 @@ from .memory import Mark
 HANG_CPU, HANG_WALL, SPARE = 10.0, 60.0, 100 << 20
 LIMIT = 3 << 30  # bytes of address space beyond what the child begins with
 BATCH = 10_000  # cases of one child, so that what one leaves behind does not reach all
-STATE = struct.Struct("<qdd")  # case, its start by the clock and by processor time
+STATE = struct.Struct("<qd")  # case, its start by processor time (below 0: not yet)
 
 
 def options():
@@ -78,12 +78,12 @@ def child(name, seed, first, last, state, folder, report):
     target, mark = targets.named(name), Mark()
     with open(report, "a", encoding="utf-8") as file:
         for index in range(first, last):
-            state[: STATE.size] = STATE.pack(index, time.monotonic(), time.process_time())
+            state[: STATE.size] = STATE.pack(index, time.process_time())
             failure = run_case(target, seed, index, folder, mark)
             if failure:
                 file.write(json.dumps([index, *failure]) + "\n")
                 file.flush()
-    state[: STATE.size] = STATE.pack(last, time.monotonic(), time.process_time())
+    state[: STATE.size] = STATE.pack(last, time.process_time())
 
 
 def processor_seconds(pid):
@@ -92,16 +92,19 @@ def processor_seconds(pid):
 
 
 def watched(pid, state):
-    """(wait status, whether it was ended for hanging)."""
+    """(wait status, whether it was ended for hanging). A second that both processes were stopped for is no hang: of a
+    look that comes late, only a second counts."""
+    case, waited, before = -1, 0.0, time.monotonic()
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status, False
         time.sleep(0.02)
-        _, began, processor = STATE.unpack_from(state)
-        if not began:
-            continue
-        if time.monotonic() - began > HANG_WALL or processor_seconds(pid) - processor > HANG_CPU:
+        reached, began = STATE.unpack_from(state)
+        now = time.monotonic()
+        waited = waited + min(now - before, 1.0) if reached == case else 0.0
+        case, before = reached, now
+        if began >= 0 and (waited > HANG_WALL or processor_seconds(pid) - began > HANG_CPU):
             os.kill(pid, 9)
             return os.waitpid(pid, 0)[1], True
 
@@ -114,7 +117,7 @@ def fuzz(name, arguments, scratch):
     while at < arguments.cases and time.monotonic() < end:
         report.write_text("")
         last = min(arguments.cases, at + BATCH)
-        state[: STATE.size] = STATE.pack(at, 0.0, 0.0)
+        state[: STATE.size] = STATE.pack(at, -1.0)
         pid = os.fork()
         if pid == 0:
             status = 1
