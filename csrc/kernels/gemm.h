@@ -44,8 +44,17 @@ typedef struct {
     bool backward;   /* and the direction */
 } jpo_gemm_rows;
 
-/* One panel of B. forward: `rows` (<= panel) columns of B with depth `columns`; backward: `columns` (<= panel) columns
- * of B with depth `rows`. */
+/* One term of a tile's sums: rows of X, from depth d0 (a multiple of 32) on, times a panel of `depth`. */
+typedef struct {
+    const jpo_gemm_rows *rows;
+    int64_t d0;
+    const void *panel;
+    int64_t depth;
+    int parts; /* `parts` of the kernel that packed the panel */
+} jpo_gemm_term;
+
+/* One panel of B. forward: `rows` (<= panel) columns of B with depth `columns`; backward: `columns` (<= panel, or any
+ * number where the kernel is `wide`) columns of B with depth `rows`. */
 typedef void (*jpo_gemm_pack)(void *panel, const jpo_gemm_source *source);
 
 /* A small batch of rows in 16-bit integers times a weight stored as integers (kernels/integers.h): closer than
@@ -79,10 +88,14 @@ typedef struct {
      */
     void (*convert)(const jpo_gemm_rows *rows, int64_t row0, int64_t count);
     jpo_gemm_pack pack[2]; /* forward, backward */
-    /* c (count, columns; ldc) = or += rows row0.. from depth d0 (a multiple of 32) on, times a panel of `depth`;
-     * count <= the kernel's rows, columns <= panel. */
-    void (*tile)(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
-                 int64_t depth, int count, int columns, bool accumulate);
+    /* pack[1] fills several panels, each panel_bytes behind the one before: it reads rows of W from end to end. */
+    bool wide;
+    bool large_cache; /* processors with what it needs have a second cache of 2 MB or more */
+    int parts;        /* that each value of a panel is stored in, where the kernel rounds to bfloat16 */
+    /* c (count, columns; ldc) = or += the sum of the terms, for rows row0.. ; count <= the kernel's rows, columns <=
+     * panel. More than one term only where the kernel has `low_rank`. */
+    void (*tile)(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *term, int terms, int count, int columns,
+                 bool accumulate);
     /* Around a thread's run of tiles; NULL: nothing to do. */
     void (*thread_begin)(void);
     void (*thread_end)(void);

@@ -25,15 +25,16 @@ static void tiles_end(void) { _tile_release(); }
 
 #define TILE_INLINE INLINE
 #define TILE_STATE
+#define TILE_PARAMETER
+#define TILE_ARGUMENT
 #define TILE_LOAD(t, p, stride) _tile_loadd(t, p, stride)
 #define TILE_ZERO(t) _tile_zero(t)
 #define TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
 #define TILE_DOT(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_FENCE() __asm__ volatile("" ::: "memory")
-#define TILE_AHEAD(x, parts) ((void)0)
 #define TILE_BEGIN tiles_begin
 #define TILE_END tiles_end
-#define TILE_RANGE 576
+#define TILE_RANGE 2048
 #define TILE_SMALL_ROWS 8
 
 /* 32 values in their bfloat16 parts. */
@@ -73,6 +74,14 @@ INLINE split32 split_stored(const jpo_dtype dtype, const int parts, const uint8_
     return (split32){{_mm512_maskz_loadu_epi16(mask, row + 2 * column)}};
 }
 
+/* Rows of W by which packing fetches ahead: into the second cache, as the first one's few places for lines under way
+ * are the tiles'. */
+enum { AHEAD = 16 };
+
+INLINE void fetch(const uint8_t *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* Depth runs along the rows of W: 16 rows of 16 pairs become 16 pairs of 16 columns. */
 INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, const jpo_gemm_source *s) {
     uint32_t rows[2][16 * 16] __attribute__((aligned(64)));
@@ -90,8 +99,7 @@ INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, cons
             const uint8_t *row = first;
             for (int r = 0; r < count; r++, row += stride) {
                 const split32 value = split_stored(dtype, parts, row, s->column0 + k, left(s->columns, k));
-                const uint8_t *ahead = row + PANEL * stride + (s->column0 + k) * bytes / values; /* the next panel's */
-                for (int64_t i = 0; i < BLOCK * bytes / values; i += 64) __builtin_prefetch(ahead + i);
+                fetch(row + AHEAD * stride + (s->column0 + k) * bytes / values, BLOCK * bytes / values);
                 for (int p = 0; p < parts; p++) _mm512_store_si512(rows[p] + 16 * r, value.part[p]);
             }
             for (int p = 0; p < parts; p++) transpose16((uint32_t *)(out + p * 2048), 16, rows[p], 16);
@@ -99,32 +107,35 @@ INLINE void forward_of(const jpo_dtype dtype, const int parts, char *panel, cons
     }
 }
 
-/* Rows of W by which backward_of fetches ahead. */
-enum { AHEAD = 16 };
-
-/* Depth runs down the rows of W: two rows of 32 values become 32 pairs, 16 for each half. */
-INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, const jpo_gemm_source *s) {
+/* Two rows of 32 values become 32 pairs, 16 for each half of a panel. */
+INLINE void pair_rows(const int parts, char *panel, split32 even, split32 odd) {
     const __m512i places = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                                             37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i later = _mm512_add_epi16(places, _mm512_set1_epi16(16));
+    for (int p = 0; p < parts; p++, panel += 2048) {
+        _mm512_store_si512(panel, _mm512_permutex2var_epi16(even.part[p], places, odd.part[p]));
+        _mm512_store_si512(panel + 1024, _mm512_permutex2var_epi16(even.part[p], later, odd.part[p]));
+    }
+}
+
+/* Depth runs down the rows of W, two of which are read through all panels. */
+INLINE void backward_of(const jpo_dtype dtype, const int parts, char *panel, const jpo_gemm_source *s) {
     const size_t stride = jpo_dtype_row_bytes(dtype, s->k);
     const uint8_t *row = (const uint8_t *)s->data + (size_t)s->row0 * stride;
     const int64_t values = jpo_dtype_block(dtype), bytes = (int64_t)jpo_dtype_block_bytes(dtype);
-    const int64_t here = s->column0 * bytes / values, next = here + PANEL * bytes / values;
-    const int64_t padded = (s->rows + BLOCK - 1) / BLOCK * BLOCK;
-    for (int64_t r = 0; r < padded; r += 2, row += 2 * stride, panel += 64) {
-        split32 even = {{_mm512_setzero_si512(), _mm512_setzero_si512()}}, odd = even;
-        for (size_t i = 0; i < 2; i++) {
-            __builtin_prefetch(row + i * stride + next); /* the next panel's */
-            __builtin_prefetch(row + (AHEAD + i) * stride + here);
+    const int64_t blocks = (s->rows + BLOCK - 1) / BLOCK, panel_bytes = blocks * parts * 2048;
+    for (int64_t r = 0; r < blocks * BLOCK; r += 2, row += 2 * stride) {
+        char *out = panel + r / BLOCK * parts * 2048 + r % BLOCK / 2 * 64;
+        for (int64_t c = 0; c < s->columns; c += PANEL, out += panel_bytes) {
+            const int64_t column = s->column0 + c;
+            const uint8_t *ahead = row + AHEAD * stride + column * bytes / values;
+            fetch(ahead, PANEL * bytes / values);
+            fetch(ahead + stride, PANEL * bytes / values);
+            split32 even = {{_mm512_setzero_si512(), _mm512_setzero_si512()}}, odd = even;
+            if (r < s->rows) even = split_stored(dtype, parts, row, column, left(s->columns, c));
+            if (r + 1 < s->rows) odd = split_stored(dtype, parts, row + stride, column, left(s->columns, c));
+            pair_rows(parts, out, even, odd);
         }
-        if (r < s->rows) even = split_stored(dtype, parts, row, s->column0, (int)s->columns);
-        if (r + 1 < s->rows) odd = split_stored(dtype, parts, row + stride, s->column0, (int)s->columns);
-        for (int p = 0; p < parts; p++) {
-            _mm512_store_si512(panel + p * 2048, _mm512_permutex2var_epi16(even.part[p], places, odd.part[p]));
-            _mm512_store_si512(panel + p * 2048 + 1024, _mm512_permutex2var_epi16(even.part[p], later, odd.part[p]));
-        }
-        if (r % BLOCK == BLOCK - 2) panel += parts * 2048 - 1024;
     }
 }
 
@@ -140,10 +151,9 @@ static void backward_2(void *panel, const jpo_gemm_source *s) { JPO_FOR_DTYPE(s-
 
 #include "kernels/gemm_tiles.inc"
 
-TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX | JPO_CPU_VNNI, 1, 1, tile_x1, &jpo_integers_avx512,
+TILE_KERNEL(amx_bfloat16, JPO_COMPUTE_BFLOAT16, JPO_CPU_AMX | JPO_CPU_VNNI, 1, 1, &jpo_integers_avx512,
             JPO_COMPUTE_BFLOAT16)
-TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 1, tile_x2, &jpo_integers_avx512,
+TILE_KERNEL(amx_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 1, &jpo_integers_avx512,
             JPO_COMPUTE_BFLOAT16X3)
-TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 2, tile_x3, NULL,
-            JPO_COMPUTE_BFLOAT16X3)
+TILE_KERNEL(amx_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, JPO_CPU_AMX | JPO_CPU_VNNI, 2, 2, NULL, JPO_COMPUTE_BFLOAT16X3)
 #endif

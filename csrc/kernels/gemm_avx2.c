@@ -285,13 +285,14 @@ static void backward_float32(void *panel, const jpo_gemm_source *s) {
 #undef CALL
 }
 
-static void tile_float32(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
-                         int64_t depth, int rows, int columns, bool accumulate) {
-    const float *a = all->x + row0 * all->ldx + d0;
+static void tile_float32(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int rows, int columns,
+                         bool accumulate) {
+    (void)terms;
+    const float *a = t->rows->x + row0 * t->rows->ldx + t->d0;
     for (int half = 0; half * HALF < columns; half++) {
         int width = columns - half * HALF < HALF ? columns - half * HALF : HALF;
-        float32_tile(c + half * HALF, ldc, a, all->ldx, (const float *)panel + half * depth * HALF, depth, rows, width,
-                     accumulate);
+        float32_tile(c + half * HALF, ldc, a, t->rows->ldx, (const float *)t->panel + half * t->depth * HALF, t->depth,
+                     rows, width, accumulate);
     }
 }
 
@@ -519,39 +520,21 @@ static void put_half(float *c, int64_t ldc, __m256 sum[INT16_ROWS][2], int rows,
     }
 }
 
-static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
-                       int64_t depth, int rows, int columns, bool accumulate) {
-    const jpo_int16_rows at = jpo_int16_rows_at(all, row0, d0 / BLOCK), *a = &at;
-    const int64_t blocks = jpo_gemm_blocks(depth);
+#define HALF_TILE(R, totals)                     \
+    case R + (totals ? INT16_ROWS : 0):          \
+        half_tile(R, totals, sum, a, b, blocks); \
+        break;
+#define HALF_TILES(totals) HALF_TILE(1, totals) HALF_TILE(2, totals) HALF_TILE(3, totals) HALF_TILE(4, totals)
+
+static void tile_int16(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int rows, int columns,
+                       bool accumulate) {
+    (void)terms;
+    const jpo_int16_rows at = jpo_int16_rows_at(t->rows, row0, t->d0 / BLOCK), *a = &at;
+    const int64_t blocks = jpo_gemm_blocks(t->depth);
     __m256 sum[INT16_ROWS][2];
     for (int half = 0; half * HALF < columns; half++) {
-        const uint32_t *b = (const uint32_t *)panel + half * blocks * (PAIRS + 1 + (a->total != NULL)) * HALF;
-        switch (rows + (a->total ? INT16_ROWS : 0)) {
-        case 1:
-            half_tile(1, false, sum, a, b, blocks);
-            break;
-        case 2:
-            half_tile(2, false, sum, a, b, blocks);
-            break;
-        case 3:
-            half_tile(3, false, sum, a, b, blocks);
-            break;
-        case 4:
-            half_tile(4, false, sum, a, b, blocks);
-            break;
-        case 5:
-            half_tile(1, true, sum, a, b, blocks);
-            break;
-        case 6:
-            half_tile(2, true, sum, a, b, blocks);
-            break;
-        case 7:
-            half_tile(3, true, sum, a, b, blocks);
-            break;
-        default:
-            half_tile(4, true, sum, a, b, blocks);
-            break;
-        }
+        const uint32_t *b = (const uint32_t *)t->panel + half * blocks * (PAIRS + 1 + (a->total != NULL)) * HALF;
+        switch (rows + (a->total ? INT16_ROWS : 0)) { HALF_TILES(false) HALF_TILES(true) }
         put_half(c + half * HALF, ldc, sum, rows, columns - half * HALF, accumulate);
     }
 }

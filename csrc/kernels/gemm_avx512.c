@@ -445,9 +445,11 @@ INLINE float sum_across(__m512 v) { /* in the order of sum_four_512 */
 #define DIRECT_M 4
 #include "kernels/gemm_direct.inc"
 
-static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
-                 int64_t depth, int count, int columns, bool accumulate) {
-    float32_tile(c, ldc, rows->x + row0 * rows->ldx + d0, rows->ldx, panel, depth, count, columns, accumulate);
+static void tile(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int count, int columns,
+                 bool accumulate) {
+    (void)terms;
+    const jpo_gemm_rows *rows = t->rows;
+    float32_tile(c, ldc, rows->x + row0 * rows->ldx + t->d0, rows->ldx, t->panel, t->depth, count, columns, accumulate);
 }
 
 static size_t panel_bytes(jpo_dtype dtype, bool backward, int64_t depth) {

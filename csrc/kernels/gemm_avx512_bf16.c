@@ -36,18 +36,19 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, floa
     }
 }
 
-#define ROWS(R)                                                                      \
-    case R:                                                                          \
-        tile_rows(R, c, ldc, a, pairs, panel, pairs_of(depth), columns, accumulate); \
+#define ROWS(R)                                                                            \
+    case R:                                                                                \
+        tile_rows(R, c, ldc, a, pairs, t->panel, pairs_of(t->depth), columns, accumulate); \
         return;
 
 static int64_t pairs_of(int64_t depth) { return (depth + 1) / 2; }
 
 /* a (rows, pairs; lda in pairs): pairs of bfloat16, the last one padded with zero. */
-static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
-                 int64_t depth, int count, int columns, bool accumulate) {
-    const int64_t pairs = pairs_of(rows->depth);
-    const uint32_t *a = (const uint32_t *)rows->memory + row0 * pairs + d0 / 2;
+static void tile(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int count, int columns,
+                 bool accumulate) {
+    (void)terms;
+    const int64_t pairs = pairs_of(t->rows->depth);
+    const uint32_t *a = (const uint32_t *)t->rows->memory + row0 * pairs + t->d0 / 2;
     switch (count) {
         ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
     }

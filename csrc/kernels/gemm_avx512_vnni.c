@@ -71,14 +71,15 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, floa
     }
 }
 
-#define ROWS(R)                                                                       \
-    case R:                                                                           \
-        tile_rows(R, c, ldc, &a, panel, jpo_gemm_blocks(depth), columns, accumulate); \
+#define ROWS(R)                                                                             \
+    case R:                                                                                 \
+        tile_rows(R, c, ldc, &a, t->panel, jpo_gemm_blocks(t->depth), columns, accumulate); \
         return;
 
-static void tile(float *c, int64_t ldc, const jpo_gemm_rows *rows, int64_t row0, int64_t d0, const void *panel,
-                 int64_t depth, int count, int columns, bool accumulate) {
-    const jpo_int16_rows a = jpo_int16_rows_at(rows, row0, d0 / JPO_GEMM_BLOCK);
+static void tile(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int count, int columns,
+                 bool accumulate) {
+    (void)terms;
+    const jpo_int16_rows a = jpo_int16_rows_at(t->rows, row0, t->d0 / JPO_GEMM_BLOCK);
     switch (count) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
 }
 

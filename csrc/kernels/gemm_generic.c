@@ -47,14 +47,15 @@ static float float_at(const uint32_t *p) {
 
 static void put(float *c, float sum, bool accumulate) { *c = accumulate ? *c + sum : sum; }
 
-static void tile_int16(float *c, int64_t ldc, const jpo_gemm_rows *all, int64_t row0, int64_t d0, const void *panel,
-                       int64_t depth, int rows, int columns, bool accumulate) {
-    const jpo_int16_rows at = jpo_int16_rows_at(all, row0, d0 / BLOCK), *a = &at;
-    const int64_t blocks = jpo_gemm_blocks(depth);
+static void tile_int16(float *c, int64_t ldc, int64_t row0, const jpo_gemm_term *t, int terms, int rows, int columns,
+                       bool accumulate) {
+    (void)terms;
+    const jpo_int16_rows at = jpo_int16_rows_at(t->rows, row0, t->d0 / BLOCK), *a = &at;
+    const int64_t blocks = jpo_gemm_blocks(t->depth);
     const int lines = PAIRS + 1 + (a->total != NULL);
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < columns; j++) {
-            const uint32_t *b = (const uint32_t *)panel + j, *x = a->pairs + r * a->ldp;
+            const uint32_t *b = (const uint32_t *)t->panel + j, *x = a->pairs + r * a->ldp;
             float sum = 0;
             for (int64_t block = 0; block < blocks; block++, b += lines * PANEL, x += PAIRS) {
                 const int64_t place = r * a->lds + block;

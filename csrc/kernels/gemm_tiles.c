@@ -63,15 +63,16 @@ static void tile_dot(tile *c, const tile *a, const tile *b) {
 
 #define TILE_INLINE static inline
 #define TILE_STATE tile tiles[8];
+#define TILE_PARAMETER , tile *tiles
+#define TILE_ARGUMENT , tiles
 #define TILE_LOAD(t, p, stride) tile_load(&tiles[t], p, stride)
 #define TILE_ZERO(t) memset(&tiles[t], 0, sizeof tiles[t])
 #define TILE_STORE(t, p, stride) tile_store(&tiles[t], p, stride)
 #define TILE_DOT(c, a, b) tile_dot(&tiles[c], &tiles[a], &tiles[b])
 #define TILE_FENCE() ((void)0)
-#define TILE_AHEAD(x, parts) ((void)0)
 #define TILE_BEGIN NULL
 #define TILE_END NULL
-#define TILE_RANGE 576
+#define TILE_RANGE 2048
 #define TILE_SMALL_ROWS 8
 
 /* value -> its parts, part p at out + p * distance. */
@@ -91,11 +92,10 @@ static void split_rows(char *out, int parts, const float *x, int64_t ldx, int ro
 }
 
 /* A panel: blocks of 32 along the depth. */
-static void pack(char *panel, const jpo_gemm_source *s, bool backward, int parts) {
+static void pack_panel(char *panel, const jpo_gemm_source *s, bool backward, int parts) {
     const int64_t depth = backward ? s->rows : s->columns, width = backward ? s->columns : s->rows;
     const size_t stride = jpo_dtype_row_bytes(s->dtype, s->k);
     const char *data = (const char *)s->data + (size_t)s->row0 * stride;
-    if (s->dtype == JPO_BF16) parts = 1;
     for (int64_t d0 = 0; d0 < depth; d0 += 32, panel += parts * 2048) {
         float part[32][32] = {{0}}; /* rows of W, columns of W */
         const int64_t count = depth - d0 < 32 ? depth - d0 : 32;
@@ -108,6 +108,18 @@ static void pack(char *panel, const jpo_gemm_source *s, bool backward, int parts
                       backward ? part[d][c] : part[c][d]);
     }
 }
+static void pack(char *panel, const jpo_gemm_source *s, bool backward, int parts) {
+    jpo_gemm_source one = *s;
+    if (s->dtype == JPO_BF16) parts = 1;
+    if (!backward) {
+        pack_panel(panel, s, false, parts);
+        return;
+    }
+    for (int64_t c = 0; c < s->columns; c += PANEL, panel += (s->rows + BLOCK - 1) / BLOCK * parts * 2048) {
+        one.column0 = s->column0 + c, one.columns = s->columns - c < PANEL ? s->columns - c : PANEL;
+        pack_panel(panel, &one, true, parts);
+    }
+}
 static void forward_1(void *panel, const jpo_gemm_source *s) { pack(panel, s, false, 1); }
 static void forward_2(void *panel, const jpo_gemm_source *s) { pack(panel, s, false, 2); }
 static void backward_1(void *panel, const jpo_gemm_source *s) { pack(panel, s, true, 1); }
@@ -115,7 +127,6 @@ static void backward_2(void *panel, const jpo_gemm_source *s) { pack(panel, s, t
 
 #include "kernels/gemm_tiles.inc"
 
-TILE_KERNEL(portable_bfloat16, JPO_COMPUTE_BFLOAT16, 0, 1, 1, tile_x1, &jpo_integers_generic, JPO_COMPUTE_BFLOAT16)
-TILE_KERNEL(portable_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, 0, 2, 1, tile_x2, &jpo_integers_generic,
-            JPO_COMPUTE_BFLOAT16X3)
-TILE_KERNEL(portable_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, 0, 2, 2, tile_x3, NULL, JPO_COMPUTE_BFLOAT16X3)
+TILE_KERNEL(portable_bfloat16, JPO_COMPUTE_BFLOAT16, 0, 1, 1, &jpo_integers_generic, JPO_COMPUTE_BFLOAT16)
+TILE_KERNEL(portable_bfloat16x2, JPO_COMPUTE_BFLOAT16X2, 0, 2, 1, &jpo_integers_generic, JPO_COMPUTE_BFLOAT16X3)
+TILE_KERNEL(portable_bfloat16x3, JPO_COMPUTE_BFLOAT16X3, 0, 2, 2, NULL, JPO_COMPUTE_BFLOAT16X3)

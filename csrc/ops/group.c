@@ -29,6 +29,7 @@ typedef struct {
     jpo_packed_rows rows; /* (M, depth) */
     jpo_weight w;
     int64_t depth;
+    bool follows; /* its sums go on from those of the term before, in the same call */
 } term;
 
 typedef struct {
@@ -92,8 +93,8 @@ static jpo_packed_rows open_rows(group *g, const jpo_weight *w, const float *x, 
     return rows;
 }
 
-static void add_term(product *p, jpo_packed_rows rows, const jpo_weight *w, int64_t depth) {
-    p->term[p->terms++] = (term){rows, *w, depth};
+static void add_term(product *p, jpo_packed_rows rows, const jpo_weight *w, int64_t depth, bool follows) {
+    p->term[p->terms++] = (term){rows, *w, depth, follows};
 }
 
 /* The update of a product that reads `rows` (M, depth): as a term of p (NULL: u alone) or in float32. */
@@ -116,7 +117,7 @@ static void add_update(group *g, product *p, const jpo_low_rank *update, jpo_pac
     const jpo_weight v =
         g->backward ? adapter_matrix(g->kernel, update->v, r, width) : adapter_matrix(g->kernel, update->v, width, r);
     q->u = open_rows(g, &v, update->u, r, r);
-    add_term(p, q->u, &v, r);
+    add_term(p, q->u, &v, r, r <= jpo_packed_range(g->kernel, r));
 }
 
 /* ---- the second region: rows ---- */
@@ -125,8 +126,9 @@ static void project_rows(const projection *q, bool backward, int64_t row0, int64
     const jpo_low_rank *update = q->update;
     const int64_t r = update->r;
     float *u = update->u + row0 * r;
+    const jpo_packed_term one = {&q->in, 0, q->tile};
     if (q->by_panels)
-        jpo_packed_multiply_rows(u, r, &q->in, row0, count, 0, &q->tile, false);
+        jpo_packed_multiply_rows(u, r, &one, 1, row0, count, false);
     else
         jpo_sgemm(false, !backward, count, r, q->depth, 1, q->x + row0 * q->ldx, q->ldx, update->project,
                   backward ? r : q->depth, 0, u, r, scratch);
@@ -188,10 +190,18 @@ typedef struct {
     int64_t lds;
 } rectangle;
 
+static int64_t ranges(const term *t) { return jpo_ceil_div(t->depth, jpo_packed_range(t->rows.kernel, t->depth)); }
+
+/* The last of the terms that are multiplied together with term i. */
+static int last_of_run(const product *p, int i) {
+    while (i + 1 < p->terms && p->term[i + 1].follows) i++;
+    return i;
+}
+
 static rectangle rectangle_of(const group *g, const product *p, char *scratch, int64_t row0, int64_t count,
                               int64_t c0) {
     rectangle r = {.p = p, .row0 = row0, .count = count, .c0 = c0, .columns = jpo_min64(g->tile, p->width - c0)};
-    const bool wait = g->wait && (p->terms > 1 || p->term[0].depth > jpo_packed_range(g->kernel, p->term[0].depth));
+    const bool wait = g->wait && (last_of_run(p, 0) + 1 < p->terms || ranges(&p->term[0]) > 1);
     r.out = p->out + row0 * p->ldo + c0;
     r.sums = wait ? (float *)(scratch + SGEMM_BYTES + g->panels) : r.out;
     r.lds = wait ? g->lds : p->ldo;
@@ -202,40 +212,51 @@ static void copy_rows(float *to, int64_t ldt, const float *from, int64_t ldf, in
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * ldt, from + i * ldf, (size_t)columns * sizeof(float));
 }
 
-/* One range of a term's depth; the last one in chunks of rows that are still in the second cache when the way to the
- * output and the updates follow. */
-static void multiply_range(const group *g, const rectangle *r, const term *t, const jpo_packed_tile *tile, int64_t d0,
-                           bool add, bool last, float *scratch) {
+/* One range of a term's depth, the last one with the terms that follow; the very last in chunks of rows that are still
+ * in the second cache when the way to the output and the updates follow. */
+static void multiply_range(const group *g, const rectangle *r, const jpo_packed_term *packed, int terms, bool add,
+                           bool last, float *scratch) {
     const product *p = r->p;
     const bool wait = r->sums != r->out;
     const int64_t step = last && (p->updates || wait) ? UPDATE_ROWS : r->count;
     for (int64_t i = 0; i < r->count; i += step) {
         const int64_t some = jpo_min64(step, r->count - i), row = r->row0 + i;
         float *sums = r->sums + i * r->lds, *out = r->out + i * p->ldo;
-        jpo_packed_multiply_rows(sums, r->lds, &t->rows, row, some, d0, tile, add);
+        jpo_packed_multiply_rows(sums, r->lds, packed, terms, row, some, add);
         if (!last) continue;
         if (wait) copy_rows(out, p->ldo, sums, r->lds, some, r->columns);
         add_updates(g, p, row, some, r->c0, r->columns, scratch);
     }
 }
 
+/* packed = depth d0.. of a term for the rectangle's columns; returns the memory behind it. */
+static char *pack_term(const group *g, const rectangle *r, const term *t, int64_t d0, int64_t depth,
+                       jpo_packed_term *packed, char *memory) {
+    packed->rows = &t->rows;
+    packed->depth0 = d0;
+    if (g->backward)
+        jpo_packed_pack(&packed->tile, memory, &t->w, d0, depth, r->c0, r->columns, true);
+    else
+        jpo_packed_pack(&packed->tile, memory, &t->w, r->c0, r->columns, d0, depth, false);
+    return memory + jpo_packed_tile_bytes(&t->w, depth, r->columns);
+}
+
 static void multiply_tile(const group *g, const product *p, char *scratch, int64_t row0, int64_t count, int64_t c0) {
     const rectangle r = rectangle_of(g, p, scratch, row0, count, c0);
-    const int64_t columns = r.columns;
-    void *memory = scratch + SGEMM_BYTES;
-    if (p->accumulate && r.sums != r.out) copy_rows(r.sums, r.lds, r.out, p->ldo, count, columns);
-    for (int i = 0; i < p->terms; i++) {
+    if (p->accumulate && r.sums != r.out) copy_rows(r.sums, r.lds, r.out, p->ldo, count, r.columns);
+    for (int i = 0, end; i < p->terms; i = end) {
         const term *t = &p->term[i];
         const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
+        end = last_of_run(p, i) + 1;
         for (int64_t d0 = 0; d0 < t->depth; d0 += range) {
             const int64_t depth = jpo_min64(range, t->depth - d0);
-            jpo_packed_tile tile;
-            if (g->backward)
-                jpo_packed_pack(&tile, memory, &t->w, d0, depth, c0, columns, true);
-            else
-                jpo_packed_pack(&tile, memory, &t->w, c0, columns, d0, depth, false);
-            multiply_range(g, &r, t, &tile, d0, p->accumulate || i || d0, i + 1 == p->terms && d0 + depth == t->depth,
-                           (float *)scratch);
+            const bool done = d0 + depth == t->depth;
+            jpo_packed_term packed[JPO_PACKED_TERMS];
+            int terms = 1;
+            char *memory = pack_term(g, &r, t, d0, depth, packed, scratch + SGEMM_BYTES);
+            for (int j = i + 1; done && j < end; j++, terms++)
+                memory = pack_term(g, &r, &p->term[j], 0, p->term[j].depth, packed + terms, memory);
+            multiply_range(g, &r, packed, terms, p->accumulate || i || d0, done && end == p->terms, (float *)scratch);
         }
     }
 }
@@ -298,10 +319,13 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
     size_t bytes;
     g->panels = 0;
     for (int i = 0; i < g->products; i++)
-        for (int j = 0; j < g->product[i].terms; j++) {
-            const term *t = &g->product[i].term[j];
-            const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
-            const size_t part = jpo_packed_tile_bytes(&t->w, jpo_min64(range, t->depth), g->tile);
+        for (int j = 0, end; j < g->product[i].terms; j = end) {
+            const term *t = g->product[i].term;
+            size_t part = 0;
+            end = last_of_run(&g->product[i], j) + 1;
+            for (int k = j; k < end; k++)
+                part += jpo_packed_tile_bytes(
+                    &t[k].w, jpo_min64(jpo_packed_range(t[k].rows.kernel, t[k].depth), t[k].depth), g->tile);
             if (part > g->panels) g->panels = part;
         }
     g->lds = g->tile + LINE_FLOATS;
@@ -334,7 +358,7 @@ static void open_forward(group *g, const jpo_linear_output *outputs, int count) 
         const jpo_linear_output *o = &outputs[i];
         product *p = &g->product[g->products++];
         *p = (product){.out = o->y, .ldo = o->ldy, .width = o->w->n, .accumulate = o->accumulate};
-        add_term(p, g->set[0], o->w, k);
+        add_term(p, g->set[0], o->w, k, false);
         if (o->update) add_update(g, p, o->update, g->set[0], o->w->n);
     }
 }
@@ -359,7 +383,7 @@ static void open_backward(group *g, float *dx, int64_t lddx, bool accumulate, co
     for (int i = 0; i < count; i++) {
         const jpo_linear_input *in = &inputs[i];
         g->set[g->sets] = open_rows(g, in->w, in->dy, in->lddy, in->w->n);
-        if (p) add_term(p, g->set[g->sets], in->w, in->w->n);
+        if (p) add_term(p, g->set[g->sets], in->w, in->w->n, false);
         g->sets++;
     }
     for (int i = 0; i < count; i++)

@@ -27,6 +27,7 @@ typedef struct {
     int64_t block;            /* rows of h in one task */
     jpo_packed_tile up, down; /* for logits = H W_t^T and for P W_t */
     char *packed;             /* memory of both */
+    jpo_packed_rows h;        /* converted once for all tiles */
     bool statistics;
     char *scratch;
     size_t scratch_part, low_rank; /* bytes of a thread's, and where in it its products with the update begin */
@@ -49,6 +50,13 @@ static void pack_tile(head_job *job, int64_t first, bool both) {
     jpo_packed_open(&job->down, job->packed + jpo_packed_tile_bytes(w, w->k, TILE), w, first, job->count, 0, w->k,
                     true);
     jpo_parallel(jpo_packed_parts(&job->up) + (both ? jpo_packed_parts(&job->down) : 0), pack_task, job);
+}
+
+static void convert_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    const head_job *job = context;
+    const int64_t row = task * WIDEN_BLOCK;
+    jpo_packed_rows_convert(&job->h, row, jpo_min64(WIDEN_BLOCK, job->batch->rows - row));
 }
 
 /* First entry whose row is not below `row`. */
@@ -108,11 +116,11 @@ static float *low_rank_scratch(const head_job *job, int thread) {
 }
 
 /* z (rows, count; ldz) = logits of rows row.. in this tile. */
-static void tile_logits(const head_job *job, float *z, int64_t ldz, int64_t row, int64_t rows, float *rounded,
-                        int thread) {
+static void tile_logits(const head_job *job, float *z, int64_t ldz, int64_t row, int64_t rows, int thread) {
     const jpo_head_batch *batch = job->batch;
-    const int64_t hidden = job->w->k, r = batch->update.r;
-    jpo_packed_multiply(z, ldz, batch->h + row * hidden, hidden, rows, &job->up, false, rounded);
+    const int64_t r = batch->update.r;
+    const jpo_packed_term term = {&job->h, 0, job->up};
+    jpo_packed_multiply_rows(z, ldz, &term, 1, row, rows, false);
     if (r)
         jpo_sgemm_add_low_rank(z, ldz, batch->update.u + row * r, r, batch->update.v + job->first * r, r, true, rows,
                                job->count, r, 1, low_rank_scratch(job, thread));
@@ -124,7 +132,7 @@ static void forward_task(void *context, int64_t task, int thread) {
     int64_t hidden = job->w->k, row = task * job->block, rows = jpo_min64(job->block, batch->rows - row);
     float *z = (float *)(job->scratch + (size_t)thread * job->scratch_part), *copy = z + ROW_BLOCK * APART;
     float *slope = batch->softcap > 0 ? copy + TILE : NULL, *rounded = copy + 2 * TILE;
-    tile_logits(job, z, APART, row, rows, rounded, thread);
+    tile_logits(job, z, APART, row, rows, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         if (slope) job->kernels->softcap(z + i * APART, slope, job->count, batch->softcap);
@@ -135,24 +143,28 @@ static void forward_task(void *context, int64_t task, int thread) {
         jpo_packed_multiply(job->pw + row * hidden, hidden, z, APART, rows, &job->down, job->first > 0, rounded);
 }
 
-/* A thread's scratch: ROW_BLOCK rows of logits, a copy of one, a row of slopes, and the rows in the form that the
- * weight's compute type multiplies; behind them what products with a low-rank update need. */
+/* A thread's scratch: ROW_BLOCK rows of logits, a copy of one, a row of slopes, and the probabilities in the form that
+ * the weight's compute type multiplies; behind them what products with a low-rank update need. */
 static jpo_status plan(head_job *job, jpo_scratch *scratch, jpo_error *err) {
     const jpo_weight *w = job->w;
     JPO_TRY(jpo_weight_check(w, err));
+    const jpo_gemm_kernel *kernel = jpo_packed_kernel(w);
     size_t packed = jpo_packed_tile_bytes(w, w->k, TILE) + jpo_packed_tile_bytes(w, TILE, w->k);
-    size_t up = jpo_packed_scratch_bytes(w, ROW_BLOCK, w->k), down = jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
-    job->low_rank = (ROW_BLOCK * APART + 2 * TILE) * sizeof(float) + (up > down ? up : down);
+    const int64_t rows = job->batch->rows;
+    job->low_rank = (ROW_BLOCK * APART + 2 * TILE) * sizeof(float) + jpo_packed_scratch_bytes(w, ROW_BLOCK, TILE);
     job->scratch_part = job->low_rank + (job->batch->update.r ? JPO_SGEMM_SCRATCH * sizeof(float) : 0);
-    JPO_TRY(jpo_block_reserve(&scratch->shared, packed + 64, err));
+    JPO_TRY(jpo_block_reserve(&scratch->shared, packed + jpo_packed_scratch_bytes(w, rows, w->k), err));
     JPO_TRY(jpo_block_reserve(&scratch->thread, job->scratch_part * (size_t)jpo_threads_count(), err));
     /* Blocks of about a size, equally many for each thread, as a row's results do not depend on the cut; in fours where
      * OpenBLAS serves products, whose sums depend on the shape of a call. */
     const jpo_weight plain = {.compute = JPO_COMPUTE_FLOAT32};
     const int64_t together = jpo_packed_kernel(&plain) ? jpo_threads_count() : 4;
-    const int64_t blocks = jpo_round_up(jpo_ceil_div(job->batch->rows, ROW_BLOCK), together);
-    job->block = jpo_max64(jpo_ceil_div(job->batch->rows, blocks), 1);
+    const int64_t blocks = jpo_round_up(jpo_ceil_div(rows, ROW_BLOCK), together);
+    job->block = jpo_max64(jpo_ceil_div(rows, blocks), 1);
+    if (kernel) job->block = jpo_round_up(job->block, kernel->align);
     job->packed = scratch->shared.data;
+    jpo_packed_rows_open(&job->h, w, false, job->batch->h, w->k, rows, w->k, job->packed + packed);
+    if (kernel && kernel->convert) jpo_parallel(jpo_ceil_div(rows, WIDEN_BLOCK), convert_task, job);
     job->scratch = scratch->thread.data;
     job->kernels = jpo_kernels_get();
     return JPO_OK;
@@ -219,7 +231,7 @@ static void backward_full_task(void *context, int64_t task, int thread) {
     float *z = job->z + row * TILE;
     float *slope = (float *)(job->scratch + (size_t)thread * job->scratch_part) + ROW_BLOCK * APART + TILE;
     float *rounded = slope + TILE;
-    tile_logits(job, z, TILE, row, rows, rounded, thread);
+    tile_logits(job, z, TILE, row, rows, thread);
     int64_t e = first_entry(batch, row);
     for (int64_t i = 0; i < rows; i++) {
         const jpo_head_row *state = job->state + row + i;

@@ -71,8 +71,9 @@ void jpo_operands_multiply(float *c, int64_t ldc, const jpo_operand *a, const jp
     for (int64_t p = 0; p < panels_of(b); p++) {
         const int64_t column = p * kernel->panel;
         const int columns = (int)jpo_min64(kernel->panel, n - column);
+        const jpo_gemm_term term = {&rows, 0, (const char *)b->memory + (size_t)p * bytes, a->depth, kernel->parts};
         for (int64_t row = 0; row < m; row += kernel->rows)
-            kernel->tile(c + row * ldc + column, ldc, &rows, row, 0, (const char *)b->memory + (size_t)p * bytes,
-                         a->depth, (int)jpo_min64(kernel->rows, m - row), columns, accumulate);
+            kernel->tile(c + row * ldc + column, ldc, row, &term, 1, (int)jpo_min64(kernel->rows, m - row), columns,
+                         accumulate);
     }
 }

@@ -65,9 +65,17 @@ void jpo_packed_multiply(float *y, int64_t ldy, const float *x, int64_t ldx, int
 void jpo_packed_rows_open(jpo_packed_rows *rows, const jpo_weight *w, bool backward, const float *x, int64_t ldx,
                           int64_t m, int64_t depth, void *memory);
 void jpo_packed_rows_convert(const jpo_packed_rows *rows, int64_t row0, int64_t count);
-/* y (count, columns; ldy) = or += rows row0.. , from depth0 (a multiple of 32) on, times the tile. */
-void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_rows *rows, int64_t row0, int64_t count,
-                              int64_t depth0, const jpo_packed_tile *tile, bool accumulate);
+/* Rows, from depth0 (a multiple of 32) on, times a tile. */
+typedef struct {
+    const jpo_packed_rows *rows;
+    int64_t depth0;
+    jpo_packed_tile tile;
+} jpo_packed_term;
+enum { JPO_PACKED_TERMS = 1 + JPO_LINEAR_GROUP };
+/* y (count, columns; ldy) = or += the sum of the terms for rows row0.. ; more than one where the first one's kernel has
+ * `low_rank`: the others' tiles hold as many columns and one range of the depth. */
+void jpo_packed_multiply_rows(float *y, int64_t ldy, const jpo_packed_term *term, int terms, int64_t row0,
+                              int64_t count, bool accumulate);
 
 /* The depth is cut into equal ranges, each packed and summed for itself: the length of all but the last. */
 int64_t jpo_packed_range(const jpo_gemm_kernel *kernel, int64_t depth);

@@ -46,14 +46,14 @@ static void pack_panel(const call *g, int64_t d0, int64_t depth, int64_t c0, int
 static void multiply_rows(const call *g, const float *a, int64_t ld, int64_t row0, int64_t rows, int64_t d0,
                           int64_t depth, bool accumulate) {
     const jpo_gemm_rows in = {.x = a, .ldx = ld, .m = rows, .depth = depth};
+    const jpo_gemm_term term = {.rows = &in, .panel = g->panel, .depth = depth};
     for (int64_t c0 = 0; c0 < g->n; c0 += g->kernel->panel) {
         int columns = (int)jpo_min64(g->kernel->panel, g->n - c0);
         pack_panel(g, d0, depth, c0, columns);
         int64_t groups = jpo_ceil_div(rows, g->kernel->rows);
         for (int64_t i = 0; groups > 0; groups--) {
             int count = (int)jpo_ceil_div(rows - i, groups);
-            g->kernel->tile(g->c + (row0 + i) * g->ldc + c0, g->ldc, &in, i, 0, g->panel, depth, count, columns,
-                            accumulate);
+            g->kernel->tile(g->c + (row0 + i) * g->ldc + c0, g->ldc, i, &term, 1, count, columns, accumulate);
             i += count;
         }
     }
