@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import IO, Any
 from jpo.errors import JpoError
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # as tempfile chooses the middle
+_PIECE = 1 << 20  # bytes of a file that are digested at a time
 # what systems answer that cannot sync a folder; any other fault is the disk's
 _NO_SYNC = frozenset(
     (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
@@ -35,6 +37,15 @@ def permitted(mode: int) -> int:
 def make_folder_of(path: str | os.PathLike[str]) -> None:
     """Makes the folder that `path` will stand in, where there is none; OSError where that cannot be."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """A file's SHA-256, read piece by piece."""
+    digest, piece = hashlib.sha256(), bytearray(_PIECE)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(memoryview(piece)[:count])
+    return digest.hexdigest()
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------

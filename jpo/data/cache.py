@@ -27,13 +27,12 @@ from jpo.data.records import Example, Judged, Pair, good_texts, stream_examples,
 from jpo.data.report import Report
 from jpo.data.store import RECORDS, TOKENS, Kind, Store, Writer
 from jpo.data.templates import Template
-from jpo.disk import permitted, sync_folder, temporary, write_json
+from jpo.disk import permitted, sha256_of, sync_folder, temporary, write_json
 from jpo.errors import DataError, FormatError, JpoError
 
 _FORMAT = "jpo encoded records 1"
 _FACTS = "cache.json"
 _NAME = 24  # characters of the key in a folder's name
-_PIECE = 1 << 20  # bytes of a file that are digested at a time
 _PER_LOOK, _SAY_SECONDS = 4096, 30.0  # records between looks at the clock; seconds between words about the progress
 _REMEDY = "free some space, or name another folder with --cache-dir (cache_dir)"
 _GIVEN = (Pair, Judged, Example)
@@ -324,20 +323,11 @@ def _digest_of(told: Any) -> str:
 
 def _content(path: str) -> list[str]:
     """How a file of records is read, and the digest of its bytes."""
-    return [os.path.splitext(path.lower().removesuffix(".gz"))[1], _sha256(path)]
+    return [os.path.splitext(path.lower().removesuffix(".gz"))[1], sha256_of(path)]
 
 
 def _file_facts(path: str) -> dict[str, Any]:
-    return {"bytes": os.path.getsize(path), "sha256": _sha256(path)}
-
-
-def _sha256(path: str) -> str:
-    sha = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        piece = bytearray(_PIECE)
-        while count := file.readinto(piece):
-            sha.update(memoryview(piece)[:count])
-    return sha.hexdigest()
+    return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

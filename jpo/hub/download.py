@@ -7,12 +7,12 @@ serves when the hub cannot be reached.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jpo.disk import sha256_of
 from jpo.errors import FormatError, JpoError
 from jpo.hub.faults import endpoint, hub_library, in_one_line, is_passing
 from jpo.hub.names import HubName
@@ -27,7 +27,6 @@ SMALL = (
 )  # of a model, beside its weights
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "jpo_config.json")
-_STEP = 1 << 22  # bytes hashed at a time
 Choice = Callable[[Sequence[str]], list[str]]  # the files of a repository -> those to fetch, or a FormatError
 
 
@@ -155,11 +154,7 @@ def bars() -> Iterator[None]:
 
 def _check_digest(repository: _Repository, path: str, wanted: str) -> None:
     """FormatError where a fresh file is not the one that the hub lists; it goes out of the cache then."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_STEP):
-            digest.update(piece)
-    if digest.hexdigest() != wanted:
+    if sha256_of(path) != wanted:
         os.unlink(os.path.realpath(path))
         os.unlink(path)
         raise repository.fault(

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from jpo.declared import read_yaml
-from jpo.disk import lock, sweep_temporaries, write_json, write_text
+from jpo.disk import lock, sha256_of, sweep_temporaries, write_json, write_text
 from jpo.errors import JpoError
 from jpo.feedback.salvage import salvage as salvage_journal
 from jpo.formats.peft import is_adapter
@@ -30,6 +30,8 @@ from jpo.study.estimate import describe, estimate
 from jpo.study.results import MIXED, gather
 from jpo.study.stages import Run, Stages
 from jpo.train.progress import hidden_bar
+
+_CLOCK = 2.0  # seconds by which a file system's clock may be behind
 
 
 @dataclass(frozen=True)
@@ -159,39 +161,89 @@ class Study:
         self.display = Display(show)
         for line in self.skipped() if show else ():
             print(line, file=sys.stderr, flush=True)
-        with self.display.shown(len(plan)), hidden_bar():
+        with self._damage_named(plan), self.display.shown(len(plan)), hidden_bar():
             for number, stage in enumerate(plan, 1):
                 if self.done(stage):
                     self.display.skipped(number)
                     continue
                 self.display.begin(number, stage.name)
                 os.makedirs(os.path.dirname(os.path.join(self.folder, stage.output)), exist_ok=True)
-                before = time.perf_counter()
+                began, before = time.time(), time.perf_counter()
                 stage.work()
-                self._note(stage.name, time.perf_counter() - before)
+                self._note(stage, began, time.perf_counter() - before)
                 self.display.end(number, stage.name, time.perf_counter() - before)
         before = time.perf_counter()
-        results = gather(self.stages, self.runs, self._seconds(plan))
-        results["seconds"] = round(results["seconds"] + time.perf_counter() - before, 2)
-        write_json(os.path.join(self.folder, "results.json"), results)
-        write_report(self.stages, self.runs, results, os.path.join(self.folder, "report.html"))
+        with self._damage_named(plan):
+            results = gather(self.stages, self.runs, self._seconds(plan))
+            results["seconds"] = round(results["seconds"] + time.perf_counter() - before, 2)
+            write_json(os.path.join(self.folder, "results.json"), results)
+            write_report(self.stages, self.runs, results, os.path.join(self.folder, "report.html"))
         return results
 
-    def _note(self, name: str, seconds: float) -> None:
+    @contextlib.contextmanager
+    def _damage_named(self, plan: list[Stage]) -> Iterator[None]:
+        """What fails over a file that was changed since its stage wrote it is a JpoError that names the file; every
+        other failure goes on as it is."""
+        try:
+            yield
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            for stage, path in self._changed(plan):
+                raise JpoError(
+                    f"{path}: is not what the study wrote ({type(error).__name__}: {error}); remove "
+                    f"{os.path.join(self.folder, stage.output)}, and the stage {stage.name!r} runs again"
+                ) from error
+            raise
+
+    def _written(self, stage: Stage, began: float) -> list[str]:
+        """The JSON files that a stage has written since `began` (time.time()) into the folder that it leaves or that
+        its output stands in, relative to the study's; at the study's top, its output alone."""
+        place = os.path.join(self.folder, stage.output)
+        folder = stage.output if os.path.isdir(place) else os.path.dirname(stage.output)
+        names = sorted(os.listdir(os.path.join(self.folder, folder))) if folder else [stage.output]
+        found = [os.path.join(folder, name) for name in names if name.endswith((".json", ".jsonl"))]
+        return [name for name in found if os.path.getmtime(os.path.join(self.folder, name)) >= began - _CLOCK]
+
+    def _changed(self, plan: list[Stage]) -> Iterator[tuple[Stage, str]]:
+        """Files that are not as they were when a stage ended, and that stage."""
+        known: dict[str, tuple[str, str]] = {}
+        for row in self._notes():
+            for name, digest in row.get("sha256", {}).items():
+                if known.get(name, ("", None))[1] != digest:  # as it was when the next stage noted it, too
+                    known[name] = row["stage"], digest
+        stages = {stage.name: stage for stage in plan}
+        for name, (stage, digest) in known.items():
+            path = os.path.join(self.folder, name)
+            if stage in stages and os.path.isfile(path) and sha256_of(path) != digest:
+                yield stages[stage], path
+
+    def _note(self, stage: Stage, began: float, seconds: float) -> None:
+        digests = {name: sha256_of(os.path.join(self.folder, name)) for name in self._written(stage, began)}
         with open(os.path.join(self.folder, "seconds.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
+            file.write(json.dumps({"stage": stage.name, "seconds": round(seconds, 3), "sha256": digests}) + "\n")
 
     def _seconds(self, plan: list[Stage]) -> Mapping[str, float]:
-        """Each stage's time as it was last run; a torn line (kill -9) is passed over."""
-        found: dict[str, float] = {}
-        path = os.path.join(self.folder, "seconds.jsonl")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    with contextlib.suppress(ValueError):
-                        row = json.loads(line)
-                        found[row["stage"]] = row["seconds"]
+        """Each stage's time as it was last run."""
+        found = {row["stage"]: row["seconds"] for row in self._notes()}
         return {stage.name: found.get(stage.name, 0.0) for stage in plan}
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """What was noted when stages ended; a torn line (kill -9) or one of another form is passed over."""
+        path = os.path.join(self.folder, "seconds.jsonl")
+        if not os.path.exists(path):
+            return []
+        found = []
+        with open(path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return [
+            row
+            for row in found
+            if isinstance(row, dict)
+            and isinstance(row.get("stage"), str)
+            and isinstance(row.get("seconds"), (int, float))
+            and isinstance(row.get("sha256", {}), dict)
+        ]
 
     def describe(self) -> str:
         """What a dry run prints: each stage, done or to do, and where it leaves what."""

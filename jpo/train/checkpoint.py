@@ -7,7 +7,6 @@ file. Nothing that stands is removed before what replaces it stands. Knows files
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -18,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from jpo.disk import lock, naming_faults, settle, sweep_temporaries, write_atomic
+from jpo.disk import lock, naming_faults, settle, sha256_of, sweep_temporaries, write_atomic
 from jpo.errors import FormatError, JpoError
 
 _NAME = re.compile(r"checkpoint-([1-9][0-9]*)")
 _LEFT = re.compile(r"\.checkpoint-[1-9][0-9]*\.(part|old)")
 METRICS, MANIFEST, STATE, OPTIMIZER = "metrics.jsonl", "manifest.json", "trainer_state.json", "optimizer.safetensors"
 _STATE_KEYS = {"step": int, "num_tokens": int, "mark": dict}
-_PIECE = 1 << 22  # bytes read at a time
 
 
 # ---- one run at a time ----------------------------------------------------------------------------------------------
@@ -66,14 +64,6 @@ def _write_tensors(path: str, tensors: Mapping[str, Any]) -> None:
                 file.write(np.ascontiguousarray(piece, dtype="<f4").data)
 
 
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _files(folder: str) -> list[str]:
     """Every file below the folder but the manifest, by its path in it, sorted."""
     found = [
@@ -84,7 +74,7 @@ def _files(folder: str) -> list[str]:
 
 def _write_manifest(folder: str, step: int) -> None:
     files = {name: os.path.join(folder, name) for name in _files(folder)}
-    entries = {name: {"bytes": os.path.getsize(path), "sha256": _digest(path)} for name, path in files.items()}
+    entries = {name: {"bytes": os.path.getsize(path), "sha256": sha256_of(path)} for name, path in files.items()}
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump({"format": 1, "step": step, "files": entries}, file, indent=1)
 
@@ -197,7 +187,7 @@ def _check_manifest(folder: str, step: int) -> None:
         size = os.path.getsize(file)
         if size != entry.get("bytes"):
             raise FormatError(f"{file}: has {size} bytes, {entry.get('bytes')} were written")
-        if _digest(file) != entry.get("sha256"):
+        if sha256_of(file) != entry.get("sha256"):
             raise FormatError(f"{file}: its contents are not what was written")
 
 

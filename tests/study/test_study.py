@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,30 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(undisturbed, 
     few = {"methods": ["sft"], "seed": 1, **NO_CURVES}
     run_study(config(tmp_path / "other", **few), show=False)
     assert numbers(tmp_path / "other")["win_rates"]["sft"] != numbers(undisturbed)["win_rates"]["sft"]
+
+
+CHANGED = {
+    "interplay.json": ("{}", "interplay"),
+    "runs/dpo-seed0/study.json": ('{"pair": 3}', "train dpo-seed0"),
+    "runs/dpo-seed1/study.json": ("{", "train dpo-seed1"),
+    "verdicts/kto-seed1.jsonl": ('{"feedback": "x"}\n', "judge kto-seed1"),
+    "pairs/joint.jsonl": ("", "preference pairs"),
+}
+
+
+def test_a_file_that_was_changed_is_named_with_its_stage(undisturbed, tmp_path):
+    """They ended in KeyError, JSONDecodeError and worse, without a file's name."""
+    folder = tmp_path / "changed"
+    shutil.copytree(undisturbed, folder)
+    for name, (text, stage) in CHANGED.items():
+        before = (folder / name).read_bytes()
+        (folder / name).write_text(text)
+        with pytest.raises(JpoError, match=re.escape(str(folder / name))) as caught:
+            run_study(config(folder, **CURVES), show=False)
+        assert "no records" in str(caught.value) or f"and the stage '{stage}' runs again" in str(caught.value)
+        (folder / name).write_bytes(before)
+    run_study(config(folder, **CURVES), show=False)
+    assert numbers(folder) == numbers(undisturbed)
 
 
 def finished_stages(folder):
