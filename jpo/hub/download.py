@@ -180,14 +180,21 @@ def _fetch_files(
     return place
 
 
+def _lies_inside(file: str) -> bool:
+    """Whether a name that the hub lists is one of a file below the repository's folder."""
+    parts = file.replace("\\", "/").split("/")
+    return not {"", ".", ".."} & set(parts) and not parts[0].endswith(":")
+
+
 def _fetch(repository: _Repository, choose: Choice) -> tuple[str, list[str]]:
     """(folder, files) in the cache, fetched where they are not there yet."""
     hub = hub_library(repository.what)
     name = repository.name
     api = hub.HfApi(endpoint=endpoint(), library_name="jpo")
     info = api.repo_info(name.repo, repo_type=repository.kind, revision=name.revision, files_metadata=True)
-    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
-    digests = {entry.rfilename: entry.lfs.sha256 for entry in info.siblings or () if entry.lfs}
+    listed = [entry for entry in info.siblings or () if _lies_inside(entry.rfilename)]
+    sizes = {entry.rfilename: entry.size or 0 for entry in listed}
+    digests = {entry.rfilename: entry.lfs.sha256 for entry in listed if entry.lfs}
     wanted = choose(list(sizes))
     missing = [
         file

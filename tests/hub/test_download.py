@@ -322,3 +322,11 @@ def test_a_data_set_through_the_package_datasets(hub, tmp_path):
     assert lines[0].startswith("3 {'prompt': 'p', 'chosen': 'c', 'rejected': 'r'}") and lines[0].endswith("me/pairs[2]")
     assert lines[1] == "q" and "nothing" in lines[2] and "NAME:SPLIT" in lines[2]
     assert "no such" in lines[3] and "me/none" in lines[3]
+
+
+@pytest.mark.parametrize("file", ["../../../../evil.gguf", "a/../../evil.gguf", "/tmp/evil.gguf", "..\\evil.gguf"])
+def test_a_repository_that_lists_files_elsewhere(hub, tmp_path, file):
+    """It ended in a bare ValueError of huggingface_hub, or in a path beside the copy."""
+    write_gguf(tmp_path / "x.gguf")
+    hub.files["model", "mallory/model"] = {file: (tmp_path / "x.gguf").read_bytes(), "README.md": b"x"}
+    assert "0 GGUF files answer to it" in refusal(jpo.load, "mallory/model:evil")
