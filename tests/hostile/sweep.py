@@ -223,7 +223,9 @@ def comparable(value):
 
 def kept():
     """Lists, tuples and dictionaries that Python keeps when they are given up: a call gets none without memory."""
-    return [[] for _ in range(100)], [{} for _ in range(100)], [tuple(range(n)) for n in range(1, 6) for _ in range(50)]
+    numbers = range(2000)
+    tuples = [list(zip(*[numbers] * size)) for size in (1, 2, 3)]
+    return [[] for _ in range(100)], [{} for _ in range(100)], tuples
 
 
 def failed(call, on, off, want, told):

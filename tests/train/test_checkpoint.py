@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jpo
+from jpo.disk import sha256_of
 from jpo.errors import FormatError, JpoError
 from jpo.train import checkpoint
 from jpo.train.config import PreferenceConfig
@@ -49,7 +50,7 @@ def rewrite(folder, name, change, digest=False):
     change(path)
     if digest:
         manifest = json.loads((folder / MANIFEST).read_text())
-        manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": checkpoint._digest(str(path))}
+        manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
