@@ -210,6 +210,8 @@ def test_forests_that_do_not_fit(model):
                 ValueError, match=r"segments must be \(S, 4\), entry_row and entry_target of one length"
             ):
                 call(tokens, segments, rows, targets)
+    with pytest.raises(ValueError, match="backward needs a forward pass with keep=True directly before it"):
+        model.backward(np.zeros(0))
     with pytest.raises(ValueError, match="do not follow"):
         model.plan(tokens, np.array([[1, 1, -1, 0]], INT), none, none, True)
     model.forward(
