@@ -59,8 +59,8 @@ def read_records(source: Any) -> list[Record]:
 
     Files are told apart by suffix: .jsonl (.ndjson), .json (an array of objects, or JSON Lines), .csv and .tsv (with a
     header; every cell is text, an empty one is left out), .parquet; all but the last also with .gz behind it, which is
-    refused where it unpacks to more than 64 MB and 200 times its size. A folder is all such files in it, by name, and so
-    is a pattern (data/*.jsonl, ** for folders at any depth). What is no path may name a data set of the Hugging Face
+    refused where it unpacks to more than 64 MB and 200 times its size. A folder is all such files in it, by name, and
+    so is a pattern (data/*.jsonl, ** for folders at any depth). What is no path may name a data set of the Hugging Face
     hub: USER/NAME, with :SPLIT or :FILE.jsonl behind it. Iterables include `datasets.Dataset`, `pandas.DataFrame` and
     `pyarrow.Table`. UTF-8 with or without a byte order mark.
     DataError, naming file and line, for whatever cannot be read, duplicate keys, NaN, or a source without a record.

@@ -242,6 +242,29 @@ def test_what_is_trained(model, sound):
     model.clear()
 
 
+def test_a_head_of_its_own_is_trained_once(sound):
+    """Where the embedding is tied, the head is trained with it; elsewhere it needs a place of its own."""
+    config, tensors = sound
+    tensors = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
+    model = _core.Model({**config, "tie_word_embeddings": 0}, tensors)
+    sizes = {name: part[1].nbytes // np.dtype(F).itemsize for name, part in tensors.items()}
+    ends = np.cumsum([0, *sizes.values()])
+    offsets = dict(zip(sizes, map(int, ends), strict=False))
+    params = np.zeros(ends[-1], F)
+    model.set_full(params, params.copy(), offsets)
+    with pytest.raises(ValueError, match="set_full lacks the tensor lm_head.weight"):
+        model.set_full(params, params.copy(), {name: at for name, at in offsets.items() if name != "lm_head.weight"})
+    model.clear()
+
+
+def test_numbers_of_threads():
+    before = _core.get_num_threads()
+    for count in (-1, 0, 257):
+        with pytest.raises(ValueError, match=f"num_threads must lie in 1..256, got {count}"):
+            _core.set_num_threads(count)
+    assert _core.get_num_threads() == before
+
+
 def test_profiles_and_switches(model):
     class Torn:
         def __bool__(self):
