@@ -38,10 +38,10 @@ def outcome(folder, compute, full=False, shapes=((9, 12), (7, 20), (15, 5))):
     return forest.sequence_sums(result.logps), lm.trainable.grads.copy()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=[176, 2144])  # the second: the down projection's depth takes two calls
+def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("group")
-    _, values = write_random(path / "base", hidden_size=80, intermediate_size=176)
+    _, values = write_random(path / "base", hidden_size=80, intermediate_size=request.param)
     adapter_of(path / "adapter", values)
     return path
 
