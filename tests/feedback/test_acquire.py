@@ -402,7 +402,9 @@ def test_kill_loses_no_verdict(tmp_path):
             "--concurrency",
             str(concurrency),
         ]
-        return subprocess.Popen([sys.executable, "-m", "jpo", "feedback", *flags], env=environment, stdout=-3)
+        return subprocess.Popen(
+            [sys.executable, "-m", "jpo", "feedback", *flags], env=environment, stdout=subprocess.DEVNULL
+        )
 
     with serve(delay=0.01) as (url, server):
         kills = 0

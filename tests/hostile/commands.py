@@ -18,7 +18,12 @@ class Commands:
         self.log = scratch / "log"
         environment = {**os.environ, "LD_PRELOAD": str(shim), "JPO_NUM_THREADS": "1", "JPO_PIN": "0"}
         self.server = subprocess.Popen(
-            [sys.executable, str(Path(__file__))], cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True
+            [sys.executable, str(Path(__file__))],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, argv, folder, variables=None, annotator=None, **faults):

@@ -6,14 +6,14 @@ and Python raise) is theirs."""
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SHIM = Path(__file__).parent / "shim" / "failing_malloc.c"
+from tests.hostile.shims import built
+
 ROOT = Path(__file__).parents[2]
 WORK = """
 import numpy as np, jpo
@@ -54,12 +54,7 @@ ctypes.CDLL(None).jpo_fail_no_more()
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("the shim needs a C compiler and Linux's loader")
-    out = tmp_path_factory.mktemp("shim") / "failing_malloc.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", str(SHIM), "-o", str(out), "-ldl"], check=True)
-    return out
+    return built("failing_malloc", tmp_path_factory.mktemp("shim"))
 
 
 def run(shim, at=None, always=False, count=None, work=WORK):

@@ -7,14 +7,14 @@ JPO_SWEEP sets how many points are tried; 100000 is each one."""
 import errno
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SHIM = Path(__file__).parent / "shim" / "crash_point.c"
+from tests.hostile.shims import built
+
 ROOT = Path(__file__).parents[2]
 POINTS = int(os.environ.get("JPO_SWEEP", "4"))
 pytestmark = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="one preloaded library at a time")
@@ -22,12 +22,7 @@ pytestmark = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reas
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("the shim needs a C compiler and Linux's loader")
-    out = tmp_path_factory.mktemp("shim") / "crash_point.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", str(SHIM), "-o", str(out), "-ldl"], check=True)
-    return out
+    return built("crash_point", tmp_path_factory.mktemp("shim"))
 
 
 def train(output, shim=None, resume=False, **settings):

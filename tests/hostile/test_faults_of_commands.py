@@ -10,8 +10,6 @@ import functools
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -21,8 +19,8 @@ import pytest
 
 import jpo
 from tests.hostile.commands import Commands
+from tests.hostile.shims import built
 
-SHIM = Path(__file__).parent / "shim" / "crash_point.c"
 POINTS = int(os.environ.get("JPO_SWEEP", "2"))
 TEMPORARY = re.compile(r"(^|/)\..+\.[a-z0-9_]{8}\.tmp(/|$)")
 OLD = b"what stood here before\n"
@@ -115,12 +113,8 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("the shim needs a C compiler")
     scratch = tmp_path_factory.mktemp("shim")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", SHIM, "-o", scratch / "shim.so", "-ldl"], check=True)
-    served = Commands(scratch / "shim.so", scratch)
+    served = Commands(built("crash_point", scratch), scratch)
     yield served
     served.close()
 

@@ -4,10 +4,8 @@ union's steps; what a dry run says. On the embedded tiny model, with functions a
 import json
 import random
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -19,6 +17,7 @@ from jpo.study import Study, load_config, run_study
 from jpo.study.config import StudyConfig
 from jpo.study.results import CLAIMS
 from tests.feedback.server import longest, serve
+from tests.killed import killed_when
 
 TESTS = [{"instruction": f"Say the word number {i}", "gold_response": "word " * (i % 4 + 1)} for i in range(12)]
 PAIRS = [
@@ -149,14 +148,7 @@ def test_killed_within_its_rounds_it_ends_with_the_same_pairs(small, tmp_path):
     command = [sys.executable, "-m", "jpo", "study", str(tmp_path / "s.yaml")]
     waits = ("feedback/samples.part.jsonl", "feedback/samples.jsonl", "feedback/joint.part.jsonl.part", "samples")
     for name in waits:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (tmp_path / "cut" / name).exists():
-            time.sleep(0.002)
-        time.sleep(dice.random() * 0.1)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
+        kills += killed_when(command, (tmp_path / "cut" / name).exists, dice.random() * 0.1)
     assert kills >= 2
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -265,16 +257,7 @@ def test_killed_in_any_given_stage_it_ends_with_the_same_numbers(small, adapter,
         "alpaca_eval",
         "alpaca_eval/dpo-seed0.samples.jsonl",
     )
-    kills = 0
-    for name in waits:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (tmp_path / "cut" / name).exists():
-            time.sleep(0.001)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 3
+    assert sum(killed_when(command, (tmp_path / "cut" / name).exists) for name in waits) >= 3
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found, want = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole"))

@@ -82,7 +82,6 @@ def edited(**changed):
     return change
 
 
-NAN = np.full(1, np.nan, np.float32)
 DAMAGE = {
     "half of the moments zeroed": (OPTIMIZER, zero_half, False, "not what was written"),
     "a flipped bit": (OPTIMIZER, flip, False, "not what was written"),
