@@ -1,8 +1,6 @@
 /* Widens stored rows to float32 (kernels/panels.h). */
 #include "kernels/panels.inc"
 
-float jpo_half_widen(uint16_t half) { return half_widen(half); }
-
 void jpo_panel_widen_row(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count) {
     widen_row(out, dtype, row, column0, count);
 }

@@ -11,6 +11,4 @@
  * column0 and count are multiples of 32 where the dtype has blocks (of 32 or 256). */
 void jpo_panel_widen_row(float *out, jpo_dtype dtype, const void *row, int64_t column0, int64_t count);
 
-float jpo_half_widen(uint16_t half); /* IEEE binary16 -> float32, subnormals, infinities and NaN included */
-
 #endif
