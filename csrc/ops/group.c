@@ -190,7 +190,8 @@ typedef struct {
     int64_t lds;
 } rectangle;
 
-static int64_t ranges(const term *t) { return jpo_ceil_div(t->depth, jpo_packed_range(t->rows.kernel, t->depth)); }
+/* Depth that one call multiplies. */
+static int64_t range_of(const term *t) { return jpo_packed_range(t->rows.kernel, t->depth); }
 
 /* The last of the terms that are multiplied together with term i. */
 static int last_of_run(const product *p, int i) {
@@ -201,7 +202,7 @@ static int last_of_run(const product *p, int i) {
 static rectangle rectangle_of(const group *g, const product *p, char *scratch, int64_t row0, int64_t count,
                               int64_t c0) {
     rectangle r = {.p = p, .row0 = row0, .count = count, .c0 = c0, .columns = jpo_min64(g->tile, p->width - c0)};
-    const bool wait = g->wait && (last_of_run(p, 0) + 1 < p->terms || ranges(&p->term[0]) > 1);
+    const bool wait = g->wait && (last_of_run(p, 0) + 1 < p->terms || p->term[0].depth > range_of(&p->term[0]));
     r.out = p->out + row0 * p->ldo + c0;
     r.sums = wait ? (float *)(scratch + SGEMM_BYTES + g->panels) : r.out;
     r.lds = wait ? g->lds : p->ldo;
@@ -246,7 +247,7 @@ static void multiply_tile(const group *g, const product *p, char *scratch, int64
     if (p->accumulate && r.sums != r.out) copy_rows(r.sums, r.lds, r.out, p->ldo, count, r.columns);
     for (int i = 0, end; i < p->terms; i = end) {
         const term *t = &p->term[i];
-        const int64_t range = jpo_packed_range(t->rows.kernel, t->depth);
+        const int64_t range = range_of(t);
         end = last_of_run(p, i) + 1;
         for (int64_t d0 = 0; d0 < t->depth; d0 += range) {
             const int64_t depth = jpo_min64(range, t->depth - d0);
@@ -324,8 +325,7 @@ static jpo_status reserve_parts(group *g, jpo_scratch *scratch, jpo_error *err) 
             size_t part = 0;
             end = last_of_run(&g->product[i], j) + 1;
             for (int k = j; k < end; k++)
-                part += jpo_packed_tile_bytes(
-                    &t[k].w, jpo_min64(jpo_packed_range(t[k].rows.kernel, t[k].depth), t[k].depth), g->tile);
+                part += jpo_packed_tile_bytes(&t[k].w, jpo_min64(range_of(&t[k]), t[k].depth), g->tile);
             if (part > g->panels) g->panels = part;
         }
     g->lds = g->tile + LINE_FLOATS;
